@@ -1,0 +1,445 @@
+//! Message bodies (JSON) and the guest routes. The host believes nothing in them: sizes are capped by the
+//! HTTP edge, names go through [`ArtifactName`], and every request after redemption carries the session.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::secret::SecretText;
+
+/// The protocol this crate speaks.
+pub const VERSION: u16 = 1;
+
+/// `POST`: [`RedeemRequest`] to [`RedeemAnswer`]. Bootstrap port and every channel.
+pub const REDEEM_PATH: &str = "/guest/v1/redeem";
+/// `POST`, empty body, session required: the answer arrived, the token may die. 204.
+pub const ACKNOWLEDGE_PATH: &str = "/guest/v1/acknowledge";
+/// `POST`: [`Heartbeat`] to [`HeartbeatAnswer`], session required.
+pub const HEARTBEAT_PATH: &str = "/guest/v1/heartbeat";
+/// `POST`: [`LogBatch`], session required. 204.
+pub const LOGS_PATH: &str = "/guest/v1/logs";
+/// `GET`: the uploaded `git bundle` of the job, session required. Artifact port and every channel.
+pub const REPOSITORY_PATH: &str = "/guest/v1/repository";
+/// `PUT` below this prefix: one artifact, session required. Artifact port and every channel. 201.
+pub const ARTIFACTS_PREFIX: &str = "/guest/v1/artifacts/";
+/// `POST`: [`Report`], session required. 202.
+pub const REPORT_PATH: &str = "/guest/v1/report";
+/// Header of an artifact upload: lower-case hexadecimal SHA-256 of the body.
+pub const SHA256_HEADER: &str = "x-agentlab-sha256";
+/// Header of an artifact upload: an [`ArtifactRole`] word.
+pub const ROLE_HEADER: &str = "x-agentlab-role";
+
+/// First message of a guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedeemRequest {
+    /// VMID of the seed.
+    pub vmid: u32,
+    /// Token of the seed, base64url without padding.
+    pub token: SecretText,
+    /// 32 random bytes of the runner's own, base64url without padding. Repeating a request with the same key
+    /// gives the same answer until it is acknowledged; another key revokes everything.
+    pub runner_key: SecretText,
+    /// Version of the runner.
+    pub runner_version: String,
+}
+
+/// What a redeemed token is worth.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedeemAnswer {
+    /// What to do: a job, or hold the sandbox for an operator.
+    pub order: Order,
+    /// Git credentials.
+    #[serde(default)]
+    pub git: Option<GitCredentials>,
+    /// Environment of the agent.
+    #[serde(default)]
+    pub environment: BTreeMap<String, SecretText>,
+    /// Public keys that may log in as the agent user.
+    #[serde(default)]
+    pub authorized_keys: Vec<String>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Seconds between heartbeats.
+    pub heartbeat_seconds: u32,
+}
+
+/// What the guest is for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// Run one job and report.
+    Job(JobOrder),
+    /// Heartbeats only, until told otherwise.
+    Hold,
+}
+
+/// One job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobOrder {
+    /// The host's id of it.
+    pub job: String,
+    /// Where the code comes from.
+    pub repository: Repository,
+    /// Branch, tag or commit; the source's HEAD when absent.
+    #[serde(default)]
+    pub reference: Option<String>,
+    /// What the agent is told.
+    pub task: String,
+    /// Which agent: `shell` runs the task as a script.
+    pub agent: String,
+    /// How long the agent may run before it is sent TERM.
+    pub deadline_seconds: u32,
+    /// How long after TERM it is sent KILL.
+    pub kill_grace_seconds: u32,
+    /// Run the agent in bubblewrap.
+    pub inner_sandbox: bool,
+    /// Appended to the bubblewrap command line.
+    #[serde(default)]
+    pub inner_sandbox_args: Vec<String>,
+}
+
+/// Where the code comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Repository {
+    /// `git clone` of this.
+    Url {
+        /// As the operator wrote it.
+        url: String,
+    },
+    /// `GET` [`REPOSITORY_PATH`], then clone that file.
+    Bundle {
+        /// SHA-256 the file must have.
+        sha256: String,
+    },
+}
+
+/// For `git` in the guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitCredentials {
+    /// User name that goes with the token.
+    pub username: String,
+    /// Token.
+    #[serde(default)]
+    pub token: Option<SecretText>,
+    /// Private key in OpenSSH's form.
+    #[serde(default)]
+    pub ssh_private_key: Option<SecretText>,
+    /// Known hosts for it.
+    #[serde(default)]
+    pub known_hosts: Option<String>,
+}
+
+/// Bounds the guest keeps by itself; the host enforces them again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Largest single artifact in bytes.
+    pub max_file_bytes: u64,
+    /// All artifacts together in bytes.
+    pub max_total_bytes: u64,
+    /// Number of artifacts.
+    pub max_files: u32,
+    /// All log text together in bytes.
+    pub max_log_bytes: u64,
+}
+
+/// What the guest is busy with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Redeemed, nothing begun.
+    Idle,
+    /// Fetching the repository.
+    Repository,
+    /// The agent runs.
+    Agent,
+    /// Commits, diff and files are being collected.
+    Collect,
+    /// Files are being uploaded.
+    Upload,
+    /// The report is on its way.
+    Report,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Idle => "idle",
+            Self::Repository => "repository",
+            Self::Agent => "agent",
+            Self::Collect => "collect",
+            Self::Upload => "upload",
+            Self::Report => "report",
+        })
+    }
+}
+
+/// Sent every `heartbeat_seconds`, and at once when the phase changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Busy with.
+    pub phase: Phase,
+    /// One line for people.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// Answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HeartbeatAnswer {
+    /// End the agent (TERM, then KILL), collect, upload and report `cancelled`.
+    #[serde(default)]
+    pub cancel: bool,
+}
+
+/// Stream of a log piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output of the agent.
+    Stdout,
+    /// Standard error of the agent.
+    Stderr,
+    /// The runner itself.
+    Runner,
+}
+
+/// One piece of output, redacted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogPiece {
+    /// From.
+    pub stream: Stream,
+    /// Text, valid UTF-8 (others replaced by U+FFFD), line ends kept.
+    pub text: String,
+}
+
+/// Pieces in order. `first` makes repeating harmless: the host drops pieces it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogBatch {
+    /// Number of the first piece; the first of a session is 0.
+    pub first: u64,
+    /// The pieces.
+    pub pieces: Vec<LogPiece>,
+}
+
+/// How the job ended in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportStatus {
+    /// The agent ended with status 0.
+    Completed,
+    /// It did not, or could not be begun.
+    Failed,
+    /// It outlived its deadline.
+    Timeout,
+    /// The host asked for it.
+    Cancelled,
+}
+
+/// Final message, also uploaded as `report.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// 1.
+    pub version: u16,
+    /// The host's id of the job.
+    pub job: String,
+    /// How it ended.
+    pub status: ReportStatus,
+    /// Phase it failed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_phase: Option<Phase>,
+    /// Why, with git's or the kernel's own words, at most 4,000 characters, redacted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Exit status of the agent; 128+n when signal n ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+    /// Commit the agent started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_commit: Option<String>,
+    /// Commit the work ends in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_commit: Option<String>,
+    /// Commits made.
+    #[serde(default)]
+    pub commits: u32,
+    /// Uncommitted changes were left.
+    #[serde(default)]
+    pub uncommitted: bool,
+    /// How long the agent ran.
+    #[serde(default)]
+    pub agent_milliseconds: u64,
+    /// Files uploaded before this report.
+    #[serde(default)]
+    pub artifacts: Vec<ReportedArtifact>,
+    /// Files that were left out, each with its reason.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+    /// Level of the inner sandbox really enforced: `bubblewrap` or `none`.
+    #[serde(default)]
+    pub inner_sandbox: String,
+}
+
+/// One uploaded file as the guest saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportedArtifact {
+    /// Name.
+    pub name: ArtifactName,
+    /// What it is for.
+    pub role: ArtifactRole,
+    /// Size.
+    pub size_bytes: u64,
+    /// SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// What an artifact is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArtifactRole {
+    /// `work.bundle`: the agent's commits.
+    Bundle,
+    /// `work.patch`: the same as a `git format-patch --stdout` mailbox.
+    Patch,
+    /// `uncommitted.diff`.
+    Diff,
+    /// `agent.log`.
+    Log,
+    /// `report.json`.
+    Report,
+    /// `files/…`: from the agent's artifacts directory.
+    File,
+}
+
+impl ArtifactRole {
+    /// The word in [`ROLE_HEADER`].
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bundle => "bundle",
+            Self::Patch => "patch",
+            Self::Diff => "diff",
+            Self::Log => "log",
+            Self::Report => "report",
+            Self::File => "file",
+        }
+    }
+}
+
+impl FromStr for ArtifactRole {
+    type Err = ArtifactNameError;
+
+    fn from_str(word: &str) -> Result<Self, ArtifactNameError> {
+        [Self::Bundle, Self::Patch, Self::Diff, Self::Log, Self::Report, Self::File]
+            .into_iter()
+            .find(|role| role.as_str() == word)
+            .ok_or_else(|| ArtifactNameError::Role(word.into()))
+    }
+}
+
+/// File of the commits as a bundle.
+pub const BUNDLE_NAME: &str = "work.bundle";
+/// File of the commits as patches.
+pub const PATCH_NAME: &str = "work.patch";
+/// File of the uncommitted changes.
+pub const DIFF_NAME: &str = "uncommitted.diff";
+/// File of everything printed.
+pub const LOG_NAME: &str = "agent.log";
+/// File of the report.
+pub const REPORT_NAME: &str = "report.json";
+/// Directory of the agent's own files.
+pub const FILES_DIR: &str = "files/";
+
+/// Why a name is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArtifactNameError {
+    /// Length.
+    #[error("Artifact name is empty or longer than 512 bytes")]
+    Length,
+    /// Absolute, `..`, `.`, empty component, control character or backslash.
+    #[error("Artifact name `{0}` is not a plain relative path")]
+    Shape(String),
+    /// Unknown role word.
+    #[error("`{0}` is not an artifact role")]
+    Role(String),
+}
+
+/// A relative path that can only stay below the directory it is joined to: components separated by `/`, none of
+/// them empty, `.` or `..`, no control character, no backslash, at most 512 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ArtifactName(String);
+
+impl ArtifactName {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ArtifactName {
+    type Err = ArtifactNameError;
+
+    fn from_str(text: &str) -> Result<Self, ArtifactNameError> {
+        if text.is_empty() || text.len() > 512 {
+            return Err(ArtifactNameError::Length);
+        }
+        let shape = || ArtifactNameError::Shape(text.escape_debug().take(80).collect());
+        if text.chars().any(|c| c.is_control() || c == '\\') {
+            return Err(shape());
+        }
+        if text.split('/').any(|part| part.is_empty() || part == "." || part == ".." || part.len() > 255) {
+            return Err(shape());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for ArtifactName {
+    type Error = ArtifactNameError;
+
+    fn try_from(text: String) -> Result<Self, ArtifactNameError> {
+        text.parse()
+    }
+}
+
+impl From<ArtifactName> for String {
+    fn from(name: ArtifactName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ArtifactName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_name_cannot_leave_its_directory() {
+        for text in ["", "/etc/passwd", "..", "a/../b", "a//b", "./a", "a/", "a\\b", "a\nb", "a/\u{7f}"] {
+            assert!(text.parse::<ArtifactName>().is_err(), "{text:?}");
+        }
+        assert!("x".repeat(513).parse::<ArtifactName>().is_err());
+        for text in ["report.json", "files/out/..x", "files/a b", "files/\u{e9}"] {
+            assert!(text.parse::<ArtifactName>().is_ok(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What happened, in order, for people and programs that follow along.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{JobId, SandboxId};
+
+/// What kind of thing happened. New kinds may be added; clients show those they do not know.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum EventKind {
+    /// A job was recorded.
+    JobQueued,
+    /// A guest began a job.
+    JobStarted,
+    /// The guest reports what it is doing.
+    JobProgress,
+    /// A job reached a final state.
+    JobFinished,
+    /// A sandbox changed its state.
+    SandboxState,
+    /// A provisioning or teardown step was begun, done, failed or undone.
+    SandboxStep,
+    /// A guest redeemed its token.
+    SandboxRedeemed,
+    /// A file arrived.
+    ArtifactStored,
+    /// A lease is about to end.
+    LeaseExpiring,
+    /// Something an operator should look at.
+    Alarm,
+    /// A kind of a later version.
+    Other(String),
+}
+
+impl EventKind {
+    /// The word on the wire.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::JobQueued => "job.queued",
+            Self::JobStarted => "job.started",
+            Self::JobProgress => "job.progress",
+            Self::JobFinished => "job.finished",
+            Self::SandboxState => "sandbox.state",
+            Self::SandboxStep => "sandbox.step",
+            Self::SandboxRedeemed => "sandbox.redeemed",
+            Self::ArtifactStored => "artifact.stored",
+            Self::LeaseExpiring => "lease.expiring",
+            Self::Alarm => "alarm",
+            Self::Other(word) => word,
+        }
+    }
+}
+
+impl From<String> for EventKind {
+    fn from(word: String) -> Self {
+        match word.as_str() {
+            "job.queued" => Self::JobQueued,
+            "job.started" => Self::JobStarted,
+            "job.progress" => Self::JobProgress,
+            "job.finished" => Self::JobFinished,
+            "sandbox.state" => Self::SandboxState,
+            "sandbox.step" => Self::SandboxStep,
+            "sandbox.redeemed" => Self::SandboxRedeemed,
+            "artifact.stored" => Self::ArtifactStored,
+            "lease.expiring" => Self::LeaseExpiring,
+            "alarm" => Self::Alarm,
+            _ => Self::Other(word),
+        }
+    }
+}
+
+impl From<EventKind> for String {
+    fn from(kind: EventKind) -> Self {
+        kind.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One thing that happened. `seq` is the SSE id: resume with `Last-Event-ID`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Grows by at least one per event, across daemon restarts.
+    pub seq: u64,
+    /// When.
+    pub time: Timestamp,
+    /// What.
+    pub kind: EventKind,
+    /// Which sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
+    /// Which job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+    /// In words.
+    pub message: String,
+    /// Details for programs.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub data: serde_json::Value,
+}

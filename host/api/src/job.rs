@@ -1,0 +1,201 @@
+//! Jobs: a repository, a task, a profile; and what came of it.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{ChannelKind, Failure, JobId, SandboxId, Vmid};
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum JobState {
+    /// Recorded; its sandbox is on the way.
+    Queued,
+    /// The guest has redeemed its token and works.
+    Running,
+    /// The agent ended with status 0 and its work is here.
+    Completed,
+    /// It did not; `failure` says why.
+    Failed,
+    /// The agent outlived its deadline.
+    Timeout,
+    /// An operator ended it.
+    Cancelled,
+}
+
+impl JobState {
+    /// All states.
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Timeout, Self::Cancelled];
+
+    /// Whether nothing more will happen to it.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Queued | Self::Running => false,
+            Self::Completed | Self::Failed | Self::Timeout | Self::Cancelled => true,
+        }
+    }
+
+    /// The word on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::Running => "RUNNING",
+            Self::Completed => "COMPLETED",
+            Self::Failed => "FAILED",
+            Self::Timeout => "TIMEOUT",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Where the code comes from. The daemon never opens a path that a client names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RepositorySource {
+    /// Cloned inside the guest.
+    Url {
+        /// Anything `git clone` takes over the network: `https://`, `ssh://`, `git@host:path`.
+        url: String,
+    },
+    /// A `git bundle` uploaded beforehand with `POST /v1/bundles`.
+    Bundle {
+        /// SHA-256 of the bundle, as the upload answered it.
+        sha256: String,
+        /// The directory it was made from, shown to people, never opened.
+        label: String,
+    },
+}
+
+impl fmt::Display for RepositorySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url { url } => f.write_str(url),
+            Self::Bundle { label, .. } => f.write_str(label),
+        }
+    }
+}
+
+/// Answer to a bundle upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadedBundle {
+    /// Lower-case hexadecimal SHA-256 of what arrived.
+    pub sha256: String,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// Body of `POST /v1/jobs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// Where the code comes from.
+    pub repository: RepositorySource,
+    /// Branch, tag or commit to start from; the source's own HEAD when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// What the agent is told. The `shell` agent runs it as a script.
+    pub task: String,
+    /// Profile to make the sandbox from.
+    pub profile: String,
+    /// Which agent runs the task; the profile's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// How long the agent may run, in seconds; the profile's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_seconds: Option<u32>,
+    /// How long the sandbox may live, in minutes; the profile's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_minutes: Option<u32>,
+    /// Keep the sandbox after the job; the profile's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keepalive: Option<bool>,
+}
+
+/// What a guest said when its agent ended, checked and completed by the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobOutcome {
+    /// The agent's exit status; 128+n when signal n ended it; absent when it never ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+    /// Commit the agent started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_commit: Option<String>,
+    /// Commit the work ends in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_commit: Option<String>,
+    /// Number of commits the agent made.
+    pub commits: u32,
+    /// Whether uncommitted changes were left, and so a diff was collected.
+    pub uncommitted: bool,
+    /// How long the agent ran.
+    pub agent_milliseconds: u64,
+}
+
+/// Why a job is not COMPLETED.
+pub type JobFailure = Failure;
+
+/// One job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Identity.
+    pub id: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// Where the code comes from.
+    pub repository: RepositorySource,
+    /// Branch, tag or commit asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// What the agent was told.
+    pub task: String,
+    /// Profile.
+    pub profile: String,
+    /// Agent that runs the task.
+    pub agent: String,
+    /// How long the agent may run.
+    pub deadline_seconds: u32,
+    /// Its sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
+    /// Its sandbox's VMID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmid: Option<Vmid>,
+    /// The way the guest reached the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<ChannelKind>,
+    /// What came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<JobOutcome>,
+    /// Why it is not COMPLETED.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<JobFailure>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When the guest began it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+}
+
+/// Jobs, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobList {
+    /// The page.
+    pub jobs: Vec<JobView>,
+    /// Pass as `cursor` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}

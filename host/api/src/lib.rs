@@ -1,0 +1,37 @@
+//! Words on the wire: identifiers, request and response bodies, error codes and the route table.
+//!
+//! Nothing here does I/O or decides anything, so that the CLI, the daemon, the engine and a
+//! client written by somebody else can all depend on it.
+//!
+//! ```text
+//!   agentlab (CLI) ──┐                         ┌── agentlabd (HTTP edge)
+//!                    ├──► agentlab-api ◄───────┤
+//!   your own client ─┘   (this crate)          └── agentlab-engine, agentlab-store
+//! ```
+
+mod artifact;
+mod error;
+mod event;
+mod id;
+mod job;
+mod log;
+mod profile;
+mod route;
+mod sandbox;
+mod status;
+
+pub use artifact::{ArtifactKind, ArtifactView};
+pub use error::{ErrorCode, FieldError, Problem};
+pub use event::{Event, EventKind};
+pub use id::{IdError, JobId, SandboxId, Vmid};
+pub use job::{
+    JobFailure, JobList, JobOutcome, JobRequest, JobState, JobView, RepositorySource, UploadedBundle,
+};
+pub use log::{LogRecord, LogStream};
+pub use profile::{
+    ArtifactRules, Behavior, ChannelKind, InnerSandbox, Network, NetworkMode, Profile, ProfileList, Resources,
+    Storage,
+};
+pub use route::{Method, Permission, ROUTES, Route};
+pub use sandbox::{Failure, SandboxList, SandboxState, SandboxView, StepView};
+pub use status::{BackendStatus, StatusView, TemplateView};

@@ -1,0 +1,174 @@
+//! Profiles: what a sandbox is made of and what it may do. The YAML reader is `agentlab-config`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Vmid;
+
+/// One profile, defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Unique name: lower-case letters, digits, `-` and `_`, at most 63.
+    pub name: String,
+    /// The template to clone. A local template carries the VMID it stands for.
+    pub template_vmid: Vmid,
+    /// Which agent runs tasks; `shell` runs the task text as a script.
+    #[serde(default = "default_agent")]
+    pub agent: String,
+    /// Packets.
+    #[serde(default)]
+    pub network: Network,
+    /// Processor and memory.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Disks.
+    #[serde(default)]
+    pub storage: Storage,
+    /// Leases, deadlines and the inner sandbox.
+    #[serde(default)]
+    pub behavior: Behavior,
+    /// What may come back.
+    #[serde(default)]
+    pub artifacts: ArtifactRules,
+}
+
+fn default_agent() -> String {
+    "shell".to_owned()
+}
+
+/// What packets of the guest may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// The host's guest services only.
+    Off,
+    /// The Internet through the uplink; no private or special range.
+    #[default]
+    Nat,
+    /// Named destinations only.
+    Allowlist,
+}
+
+impl std::fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Off => "off",
+            Self::Nat => "nat",
+            Self::Allowlist => "allowlist",
+        })
+    }
+}
+
+/// A way between guest and host. The runner tries those of its seed in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelKind {
+    /// A virtio-serial port.
+    Serial,
+    /// AF_VSOCK.
+    Vsock,
+    /// TLS over the agent subnet.
+    Tls,
+}
+
+/// `network:` of a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// What packets may reach.
+    pub mode: NetworkMode,
+    /// Bridge the VM's port is on; the daemon's own when absent, and no other is accepted.
+    pub bridge: Option<String>,
+    /// NIC model; only `virtio` is supported.
+    pub model: Option<String>,
+    /// Ways between guest and host, in order; all that the back end has when absent.
+    pub channels: Option<Vec<ChannelKind>>,
+}
+
+/// `resources:` of a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Resources {
+    /// Virtual processors, 1 to 128.
+    pub cores: u16,
+    /// Memory in MiB, at least 256.
+    pub memory_mb: u32,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cores: 2, memory_mb: 2048 }
+    }
+}
+
+/// `storage:` of a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    /// Grow the root disk to this many GiB; the template's own size when absent. Never shrinks.
+    pub root_size_gb: Option<u32>,
+}
+
+/// Whether the agent runs inside a sandbox of its own within the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InnerSandbox {
+    /// bubblewrap.
+    #[default]
+    Bubblewrap,
+    /// Straight in the guest, as the agent user.
+    None,
+}
+
+/// `behavior:` of a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Behavior {
+    /// Keep the sandbox after its job.
+    pub keepalive_default: bool,
+    /// Lease in minutes.
+    pub ttl_minutes_default: u32,
+    /// How long an agent may run, in seconds.
+    pub deadline_seconds_default: u32,
+    /// Inner sandbox.
+    pub inner_sandbox: InnerSandbox,
+    /// Appended to the bubblewrap command line, one item per argument.
+    pub inner_sandbox_args: Vec<String>,
+}
+
+impl Default for Behavior {
+    fn default() -> Self {
+        Self {
+            keepalive_default: false,
+            ttl_minutes_default: 180,
+            deadline_seconds_default: 7200,
+            inner_sandbox: InnerSandbox::Bubblewrap,
+            inner_sandbox_args: Vec::new(),
+        }
+    }
+}
+
+/// `artifacts:` of a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ArtifactRules {
+    /// Largest single file, in bytes.
+    pub max_file_bytes: u64,
+    /// All files of a job together, in bytes.
+    pub max_total_bytes: u64,
+    /// Number of files.
+    pub max_files: u32,
+}
+
+impl Default for ArtifactRules {
+    fn default() -> Self {
+        Self { max_file_bytes: 256 << 20, max_total_bytes: 1 << 30, max_files: 1000 }
+    }
+}
+
+/// Profiles, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileList {
+    /// All of them.
+    pub profiles: Vec<Profile>,
+}

@@ -1,0 +1,150 @@
+//! What AgentLab asks of a hypervisor. One trait family, several answers, one contract suite.
+//!
+//! ```text
+//!   engine ──► Backend = Machines + Seeds + Channels + Volumes + Snapshots
+//!                │
+//!                ├── qemu/   drives QEMU itself over QMP (feature `qemu`)
+//!                ├── fake/   in memory, with fault injection (feature `fake`)
+//!                └── proxmox/, shell/ …
+//! ```
+//!
+//! Every method is safe to repeat: asking for what already is so is success, and destroying what is absent is
+//! success. `None` from [`Machines::inspect`] means that the hypervisor answered and has no such machine; not
+//! reaching it is [`BackendError::Unreachable`], from which nothing may be concluded.
+
+mod error;
+mod machine;
+
+#[cfg(feature = "fake")]
+pub mod fake;
+#[cfg(feature = "qemu")]
+pub mod qemu;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use error::{BackendError, Result};
+pub use machine::{
+    BackendInfo, Capabilities, CloneSpec, Machine, MacAddress, Nic, Power, PowerOn, Shape, Stamp, Template, Usage,
+};
+
+use agentlab_api::{ChannelKind, Vmid};
+
+/// VMs: made, shaped, powered, looked at, destroyed.
+#[async_trait]
+pub trait Machines: Send + Sync {
+    /// Templates that can be cloned.
+    async fn templates(&self) -> Result<Vec<Template>>;
+
+    /// Makes a stopped machine from a template, stamped from its first moment. The same spec twice is a no-op;
+    /// a VMID that carries another stamp, or none, is [`BackendError::Conflict`] and is left alone.
+    async fn clone_template(&self, spec: &CloneSpec) -> Result<Machine>;
+
+    /// Sets processor, memory, disk size and NIC of a stopped machine. Disks only grow.
+    async fn configure(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Result<()>;
+
+    /// Powers a machine on. The NIC's descriptor, where there is one, belongs to the machine from here on.
+    /// Returns once the hypervisor runs it, not when the guest answers. Running already is success.
+    async fn power_on(&self, vmid: Vmid, stamp: &Stamp, with: PowerOn) -> Result<()>;
+
+    /// Pulls the plug. Returns once the machine no longer runs. Stopped already, or absent, is success.
+    async fn power_off(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
+
+    /// Freezes a running machine in memory. Suspended already is success.
+    async fn suspend(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
+
+    /// Lets a suspended machine go on. Running already is success.
+    async fn resume(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
+
+    /// What the hypervisor knows of a machine; `None` when it has no such machine.
+    async fn inspect(&self, vmid: Vmid) -> Result<Option<Machine>>;
+
+    /// All machines in our VMID range, ours or not.
+    async fn list(&self) -> Result<Vec<Machine>>;
+
+    /// Removes a machine with all its disks, after comparing its stamp. Absent is success; a foreign or unreadable
+    /// stamp is [`BackendError::NotOurs`] and nothing is touched.
+    async fn destroy(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
+
+    /// Waits until the machine is no longer running, whoever ended it. Returns at once when it is not.
+    async fn stopped(&self, vmid: Vmid) -> Result<()>;
+
+    /// Processor seconds and memory used so far, for idle detection.
+    async fn usage(&self, vmid: Vmid) -> Result<Usage>;
+}
+
+/// The small record a VM is born with.
+#[async_trait]
+pub trait Seeds: Send + Sync {
+    /// Stores the encoded seed where the guest will find it at its next power-on. Replaces any older one.
+    async fn place_seed(&self, vmid: Vmid, stamp: &Stamp, seed: &[u8]) -> Result<()>;
+
+    /// Removes it from whatever the hypervisor stores. Absent is success.
+    async fn remove_seed(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
+
+    /// Whether a seed is stored for the machine.
+    async fn has_seed(&self, vmid: Vmid) -> Result<bool>;
+}
+
+/// A byte stream to a guest.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// Ways into a guest that do not use its network.
+#[async_trait]
+pub trait Channels: Send + Sync {
+    /// Ways this back end gives every machine, in order of preference.
+    fn channels(&self) -> &[ChannelKind];
+
+    /// Opens the host's end of the machine's serial channel. One opener at a time: a second call takes it over.
+    /// `None` when the machine has no such channel.
+    async fn open_channel(&self, vmid: Vmid) -> Result<Option<Box<dyn ByteStream>>>;
+
+    /// The last `max_bytes` of the machine's console. Bytes a guest chose: escape before printing.
+    async fn console(&self, vmid: Vmid, max_bytes: usize) -> Result<Vec<u8>>;
+}
+
+/// Extra disks. A back end without them answers [`BackendError::Unsupported`].
+#[async_trait]
+pub trait Volumes: Send + Sync {
+    /// Makes an empty volume of a size in GiB.
+    async fn create_volume(&self, _name: &str, _size_gb: u32) -> Result<String> {
+        Err(BackendError::Unsupported { what: "volumes" })
+    }
+    /// Attaches a volume to a machine; attached there already is success.
+    async fn attach_volume(&self, _volume: &str, _to: Vmid) -> Result<()> {
+        Err(BackendError::Unsupported { what: "volumes" })
+    }
+    /// Detaches it from whatever it is attached to; detached already is success.
+    async fn detach_volume(&self, _volume: &str) -> Result<()> {
+        Err(BackendError::Unsupported { what: "volumes" })
+    }
+    /// Destroys it; absent is success.
+    async fn destroy_volume(&self, _volume: &str) -> Result<()> {
+        Err(BackendError::Unsupported { what: "volumes" })
+    }
+}
+
+/// Snapshots of a machine. A back end without them answers [`BackendError::Unsupported`].
+#[async_trait]
+pub trait Snapshots: Send + Sync {
+    /// Takes one, with memory when the machine runs.
+    async fn take_snapshot(&self, _of: Vmid, _name: &str) -> Result<()> {
+        Err(BackendError::Unsupported { what: "snapshots" })
+    }
+    /// Goes back to one.
+    async fn roll_back(&self, _of: Vmid, _name: &str) -> Result<()> {
+        Err(BackendError::Unsupported { what: "snapshots" })
+    }
+}
+
+/// What the engine holds as `Arc<dyn Backend>`.
+#[async_trait]
+pub trait Backend: Machines + Seeds + Channels + Volumes + Snapshots {
+    /// Kind, version, accelerator and what it can do.
+    async fn info(&self) -> Result<BackendInfo>;
+
+    /// Takes up what an earlier process of ours left running, and reports what it found. Called once at start,
+    /// before anything else.
+    async fn adopt(&self) -> Result<Vec<Machine>>;
+}

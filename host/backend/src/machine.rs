@@ -1,0 +1,166 @@
+//! Nouns of the back end traits.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+
+use agentlab_api::{SandboxId, Vmid};
+
+/// Proof that a machine is ours: our UUID and a fresh nonce, in the hypervisor's own record from the machine's first
+/// moment and journalled before. Compared before every destructive call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    /// The sandbox it belongs to.
+    pub sandbox: SandboxId,
+    /// 16 random bytes, lower-case hexadecimal; not a secret.
+    pub nonce: String,
+}
+
+impl fmt::Display for Stamp {
+    /// `agentlab:<uuid>:<nonce>`, as it stands in a VM's description.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "agentlab:{}:{}", self.sandbox, self.nonce)
+    }
+}
+
+impl FromStr for Stamp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{}` is not an AgentLab stamp", text.escape_debug().take(120).collect::<String>());
+        let (sandbox, nonce) =
+            text.strip_prefix("agentlab:").and_then(|rest| rest.split_once(':')).ok_or_else(wrong)?;
+        let fits = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        match sandbox.parse() {
+            Ok(sandbox) if fits => Ok(Self { sandbox, nonce: nonce.to_owned() }),
+            Ok(_) | Err(_) => Err(wrong()),
+        }
+    }
+}
+
+/// Six bytes of an Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A template that can be cloned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Name of its recipe.
+    pub name: String,
+    /// The VMID it has, or stands for.
+    pub vmid: Vmid,
+    /// Content address, where there is one.
+    pub id: String,
+    /// Version of the runner baked in; absent when it cannot be known without booting it.
+    pub runner_version: Option<String>,
+}
+
+/// What to clone into what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloneSpec {
+    /// The machine to make.
+    pub vmid: Vmid,
+    /// The template, by the VMID it has or stands for.
+    pub template: Vmid,
+    /// Its name, a valid host name.
+    pub name: String,
+    /// Its stamp.
+    pub stamp: Stamp,
+}
+
+/// Size of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// Virtual processors.
+    pub cores: u16,
+    /// Memory in MiB.
+    pub memory_mb: u32,
+    /// Grow the root disk to this many GiB.
+    pub root_size_gb: Option<u32>,
+    /// Its Ethernet address.
+    pub mac: MacAddress,
+}
+
+/// The machine's cable, made and sealed before power-on.
+#[derive(Debug)]
+pub struct Nic {
+    /// Open tap device; absent where the hypervisor makes its own.
+    pub tap: Option<OwnedFd>,
+}
+
+/// What a power-on needs.
+#[derive(Debug)]
+pub struct PowerOn {
+    /// The cable; absent for a machine without a NIC.
+    pub nic: Option<Nic>,
+}
+
+/// Whether it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// Off.
+    Stopped,
+    /// On.
+    Running,
+    /// Frozen in memory.
+    Suspended,
+}
+
+/// A machine as its hypervisor records it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// VMID.
+    pub vmid: Vmid,
+    /// Name.
+    pub name: String,
+    /// Whether it runs.
+    pub power: Power,
+    /// The stamp in its record; `None` when there is none or it cannot be read: then it is not ours.
+    pub stamp: Option<Stamp>,
+}
+
+/// Resources used so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// Processor seconds since power-on.
+    pub cpu_seconds: f64,
+    /// Resident bytes on the host.
+    pub memory_bytes: u64,
+}
+
+/// What a back end can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// [`crate::Volumes`] is implemented.
+    pub volumes: bool,
+    /// [`crate::Snapshots`] is implemented.
+    pub snapshots: bool,
+    /// Suspend and resume keep memory.
+    pub suspend: bool,
+    /// Power-on takes a tap descriptor.
+    pub takes_tap: bool,
+}
+
+/// What a back end is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// `qemu`, `proxmox`, `shell` or `fake`.
+    pub kind: &'static str,
+    /// Version in the hypervisor's own words.
+    pub version: String,
+    /// `kvm` or `tcg`, where we choose.
+    pub accelerator: Option<String>,
+    /// Why that one.
+    pub accelerator_reason: Option<String>,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// How many machines may be starting at once.
+    pub concurrent_starts: usize,
+}

@@ -1,0 +1,82 @@
+//! What the engine needs of the world besides a back end and a store. The daemon's `wire.rs` picks the real ones.
+
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use agentlab_api::{SandboxId, Vmid};
+use agentlab_backend::{ByteStream, MacAddress};
+use async_trait::async_trait;
+
+/// One sandbox's cable: whatever leaves it must carry this MAC and this address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Names the port: `tap<vmid>i0`.
+    pub vmid: Vmid,
+    /// The only Ethernet source address accepted.
+    pub mac: MacAddress,
+    /// The only IP source address accepted.
+    pub address: Ipv4Addr,
+}
+
+/// How far the network trusts a sandbox. Each level contains the ones above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// Passes nothing at all.
+    Sealed,
+    /// The bootstrap and artifact ports of the bridge address.
+    BootstrapOnly,
+    /// The same, for a sandbox that runs: mode `off`.
+    Off,
+    /// Named destinations.
+    Allowlist,
+    /// The Internet through the uplink, no private or special range.
+    Nat,
+}
+
+/// Why the packet policy does not stand. A sandbox is never powered on after one of these.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NetworkError {
+    /// The kernel, or the policy compiler, refused.
+    #[error("Packet policy could not be enforced at {action}: {reason}")]
+    Unenforced {
+        /// What was tried.
+        action: &'static str,
+        /// Whole chain of causes.
+        reason: String,
+    },
+    /// This host has no such trust level configured.
+    #[error("Network mode `{mode}` cannot be enforced here: {reason}")]
+    Unsupported {
+        /// The mode.
+        mode: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The packet policy.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// Whether a trust level can be enforced on this host; asked before anything is made.
+    async fn supports(&self, trust: Trust) -> Result<(), NetworkError>;
+
+    /// Makes the cable if it is absent, binds it and seals it. Returns the tap's descriptor, or `None` where the
+    /// hypervisor makes its own. The same port again gives a new descriptor of the same cable.
+    async fn attach(&self, port: &Port) -> Result<Option<OwnedFd>, NetworkError>;
+
+    /// Changes what a bound cable may pass; live flows that the new level forbids are cut.
+    async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError>;
+
+    /// Removes binding and cable. Absent is success.
+    async fn detach(&self, vmid: Vmid) -> Result<(), NetworkError>;
+
+    /// VMIDs with a binding or a cable.
+    async fn attached(&self) -> Result<Vec<Vmid>, NetworkError>;
+}
+
+/// Speaks the guest protocol over a channel that does not use the guest's network.
+#[async_trait]
+pub trait GuestDoor: Send + Sync {
+    /// Serves the guest routes to this sandbox until the stream ends.
+    async fn serve(&self, sandbox: SandboxId, stream: Box<dyn ByteStream>);
+}
