@@ -1,0 +1,106 @@
+//! Arrows go down only: words <- hands <- judgement <- mouths. Hands never know each other.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Each crate with all workspace crates it may name in `[dependencies]`.
+const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
+    // words
+    ("agentlab-api", &[]),
+    ("agentlab-protocol", &[]),
+    ("agentlab-netpolicy", &[]),
+    ("agentlab-channel", &["agentlab-protocol"]),
+    ("agentlab-config", &["agentlab-api"]),
+    // hands
+    ("agentlab-backend", &["agentlab-api"]),
+    ("agentlab-store", &["agentlab-api"]),
+    ("agentlab-client", &["agentlab-api"]),
+    ("agentlab-template", &[]),
+    // judgement
+    ("agentlab-engine", &["agentlab-api", "agentlab-backend", "agentlab-protocol", "agentlab-store"]),
+    // mouths
+    ("agent-runner", &["agentlab-channel", "agentlab-protocol"]),
+    ("agentlab", &["agentlab-api", "agentlab-client", "agentlab-config"]),
+    (
+        "agentlabd",
+        &[
+            "agentlab-api",
+            "agentlab-backend",
+            "agentlab-channel",
+            "agentlab-config",
+            "agentlab-engine",
+            "agentlab-netpolicy",
+            "agentlab-protocol",
+            "agentlab-store",
+        ],
+    ),
+    ("xtask", &[]),
+];
+
+/// Crates that must not be linked into a program, directly or through others.
+const MUST_NOT_REACH: &[(&str, &[&str])] = &[
+    ("agentlab-engine", &["axum", "hyper", "nftnl", "nftnl-sys", "mnl-sys", "rtnetlink", "rustls", "tokio-vsock"]),
+    ("agentlab", &["nftnl", "nftnl-sys", "mnl-sys", "libsqlite3-sys", "ring", "openssl-sys", "zstd-sys"]),
+    ("agent-runner", &["nftnl-sys", "mnl-sys", "libsqlite3-sys", "zstd-sys", "clap", "axum"]),
+    ("agentlab-api", &["tokio", "hyper", "axum"]),
+    ("agentlab-protocol", &["tokio", "hyper", "rustls"]),
+];
+
+pub(crate) fn check() -> Result<Vec<String>> {
+    let mut findings = directions()?;
+    for (package, banned) in MUST_NOT_REACH {
+        let reached = closure(package)?;
+        findings.extend(
+            banned
+                .iter()
+                .filter(|name| reached.contains(**name))
+                .map(|name| format!("{package} links {name}: see the layers in docs/ARCHITECTURE.md")),
+        );
+    }
+    Ok(findings)
+}
+
+fn directions() -> Result<Vec<String>> {
+    let metadata = MetadataCommand::new().no_deps().exec().context("cargo metadata")?;
+    let members: BTreeSet<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
+    let mut findings = Vec::new();
+    for package in &metadata.packages {
+        let name = package.name.as_str();
+        if package.manifest_path.components().any(|part| part.as_str() == "tests") {
+            continue;
+        }
+        let Some((_, allowed)) = MAY_DEPEND_ON.iter().find(|(rule, _)| *rule == name) else {
+            findings.push(format!("{name} has no row in xtask/src/layers.rs: say what it may depend on"));
+            continue;
+        };
+        findings.extend(
+            package
+                .dependencies
+                .iter()
+                .filter(|dependency| dependency.kind == DependencyKind::Normal)
+                .filter(|dependency| members.contains(dependency.name.as_str()))
+                .filter(|dependency| !allowed.contains(&dependency.name.as_str()))
+                .map(|dependency| format!("{name} may not depend on {}", dependency.name)),
+        );
+    }
+    Ok(findings)
+}
+
+/// Everything linked into a package built alone, with just the features it asks for.
+fn closure(package: &str) -> Result<BTreeSet<String>> {
+    #[expect(clippy::disallowed_methods, reason = "a check that may wait for cargo as long as cargo needs")]
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--package", package])
+        .output()
+        .context("cargo tree")?;
+    ensure!(
+        output.status.success(),
+        "cargo tree --package {package} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let listing = String::from_utf8(output.stdout).context("cargo tree printed no UTF-8")?;
+    Ok(listing.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
+}
