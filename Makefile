@@ -1,0 +1,42 @@
+# Each target prints what it does. `make demo` and `make test` install what they need on a fresh Debian 12 or 13.
+SHELL := /bin/bash
+TOOLCHAIN := export AGENTLAB_ROOT=$(CURDIR); . packaging/toolchain.sh && agentlab_find_cargo &&
+
+.PHONY: help demo test setup build runner lint fmt bench clean-demo
+
+help:
+	@echo "make demo        a real job in a real VM, from nothing (KEEP=1 leaves the daemon up)"
+	@echo "make test        every check and test: lint, unit, contract, netns, vm"
+	@echo "make bench       ratios against named baselines"
+	@echo "make build       release binaries in target/release, the guest's in target/guest"
+	@echo "make lint fmt    what CI says about style; rustfmt"
+
+demo:
+	@packaging/setup demo
+	@$(MAKE) --no-print-directory build
+	@packaging/demo/run
+
+test:
+	@packaging/setup test
+	@packaging/test
+
+build: runner
+	@echo "build: release binaries"
+	@$(TOOLCHAIN) cargo build --quiet --locked --release --package agentlabd --package agentlab --package agentlab-netpolicy --package agentlab-template
+
+runner:
+	@echo "build: agent-runner, static"
+	@packaging/build-runner
+
+lint:
+	@packaging/lint
+
+fmt:
+	@$(TOOLCHAIN) cargo fmt --all
+
+bench:
+	@packaging/setup test
+	@packaging/bench
+
+clean-demo:
+	@packaging/demo/run clean
