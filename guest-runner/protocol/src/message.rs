@@ -50,6 +50,9 @@ pub struct RedeemRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RedeemAnswer {
+    /// What every later request carries as `authorization: Bearer …`: base64url without padding of the 32 bytes
+    /// that [`crate::session::derive`] gives the host. The guest cannot derive it.
+    pub session: SecretText,
     /// What to do: a job, or hold the sandbox for an operator.
     pub order: Order,
     /// Git credentials.
@@ -342,10 +345,17 @@ impl FromStr for ArtifactRole {
     type Err = ArtifactNameError;
 
     fn from_str(word: &str) -> Result<Self, ArtifactNameError> {
-        [Self::Bundle, Self::Patch, Self::Diff, Self::Log, Self::Report, Self::File]
-            .into_iter()
-            .find(|role| role.as_str() == word)
-            .ok_or_else(|| ArtifactNameError::Role(word.into()))
+        [
+            Self::Bundle,
+            Self::Patch,
+            Self::Diff,
+            Self::Log,
+            Self::Report,
+            Self::File,
+        ]
+        .into_iter()
+        .find(|role| role.as_str() == word)
+        .ok_or_else(|| ArtifactNameError::Role(word.into()))
     }
 }
 
@@ -401,7 +411,10 @@ impl FromStr for ArtifactName {
         if text.chars().any(|c| c.is_control() || c == '\\') {
             return Err(shape());
         }
-        if text.split('/').any(|part| part.is_empty() || part == "." || part == ".." || part.len() > 255) {
+        if text
+            .split('/')
+            .any(|part| part.is_empty() || part == "." || part == ".." || part.len() > 255)
+        {
             return Err(shape());
         }
         Ok(Self(text.to_owned()))
@@ -434,7 +447,18 @@ mod tests {
 
     #[test]
     fn an_artifact_name_cannot_leave_its_directory() {
-        for text in ["", "/etc/passwd", "..", "a/../b", "a//b", "./a", "a/", "a\\b", "a\nb", "a/\u{7f}"] {
+        for text in [
+            "",
+            "/etc/passwd",
+            "..",
+            "a/../b",
+            "a//b",
+            "./a",
+            "a/",
+            "a\\b",
+            "a\nb",
+            "a/\u{7f}",
+        ] {
             assert!(text.parse::<ArtifactName>().is_err(), "{text:?}");
         }
         assert!("x".repeat(513).parse::<ArtifactName>().is_err());

@@ -1,0 +1,9 @@
+//! The one static binary inside every sandbox VM, as a library so that its halves can be tested on a host.
+//!
+//! ```text
+//!   seed ──► machine setup ──► link ── redeem ──► job half ──► report
+//!  (carrier)  (address, name,  (serial, TLS;      (repository, agent,
+//!              clock)           HTTP/2)            artifacts)
+//! ```
+
+pub mod link;
