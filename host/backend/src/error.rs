@@ -98,7 +98,10 @@ impl BackendError {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             Self::Storage { source, .. } => {
-                matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::Interrupted)
+                matches!(
+                    source.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::Interrupted
+                )
             }
             Self::Refused { .. }
             | Self::NoSuchMachine { .. }

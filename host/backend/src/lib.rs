@@ -25,7 +25,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{BackendError, Result};
 pub use machine::{
-    BackendInfo, Capabilities, CloneSpec, Machine, MacAddress, Nic, Power, PowerOn, Shape, Stamp, Template, Usage,
+    BackendInfo, Capabilities, CloneSpec, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp, Template,
+    Usage,
 };
 
 use agentlab_api::{ChannelKind, Vmid};

@@ -27,12 +27,25 @@ impl FromStr for Stamp {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{}` is not an AgentLab stamp", text.escape_debug().take(120).collect::<String>());
-        let (sandbox, nonce) =
-            text.strip_prefix("agentlab:").and_then(|rest| rest.split_once(':')).ok_or_else(wrong)?;
-        let fits = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        let wrong = || {
+            format!(
+                "`{}` is not an AgentLab stamp",
+                text.escape_debug().take(120).collect::<String>()
+            )
+        };
+        let (sandbox, nonce) = text
+            .strip_prefix("agentlab:")
+            .and_then(|rest| rest.split_once(':'))
+            .ok_or_else(wrong)?;
+        let fits = nonce.len() == 32
+            && nonce
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
         match sandbox.parse() {
-            Ok(sandbox) if fits => Ok(Self { sandbox, nonce: nonce.to_owned() }),
+            Ok(sandbox) if fits => Ok(Self {
+                sandbox,
+                nonce: nonce.to_owned(),
+            }),
             Ok(_) | Err(_) => Err(wrong()),
         }
     }
