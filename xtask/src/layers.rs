@@ -20,10 +20,21 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("agentlab-client", &["agentlab-api"]),
     ("agentlab-template", &[]),
     // judgement
-    ("agentlab-engine", &["agentlab-api", "agentlab-backend", "agentlab-protocol", "agentlab-store"]),
+    (
+        "agentlab-engine",
+        &[
+            "agentlab-api",
+            "agentlab-backend",
+            "agentlab-protocol",
+            "agentlab-store",
+        ],
+    ),
     // mouths
     ("agent-runner", &["agentlab-channel", "agentlab-protocol"]),
-    ("agentlab", &["agentlab-api", "agentlab-client", "agentlab-config"]),
+    (
+        "agentlab",
+        &["agentlab-api", "agentlab-client", "agentlab-config"],
+    ),
     (
         "agentlabd",
         &[
@@ -42,9 +53,42 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
 
 /// Crates that must not be linked into a program, directly or through others.
 const MUST_NOT_REACH: &[(&str, &[&str])] = &[
-    ("agentlab-engine", &["axum", "hyper", "nftnl", "nftnl-sys", "mnl-sys", "rtnetlink", "rustls", "tokio-vsock"]),
-    ("agentlab", &["nftnl", "nftnl-sys", "mnl-sys", "libsqlite3-sys", "ring", "openssl-sys", "zstd-sys"]),
-    ("agent-runner", &["nftnl-sys", "mnl-sys", "libsqlite3-sys", "zstd-sys", "clap", "axum"]),
+    (
+        "agentlab-engine",
+        &[
+            "axum",
+            "hyper",
+            "nftnl",
+            "nftnl-sys",
+            "mnl-sys",
+            "rtnetlink",
+            "rustls",
+            "tokio-vsock",
+        ],
+    ),
+    (
+        "agentlab",
+        &[
+            "nftnl",
+            "nftnl-sys",
+            "mnl-sys",
+            "libsqlite3-sys",
+            "ring",
+            "openssl-sys",
+            "zstd-sys",
+        ],
+    ),
+    (
+        "agent-runner",
+        &[
+            "nftnl-sys",
+            "mnl-sys",
+            "libsqlite3-sys",
+            "zstd-sys",
+            "clap",
+            "axum",
+        ],
+    ),
     ("agentlab-api", &["tokio", "hyper", "axum"]),
     ("agentlab-protocol", &["tokio", "hyper", "rustls"]),
 ];
@@ -64,16 +108,29 @@ pub(crate) fn check() -> Result<Vec<String>> {
 }
 
 fn directions() -> Result<Vec<String>> {
-    let metadata = MetadataCommand::new().no_deps().exec().context("cargo metadata")?;
-    let members: BTreeSet<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
+    let metadata = MetadataCommand::new()
+        .no_deps()
+        .exec()
+        .context("cargo metadata")?;
+    let members: BTreeSet<&str> = metadata
+        .packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
     let mut findings = Vec::new();
     for package in &metadata.packages {
         let name = package.name.as_str();
-        if package.manifest_path.components().any(|part| part.as_str() == "tests") {
+        if package
+            .manifest_path
+            .components()
+            .any(|part| part.as_str() == "tests")
+        {
             continue;
         }
         let Some((_, allowed)) = MAY_DEPEND_ON.iter().find(|(rule, _)| *rule == name) else {
-            findings.push(format!("{name} has no row in xtask/src/layers.rs: say what it may depend on"));
+            findings.push(format!(
+                "{name} has no row in xtask/src/layers.rs: say what it may depend on"
+            ));
             continue;
         };
         findings.extend(
@@ -91,9 +148,23 @@ fn directions() -> Result<Vec<String>> {
 
 /// Everything linked into a package built alone, with just the features it asks for.
 fn closure(package: &str) -> Result<BTreeSet<String>> {
-    #[expect(clippy::disallowed_methods, reason = "a check that may wait for cargo as long as cargo needs")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a check that may wait for cargo as long as cargo needs"
+    )]
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--package", package])
+        .args([
+            "tree",
+            "--locked",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "--package",
+            package,
+        ])
         .output()
         .context("cargo tree")?;
     ensure!(
@@ -102,5 +173,9 @@ fn closure(package: &str) -> Result<BTreeSet<String>> {
         String::from_utf8_lossy(&output.stderr)
     );
     let listing = String::from_utf8(output.stdout).context("cargo tree printed no UTF-8")?;
-    Ok(listing.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
+    Ok(listing
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect())
 }

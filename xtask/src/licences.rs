@@ -25,8 +25,14 @@ const ALLOWED: &[&str] = &[
 /// Crates we keep out, each with its reason.
 const BANNED: &[(&str, &str)] = &[
     ("async-std", "one async runtime: tokio"),
-    ("aws-lc-rs", "one TLS provider: ring, which builds for musl without cmake"),
-    ("aws-lc-sys", "one TLS provider: ring, which builds for musl without cmake"),
+    (
+        "aws-lc-rs",
+        "one TLS provider: ring, which builds for musl without cmake",
+    ),
+    (
+        "aws-lc-sys",
+        "one TLS provider: ring, which builds for musl without cmake",
+    ),
     ("native-tls", "TLS is rustls"),
     ("openssl-sys", "TLS is rustls"),
     ("rustables", "GPL-3.0-or-later, and needs libclang to build"),
@@ -36,21 +42,28 @@ const BANNED: &[(&str, &str)] = &[
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 pub(crate) fn check() -> Result<Vec<String>> {
-    let metadata = MetadataCommand::new().other_options(vec!["--locked".into()]).exec().context("cargo metadata")?;
+    let metadata = MetadataCommand::new()
+        .other_options(vec!["--locked".into()])
+        .exec()
+        .context("cargo metadata")?;
     let mut findings = Vec::new();
     for package in &metadata.packages {
         let subject = format!("{} {}", package.name, package.version);
         match &package.source {
             None => continue,
             Some(source) if source.repr == REGISTRY => {}
-            Some(source) => findings.push(format!("{subject} comes from {source}: only the crate registry is allowed")),
+            Some(source) => findings.push(format!(
+                "{subject} comes from {source}: only the crate registry is allowed"
+            )),
         }
         if let Some((_, reason)) = BANNED.iter().find(|(name, _)| *name == package.name.as_str()) {
             findings.push(format!("{subject} is banned: {reason}"));
         }
         match package.license.as_deref() {
             Some(expression) if allows(expression) => {}
-            Some(expression) => findings.push(format!("{subject} has licence `{expression}`, which is not allowed")),
+            Some(expression) => findings.push(format!(
+                "{subject} has licence `{expression}`, which is not allowed"
+            )),
             None => findings.push(format!("{subject} states no licence")),
         }
     }
@@ -115,11 +128,23 @@ mod tests {
 
     #[test]
     fn an_expression_is_read_as_spdx_means_it() {
-        for good in ["MIT", "MIT OR GPL-3.0-only", "Apache-2.0/MIT", "(MIT OR GPL-2.0-only) AND Unicode-3.0"] {
+        for good in [
+            "MIT",
+            "MIT OR GPL-3.0-only",
+            "Apache-2.0/MIT",
+            "(MIT OR GPL-2.0-only) AND Unicode-3.0",
+        ] {
             assert!(allows(good), "{good}");
         }
         assert!(allows("Apache-2.0 WITH LLVM-exception OR GPL-2.0-only"));
-        for bad in ["GPL-3.0-or-later", "MIT AND GPL-3.0-only", "(MIT OR ISC) AND GPL-2.0-only", "", "MIT OR", "(MIT"] {
+        for bad in [
+            "GPL-3.0-or-later",
+            "MIT AND GPL-3.0-only",
+            "(MIT OR ISC) AND GPL-2.0-only",
+            "",
+            "MIT OR",
+            "(MIT",
+        ] {
             assert!(!allows(bad), "{bad}");
         }
     }

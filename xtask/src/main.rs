@@ -35,7 +35,11 @@ fn main() -> Result<()> {
     report(&findings)
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool that reports to a person")]
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool that reports to a person"
+)]
 fn report(findings: &[String]) -> Result<()> {
     for finding in findings {
         eprintln!("error: {finding}");

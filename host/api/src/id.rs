@@ -38,7 +38,11 @@ impl TryFrom<u32> for Vmid {
     type Error = IdError;
 
     fn try_from(raw: u32) -> Result<Self, IdError> {
-        if (Self::MIN.0..=Self::MAX.0).contains(&raw) { Ok(Self(raw)) } else { Err(IdError::Vmid(raw.to_string())) }
+        if (Self::MIN.0..=Self::MAX.0).contains(&raw) {
+            Ok(Self(raw))
+        } else {
+            Err(IdError::Vmid(raw.to_string()))
+        }
     }
 }
 
@@ -58,7 +62,10 @@ impl FromStr for Vmid {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        text.parse::<u32>().ok().and_then(|raw| Self::try_from(raw).ok()).ok_or_else(|| IdError::Vmid(text.into()))
+        text.parse::<u32>()
+            .ok()
+            .and_then(|raw| Self::try_from(raw).ok())
+            .ok_or_else(|| IdError::Vmid(text.into()))
     }
 }
 
@@ -97,7 +104,9 @@ impl FromStr for SandboxId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        Uuid::parse_str(text).map(Self).map_err(|_| IdError::Sandbox(text.into()))
+        Uuid::parse_str(text)
+            .map(Self)
+            .map_err(|_| IdError::Sandbox(text.into()))
     }
 }
 
@@ -124,8 +133,10 @@ impl JobId {
     pub fn generate() -> Result<Self, getrandom::Error> {
         let mut bytes = [0u8; JOB_LENGTH];
         getrandom::fill(&mut bytes)?;
-        let body: String =
-            bytes.iter().map(|byte| char::from(JOB_ALPHABET[usize::from(byte & 31)])).collect();
+        let body: String = bytes
+            .iter()
+            .map(|byte| char::from(JOB_ALPHABET[usize::from(byte & 31)]))
+            .collect();
         Ok(Self(format!("{JOB_PREFIX}{body}")))
     }
 
@@ -140,9 +151,18 @@ impl FromStr for JobId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let body = text.strip_prefix(JOB_PREFIX).ok_or_else(|| IdError::Job(text.into()))?;
-        let fits = body.len() == JOB_LENGTH && body.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
-        if fits { Ok(Self(text.into())) } else { Err(IdError::Job(text.into())) }
+        let body = text
+            .strip_prefix(JOB_PREFIX)
+            .ok_or_else(|| IdError::Job(text.into()))?;
+        let fits = body.len() == JOB_LENGTH
+            && body
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
+        if fits {
+            Ok(Self(text.into()))
+        } else {
+            Err(IdError::Job(text.into()))
+        }
     }
 }
 
@@ -183,7 +203,13 @@ mod tests {
     fn a_job_id_survives_its_text() {
         let id = JobId::generate().unwrap();
         assert_eq!(id.as_str().parse::<JobId>().unwrap(), id);
-        for text in ["job_", "job_0123456789a", "job_0123456789AB", "0123456789ab", "job_0123456789abc"] {
+        for text in [
+            "job_",
+            "job_0123456789a",
+            "job_0123456789AB",
+            "0123456789ab",
+            "job_0123456789abc",
+        ] {
             assert!(text.parse::<JobId>().is_err(), "{text}");
         }
     }

@@ -29,8 +29,8 @@ pub use job::{
 };
 pub use log::{LogRecord, LogStream};
 pub use profile::{
-    ArtifactRules, Behavior, ChannelKind, InnerSandbox, Network, NetworkMode, Profile, ProfileList, Resources,
-    Storage,
+    ArtifactRules, Behavior, ChannelKind, InnerSandbox, Network, NetworkMode, Profile, ProfileList,
+    Resources, Storage,
 };
 pub use route::{Method, Permission, ROUTES, Route};
 pub use sandbox::{Failure, SandboxList, SandboxState, SandboxView, StepView};

@@ -97,7 +97,10 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { cores: 2, memory_mb: 2048 }
+        Self {
+            cores: 2,
+            memory_mb: 2048,
+        }
     }
 }
 
@@ -162,7 +165,11 @@ pub struct ArtifactRules {
 
 impl Default for ArtifactRules {
     fn default() -> Self {
-        Self { max_file_bytes: 256 << 20, max_total_bytes: 1 << 30, max_files: 1000 }
+        Self {
+            max_file_bytes: 256 << 20,
+            max_total_bytes: 1 << 30,
+            max_files: 1000,
+        }
     }
 }
 

@@ -39,7 +39,11 @@ pub struct Route {
 }
 
 const fn route(method: Method, path: &'static str, permission: Permission) -> Route {
-    Route { method, path, permission }
+    Route {
+        method,
+        path,
+        permission,
+    }
 }
 
 /// All routes.
@@ -56,10 +60,26 @@ pub const ROUTES: &[Route] = &[
     route(Method::Get, "/v1/jobs/{job}/events", Permission::JobRead),
     route(Method::Get, "/v1/jobs/{job}/logs", Permission::JobRead),
     route(Method::Get, "/v1/jobs/{job}/artifacts", Permission::JobRead),
-    route(Method::Get, "/v1/jobs/{job}/artifacts/{*name}", Permission::JobRead),
+    route(
+        Method::Get,
+        "/v1/jobs/{job}/artifacts/{*name}",
+        Permission::JobRead,
+    ),
     route(Method::Get, "/v1/sandboxes", Permission::SandboxRead),
     route(Method::Get, "/v1/sandboxes/{sandbox}", Permission::SandboxRead),
-    route(Method::Get, "/v1/sandboxes/{sandbox}/events", Permission::SandboxRead),
-    route(Method::Get, "/v1/sandboxes/{sandbox}/console", Permission::SandboxRead),
-    route(Method::Post, "/v1/sandboxes/{sandbox}/destroy", Permission::SandboxWrite),
+    route(
+        Method::Get,
+        "/v1/sandboxes/{sandbox}/events",
+        Permission::SandboxRead,
+    ),
+    route(
+        Method::Get,
+        "/v1/sandboxes/{sandbox}/console",
+        Permission::SandboxRead,
+    ),
+    route(
+        Method::Post,
+        "/v1/sandboxes/{sandbox}/destroy",
+        Permission::SandboxWrite,
+    ),
 ];

@@ -1,1 +1,22 @@
-//! stub
+//! Vocabulary that every test tier shares: a lab with a real daemon in a network namespace of its own, the real CLI
+//! beside it, and a look at everything that must be gone in the end.
+//!
+//! ```text
+//!   Lab ── dir/            data, run, profiles, config.yaml
+//!       ── namespace       held by a process of its own, so that a killed daemon's VMs keep their network
+//!       ── agentlabd       started with nsenter; stop, kill -9 and start again at will
+//!       ── agentlab(..)    the CLI as a user runs it
+//! ```
+
+mod lab;
+mod leftovers;
+mod namespace;
+mod repository;
+mod requirement;
+mod template;
+
+pub use lab::{Lab, Ran};
+pub use namespace::Namespace;
+pub use repository::Repository;
+pub use requirement::{Missing, vm_tier};
+pub use template::{binaries_dir, runner_path, template_store};

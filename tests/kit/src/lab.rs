@@ -1,0 +1,309 @@
+//! A daemon of the test's own, and the CLI beside it.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use agentlab_api::JobView;
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::{Namespace, leftovers, template};
+
+/// What a command line program did.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// Exit status.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Exit code; absent when a signal ended it.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+}
+
+/// A daemon with the QEMU back end in a directory and a network namespace of its own. Dropping it ends everything.
+#[derive(Debug)]
+pub struct Lab {
+    dir: TempDir,
+    namespace: Namespace,
+    daemon: Option<Child>,
+    binaries: PathBuf,
+}
+
+impl Lab {
+    /// Starts one with these profiles (YAML documents), each of them on the `demo` template.
+    ///
+    /// # Errors
+    /// The template could not be built, or the daemon does not answer within 60 s; its log is in the error.
+    pub fn start(profiles: &str) -> Result<Self> {
+        let store = template::template_store()?;
+        let dir = tempfile::Builder::new().prefix("agentlab-lab-").tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
+        let profiles_dir = dir.path().join("profiles");
+        fs::create_dir(&profiles_dir)?;
+        fs::write(profiles_dir.join("lab.yaml"), profiles)?;
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let config = format!(
+            "profiles_dir: {}\ndata_dir: {}\nrun_dir: {}\ntemplate_dir: {}\nbackend: qemu\n",
+            at("profiles"),
+            at("data"),
+            at("run"),
+            store.display()
+        );
+        let mut file = fs::File::create(dir.path().join("config.yaml"))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.write_all(config.as_bytes())?;
+        let mut lab = Self {
+            dir,
+            namespace: Namespace::create()?,
+            daemon: None,
+            binaries: template::binaries_dir(),
+        };
+        lab.start_daemon()?;
+        Ok(lab)
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir().join("run/agentlabd.sock")
+    }
+
+    /// A daemon on this lab's configuration, not waited for.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn spawn_daemon(&self) -> Result<Child> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir().join("agentlabd.log"))?;
+        self.namespace
+            .command(self.binaries.join("agentlabd"))
+            .arg("--config")
+            .arg(self.dir().join("config.yaml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("agentlabd: cargo build --workspace --bins makes it")
+    }
+
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Errors
+    /// It ended, or does not answer within 60 s.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        let mut child = self.spawn_daemon()?;
+        let answers = wait_for(Duration::from_secs(60), || {
+            if let Some(status) = child.try_wait()? {
+                bail!("agentlabd ended with {status}:\n{}", self.daemon_log());
+            }
+            Ok(self.agentlab(&["status"])?.status.success())
+        });
+        self.daemon = Some(child);
+        ensure!(answers?, "agentlabd does not answer:\n{}", self.daemon_log());
+        Ok(())
+    }
+
+    /// SIGKILL, as a power cut would.
+    ///
+    /// # Errors
+    /// There is no daemon.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon is running")?;
+        daemon.kill()?;
+        daemon.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, and how long it took to end.
+    ///
+    /// # Errors
+    /// It did not end within 20 s.
+    pub fn stop_daemon(&mut self) -> Result<Duration> {
+        let mut daemon = self.daemon.take().context("no daemon is running")?;
+        let begun = Instant::now();
+        let pid = i32::try_from(daemon.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .context("pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        ensure!(
+            wait_for(Duration::from_secs(20), || Ok(daemon.try_wait()?.is_some()))?,
+            "agentlabd did not end"
+        );
+        Ok(begun.elapsed())
+    }
+
+    /// Everything the daemon has logged.
+    #[must_use]
+    pub fn daemon_log(&self) -> String {
+        fs::read_to_string(self.dir().join("agentlabd.log")).unwrap_or_default()
+    }
+
+    /// The CLI, ready to be run against this lab's daemon.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.binaries.join("agentlab"));
+        command
+            .args(arguments)
+            .env("AGENTLAB_SOCKET", self.socket())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the CLI to its end.
+    ///
+    /// # Errors
+    /// It could not be run.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test waits for the command it is about"
+    )]
+    pub fn agentlab(&self, arguments: &[&str]) -> Result<Ran> {
+        let output = self
+            .command(arguments)
+            .output()
+            .context("agentlab: cargo build --workspace --bins makes it")?;
+        Ok(Ran {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Runs the CLI with `--json` and parses what it printed.
+    ///
+    /// # Errors
+    /// It failed, or printed something else.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let ran = self.agentlab(&[&["--json"], arguments].concat())?;
+        ensure!(
+            ran.status.success(),
+            "agentlab {arguments:?}: {}{}",
+            ran.stdout,
+            ran.stderr
+        );
+        serde_json::from_str(&ran.stdout)
+            .with_context(|| format!("agentlab {arguments:?} printed {}", ran.stdout))
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// No such job.
+    pub fn job(&self, id: &str) -> Result<JobView> {
+        Ok(serde_json::from_value(self.json(&["job", "show", id])?)?)
+    }
+
+    /// The newest job.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn newest_job(&self) -> Result<JobView> {
+        let list = self.json(&["job", "list"])?;
+        let newest = list["jobs"].get(0).context("no job is listed")?;
+        Ok(serde_json::from_value(newest.clone())?)
+    }
+
+    /// Waits until a job satisfies a condition, and gives it.
+    ///
+    /// # Errors
+    /// It does not within the time; the job and the daemon's log are in the error.
+    pub fn wait_for_job(
+        &self,
+        id: &str,
+        within: Duration,
+        condition: impl Fn(&JobView) -> bool,
+    ) -> Result<JobView> {
+        let fits = wait_for(within, || Ok(condition(&self.job(id)?)))?;
+        let job = self.job(id)?;
+        ensure!(fits, "job did not get there: {job:#?}\n{}", self.daemon_log());
+        Ok(job)
+    }
+
+    /// QEMU processes of this lab.
+    #[must_use]
+    pub fn qemu_processes(&self) -> Vec<u32> {
+        leftovers::qemu_processes(self.dir())
+    }
+
+    /// Waits until nothing of any sandbox is left.
+    ///
+    /// # Errors
+    /// Something is after 60 s; it is named.
+    pub fn nothing_is_left(&self) -> Result<()> {
+        let clean = wait_for(Duration::from_secs(60), || {
+            Ok(leftovers::find(&self.namespace, self.dir())?.is_empty()
+                && self.json(&["status"])?["live_tokens"] == 0
+                && self.json(&["sandbox", "list"])?["sandboxes"]
+                    .as_array()
+                    .is_some_and(Vec::is_empty))
+        })?;
+        let left = leftovers::find(&self.namespace, self.dir())?;
+        ensure!(
+            clean,
+            "left behind: {left:#?}\nsandboxes: {}\nstatus: {}\n{}",
+            self.json(&["sandbox", "list"])?,
+            self.json(&["status"])?,
+            self.daemon_log()
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // The lab goes away whether or not the daemon was still there.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        for pid in self.qemu_processes() {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+/// Asks every 100 ms until the answer is yes, an error, or the time is over.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test thread may sleep between two looks"
+)]
+fn wait_for(within: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let end = Instant::now() + within;
+    loop {
+        if condition()? {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,82 @@
+//! A network namespace that lives as long as its value.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+/// A network namespace with only loopback up, held by a process that does nothing else.
+#[derive(Debug)]
+pub struct Namespace {
+    holder: Child,
+}
+
+impl Namespace {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// Not root, or no `unshare`.
+    pub fn create() -> Result<Self> {
+        let mut holder = Command::new("unshare")
+            .args([
+                "--net",
+                "--",
+                "sh",
+                "-c",
+                "ip link set lo up && echo ready && exec sleep infinity",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("unshare --net")?;
+        let stdout = holder.stdout.take().context("no stdout")?;
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+        ensure!(line == "ready\n", "the namespace did not come up");
+        Ok(Self { holder })
+    }
+
+    /// Its file, for `nsenter --net=`.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.holder.id()))
+    }
+
+    /// A command that runs inside it.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.path().display()))
+            .arg("--")
+            .arg(program);
+        command
+    }
+
+    /// What a command inside it prints.
+    ///
+    /// # Errors
+    /// It could not be run, or ended with another status than 0.
+    #[expect(clippy::disallowed_methods, reason = "a test waits for a short command")]
+    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = self
+            .command(program)
+            .args(arguments)
+            .output()
+            .with_context(|| program.to_owned())?;
+        ensure!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Nothing can be done about a process that is gone already.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
