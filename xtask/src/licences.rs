@@ -75,8 +75,7 @@ fn allows(expression: &str) -> bool {
     let expression = expression.replace('/', " OR ");
     let mut tokens = tokenize(&expression);
     tokens.reverse();
-    let allowed = any(&mut tokens);
-    allowed && tokens.is_empty()
+    any(&mut tokens) == Some(true) && tokens.is_empty()
 }
 
 fn tokenize(expression: &str) -> Vec<String> {
@@ -93,32 +92,32 @@ fn tokenize(expression: &str) -> Vec<String> {
     tokens
 }
 
-fn any(tokens: &mut Vec<String>) -> bool {
-    let mut allowed = all(tokens);
+/// `None` for what is no expression.
+fn any(tokens: &mut Vec<String>) -> Option<bool> {
+    let mut allowed = all(tokens)?;
     while tokens.last().is_some_and(|token| token == "OR") {
         tokens.pop();
-        allowed |= all(tokens);
+        allowed |= all(tokens)?;
     }
-    allowed
+    Some(allowed)
 }
 
-fn all(tokens: &mut Vec<String>) -> bool {
-    let mut allowed = one(tokens);
+fn all(tokens: &mut Vec<String>) -> Option<bool> {
+    let mut allowed = one(tokens)?;
     while tokens.last().is_some_and(|token| token == "AND") {
         tokens.pop();
-        allowed &= one(tokens);
+        allowed &= one(tokens)?;
     }
-    allowed
+    Some(allowed)
 }
 
-fn one(tokens: &mut Vec<String>) -> bool {
-    match tokens.pop().as_deref() {
-        Some("(") => {
-            let allowed = any(tokens);
-            tokens.pop().as_deref() == Some(")") && allowed
+fn one(tokens: &mut Vec<String>) -> Option<bool> {
+    match tokens.pop()?.as_str() {
+        "(" => {
+            let allowed = any(tokens)?;
+            (tokens.pop()? == ")").then_some(allowed)
         }
-        Some(identifier) => ALLOWED.contains(&identifier),
-        None => false,
+        identifier => Some(ALLOWED.contains(&identifier)),
     }
 }
 
