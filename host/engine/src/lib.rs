@@ -7,4 +7,11 @@
 //!                                   Backend · Network · GuestDoor ┘
 //! ```
 
+mod engine;
+mod guest;
 pub mod port;
+mod settings;
+
+pub use engine::{Engine, StartError};
+pub use guest::{GuestOrigin, GuestRefusal, GuestSession};
+pub use settings::{Clock, Parts, Settings, SystemClock};
