@@ -1,13 +1,30 @@
-//! Why a record could not be read or written.
+//! Why a record or a file could not be read or written.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode;
 
 /// Failure of the store. Callers stop what they do: an effect that cannot be journalled is not tried.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// SQLite refused.
-    #[error("Database {action} failed")]
+    #[error("Database {path}: {action} failed")]
     Database {
         /// What was tried.
         action: &'static str,
+        /// The file.
+        path: String,
+        /// SQLite's own words.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The database file cannot be used as it is now; the sentence says what to do.
+    #[error("Database {path} {reason}")]
+    Unusable {
+        /// The file.
+        path: String,
+        /// What is the matter, and what to do about it.
+        reason: &'static str,
         /// SQLite's own words.
         #[source]
         source: rusqlite::Error,
@@ -39,6 +56,9 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// A name that could leave its directory. Nothing was opened.
+    #[error("`{0}` is not a plain relative path")]
+    Name(String),
     /// A bound was reached; nothing was stored.
     #[error("{what} exceeds its limit of {limit} bytes")]
     TooLarge {
@@ -46,6 +66,14 @@ pub enum StoreError {
         what: &'static str,
         /// The bound.
         limit: u64,
+    },
+    /// Less would be free than must stay free; nothing was stored.
+    #[error("The disk under {path} is too full: {floor} bytes must stay free")]
+    DiskFloor {
+        /// Where.
+        path: String,
+        /// What must stay free.
+        floor: u64,
     },
     /// The bytes are not those announced; nothing was stored.
     #[error("{what} has SHA-256 {actual}, announced was {announced}")]
@@ -63,4 +91,40 @@ pub enum StoreError {
     /// The store is shut down.
     #[error("The store is closed")]
     Closed,
+}
+
+impl StoreError {
+    /// SQLite's error with the file named and, where there is something to do about it, said.
+    pub(crate) fn database(action: &'static str, path: &Path, source: rusqlite::Error) -> Self {
+        let path = path.display().to_string();
+        let reason = match source.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                "is locked by another program: stop it, then try again"
+            }
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+                "cannot be written: check the owner and mode of the file and of its directory"
+            }
+            Some(ErrorCode::DiskFull) => "cannot grow, the disk is full: free some space, then try again",
+            Some(ErrorCode::CannotOpen) => {
+                "cannot be opened: check that its directory exists and is writable"
+            }
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+                "is damaged or is no SQLite database: restore it from a backup, or move it away to start empty"
+            }
+            Some(ErrorCode::ConstraintViolation) => {
+                return Self::Conflict(format!("{action} contradicts what is stored: {source}"));
+            }
+            _ => return Self::Database { action, path, source },
+        };
+        Self::Unusable { path, reason, source }
+    }
+
+    /// An operating system's error on a file.
+    pub(crate) fn file(action: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::File {
+            action,
+            path: path.display().to_string(),
+            source: source.into(),
+        }
+    }
 }

@@ -2,16 +2,233 @@
 //!
 //! ```text
 //!   engine ──► Store::commit(Vec<Write>) ──► one SQLite transaction, WAL, synchronous=FULL (writer thread)
-//!          ──► reads                     ──► a few read-only connections
-//!          ──► ArtifactFiles, LogFiles, BundleFiles ──► plain files beside the database
+//!          ──► reads                     ──► two read-only connections that never wait for the writer
+//!          ──► Files                     ──► plain files beside the database: artifacts, logs, bundles
 //! ```
 //!
 //! No SQL leaves this crate, and no decision is taken in it.
 
+mod database;
 mod error;
+mod files;
+mod page;
 pub mod record;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agentlab_api::{Event, JobId, SandboxId};
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use self::database::Database;
 pub use error::StoreError;
+pub use files::{Files, Incoming, Received};
+pub use page::{Counts, CursorError, JobCursor};
 pub use record::{
-    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, NewEvent, SandboxRecord, TokenRecord, Write,
+    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, NewEvent, SandboxRecord, TokenRecord,
+    Write,
 };
+
+/// Where things are kept.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The SQLite file; `-wal` and `-shm` stand beside it.
+    pub database_path: PathBuf,
+    /// Directory of `artifacts/`, `bundles/`, `logs/` and `incoming/`; made with mode 0700 if absent.
+    pub files_dir: PathBuf,
+    /// Nothing is received while less than this is free there.
+    pub disk_floor_bytes: u64,
+}
+
+/// Records, journal and files. Clones share everything.
+///
+/// Exactly one process may have it open; the caller holds a lock for that.
+#[derive(Debug, Clone)]
+pub struct Store {
+    database: Arc<Database>,
+    files: Files,
+}
+
+impl Store {
+    /// Creates or migrates the database, makes the directories, and removes what an interrupted upload left.
+    ///
+    /// # Errors
+    /// The database is newer than this program, damaged, locked or unwritable, or a directory cannot be made.
+    pub async fn open(options: StoreOptions) -> Result<Self, StoreError> {
+        files::blocking(move || {
+            let files = Files::open(&options.files_dir, options.disk_floor_bytes)?;
+            Ok(Self {
+                database: Arc::new(Database::open(&options.database_path)?),
+                files,
+            })
+        })
+        .await
+    }
+
+    /// Applies all writes in one transaction, or none. Returns the events among them, numbered, in order. Once it
+    /// has returned, a power cut does not take it back.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when a unique value is taken or a record refers to something absent.
+    pub async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Event>, StoreError> {
+        self.database.commit(writes).await
+    }
+
+    /// Runs `choose` inside the write transaction over all sandboxes not DESTROYED, so that two callers never
+    /// choose the same VMID, address or name; the writes it returns are part of the transaction.
+    ///
+    /// # Errors
+    /// `choose`'s own refusal comes back as [`StoreError::Conflict`], and nothing is written.
+    pub async fn reserve<T, C>(&self, choose: C) -> Result<(T, Vec<Event>), StoreError>
+    where
+        T: Send + 'static,
+        C: FnOnce(&[SandboxRecord]) -> Result<(T, Vec<Write>), String> + Send + 'static,
+    {
+        self.database.reserve(choose).await
+    }
+
+    /// One sandbox, destroyed or not.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
+        self.database.sandbox(id).await
+    }
+
+    /// Sandboxes, newest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn sandboxes(&self, include_destroyed: bool) -> Result<Vec<SandboxRecord>, StoreError> {
+        self.database.sandboxes(include_destroyed).await
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn job(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.database.job(id.clone()).await
+    }
+
+    /// A page of jobs, newest first, and where the next one begins.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn jobs(
+        &self,
+        before: Option<JobCursor>,
+        limit: u32,
+    ) -> Result<(Vec<JobRecord>, Option<JobCursor>), StoreError> {
+        self.database.jobs(before, limit).await
+    }
+
+    /// Jobs QUEUED or RUNNING, oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn unfinished_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        self.database.unfinished_jobs().await
+    }
+
+    /// Effects of a sandbox that were tried and are not known to be done, oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn open_intents(&self, sandbox: SandboxId) -> Result<Vec<Intent>, StoreError> {
+        self.database.open_intents(sandbox).await
+    }
+
+    /// The token of this hash, expired or not.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn token(&self, sha256: &str) -> Result<Option<TokenRecord>, StoreError> {
+        self.database.token(sha256.to_owned()).await
+    }
+
+    /// Number of tokens that would still let a guest in.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn live_tokens(&self, now: Timestamp) -> Result<u64, StoreError> {
+        self.database.live_tokens(now).await
+    }
+
+    /// Artifacts of a job, by name.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn artifacts(&self, job: &JobId) -> Result<Vec<ArtifactRecord>, StoreError> {
+        self.database.artifacts(job.clone()).await
+    }
+
+    /// One artifact's record.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn artifact(&self, job: &JobId, name: &str) -> Result<Option<ArtifactRecord>, StoreError> {
+        self.database.artifact(job.clone(), name.to_owned()).await
+    }
+
+    /// What a key was used for.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn idempotent_job(&self, key: &str) -> Result<Option<IdempotencyRecord>, StoreError> {
+        self.database.idempotent_job(key.to_owned()).await
+    }
+
+    /// Events numbered above `after`, ascending, at most `limit`.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn events(
+        &self,
+        filter: &EventFilter,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError> {
+        self.database.events(filter.clone(), after, limit).await
+    }
+
+    /// The highest number ever given to an event; 0 before the first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn last_event(&self) -> Result<u64, StoreError> {
+        self.database.last_event().await
+    }
+
+    /// Carries the newest event's number after every commit that had one.
+    #[must_use]
+    pub fn watch_events(&self) -> watch::Receiver<u64> {
+        self.database.watch()
+    }
+
+    /// Records per state.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn counts(&self) -> Result<Counts, StoreError> {
+        self.database.counts().await
+    }
+
+    /// Artifacts, logs and bundles.
+    #[must_use]
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// Finishes what is queued and closes the database; everything later answers [`StoreError::Closed`].
+    pub async fn close(&self) {
+        let database = Arc::clone(&self.database);
+        if tokio::task::spawn_blocking(move || database.close())
+            .await
+            .is_err()
+        {
+            tracing::error!("Closing the database failed; what was committed is safe");
+        }
+    }
+}

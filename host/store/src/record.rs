@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use agentlab_api::{
-    ArtifactKind, ChannelKind, EventKind, Failure, JobId, JobOutcome, JobState, Profile, RepositorySource, SandboxId,
-    SandboxState, Vmid,
+    ArtifactKind, ChannelKind, EventKind, Failure, JobId, JobOutcome, JobState, Profile, RepositorySource,
+    SandboxId, SandboxState, Vmid,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,312 @@
+use tokio::io::AsyncReadExt as _;
+
+use super::*;
+
+const HELLO_SHA256: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+struct Lab {
+    directory: tempfile::TempDir,
+    files: Files,
+    job: JobId,
+}
+
+fn lab() -> Lab {
+    let directory = tempfile::tempdir().unwrap();
+    let files = Files::open(directory.path(), 0).unwrap();
+    Lab {
+        directory,
+        files,
+        job: "job_0123456789ab".parse().unwrap(),
+    }
+}
+
+impl Lab {
+    async fn receive(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        announced: Option<&str>,
+    ) -> Result<Received, StoreError> {
+        let mut incoming = self.files.receive_artifact(&self.job, name, 1 << 20).await?;
+        incoming.write(bytes).await?;
+        incoming.finish(announced).await
+    }
+
+    async fn content(&self, name: &str) -> Option<Vec<u8>> {
+        let (mut file, size) = self.files.open_artifact(&self.job, name).await.unwrap()?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).await.unwrap();
+        assert_eq!(log_length(&bytes), size);
+        Some(bytes)
+    }
+
+    fn left_in(&self, directory: &str) -> usize {
+        std::fs::read_dir(self.directory.path().join(directory))
+            .unwrap()
+            .count()
+    }
+
+    async fn append(&self, text: &str, max_bytes: u64) -> u64 {
+        let records = vec![(LogStream::Stdout, text.to_owned())];
+        self.files
+            .append_log(&self.job, records, Timestamp::now(), max_bytes)
+            .await
+            .unwrap()
+    }
+
+    async fn texts(&self, after: u64) -> Vec<String> {
+        self.files
+            .read_log(&self.job, after, 100)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|record| record.text)
+            .collect()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory
+            .path()
+            .join(LOGS)
+            .join(format!("{}.jsonl", self.job))
+    }
+}
+
+fn log_length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap()
+}
+
+#[tokio::test]
+async fn an_artifact_comes_back_as_it_was_sent() {
+    let lab = lab();
+    let received = lab
+        .receive(
+            "files/out/hello.txt",
+            b"hello",
+            Some(&HELLO_SHA256.to_uppercase()),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        received,
+        Received {
+            sha256: HELLO_SHA256.into(),
+            size_bytes: 5
+        }
+    );
+    assert_eq!(lab.content("files/out/hello.txt").await.unwrap(), b"hello");
+    lab.receive("files/out/hello.txt", b"again", None).await.unwrap();
+    assert_eq!(lab.content("files/out/hello.txt").await.unwrap(), b"again");
+    assert_eq!(lab.left_in(INCOMING), 0);
+}
+
+#[tokio::test]
+async fn an_artifact_larger_than_the_buffer_is_hashed_whole() {
+    let lab = lab();
+    let mut incoming = lab
+        .files
+        .receive_artifact(&lab.job, "large", 4 << 20)
+        .await
+        .unwrap();
+    for _ in 0..30 {
+        incoming.write(&[7u8; 100_000]).await.unwrap();
+    }
+    let received = incoming.finish(None).await.unwrap();
+    let whole = vec![7u8; 3_000_000];
+    assert_eq!(
+        received.sha256,
+        hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&whole))
+    );
+    assert_eq!(lab.content("large").await.unwrap(), whole);
+}
+
+#[tokio::test]
+async fn a_name_that_could_leave_the_directory_is_refused() {
+    let lab = lab();
+    for name in [
+        "",
+        "/etc/passwd",
+        "..",
+        "a/../b",
+        "a//b",
+        "./a",
+        "a/",
+        "a\\b",
+        "a\nb",
+        "a\u{0}b",
+    ] {
+        let error = lab.files.receive_artifact(&lab.job, name, 10).await.unwrap_err();
+        assert!(matches!(error, StoreError::Name(_)), "{name:?}: {error}");
+        assert!(
+            matches!(
+                lab.files.open_artifact(&lab.job, name).await,
+                Err(StoreError::Name(_))
+            ),
+            "{name:?}"
+        );
+    }
+    for sha256 in ["..", "../artifacts", &"A".repeat(64), &"0".repeat(63)] {
+        assert!(
+            matches!(lab.files.open_bundle(sha256).await, Err(StoreError::Name(_))),
+            "{sha256}"
+        );
+        assert!(
+            matches!(lab.files.remove_bundle(sha256).await, Err(StoreError::Name(_))),
+            "{sha256}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_planted_symlink_is_never_followed() {
+    let lab = lab();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("secret"), "secret").unwrap();
+    let of_job = lab.directory.path().join(ARTIFACTS).join(lab.job.as_str());
+    std::fs::create_dir(&of_job).unwrap();
+    std::os::unix::fs::symlink(outside.path(), of_job.join("files")).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("secret"), of_job.join("link")).unwrap();
+
+    assert!(lab.files.open_artifact(&lab.job, "link").await.is_err());
+    assert!(lab.files.open_artifact(&lab.job, "files/secret").await.is_err());
+    assert!(lab.receive("files/new", b"x", None).await.is_err());
+    assert!(!outside.path().join("new").exists());
+    // A link in the place of the file itself is replaced, not written through.
+    lab.receive("link", b"mine", None).await.unwrap();
+    assert_eq!(
+        std::fs::read_to_string(outside.path().join("secret")).unwrap(),
+        "secret"
+    );
+    assert_eq!(lab.content("link").await.unwrap(), b"mine");
+}
+
+#[tokio::test]
+async fn wrong_bytes_too_many_bytes_and_a_dropped_upload_leave_nothing() {
+    let lab = lab();
+    let error = lab.receive("a", b"hullo", Some(HELLO_SHA256)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Mismatch { .. }), "{error}");
+    let mut incoming = lab.files.receive_artifact(&lab.job, "b", 4).await.unwrap();
+    assert!(matches!(
+        incoming.write(b"hello").await,
+        Err(StoreError::TooLarge { limit: 4, .. })
+    ));
+    drop(incoming);
+    let mut incoming = lab.files.receive_bundle(1 << 20).await.unwrap();
+    incoming.write(b"hello").await.unwrap();
+    drop(incoming);
+    assert_eq!(lab.left_in(INCOMING), 0);
+    assert_eq!(lab.left_in(BUNDLES), 0);
+    assert!(lab.content("a").await.is_none() && lab.content("b").await.is_none());
+}
+
+#[tokio::test]
+async fn an_interrupted_upload_is_gone_after_the_next_start() {
+    let lab = lab();
+    std::fs::write(lab.directory.path().join(INCOMING).join("17"), "half").unwrap();
+    drop(Files::open(lab.directory.path(), 0).unwrap());
+    assert_eq!(lab.left_in(INCOMING), 0);
+}
+
+#[tokio::test]
+async fn nothing_is_received_below_the_disk_floor() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = Files::open(directory.path(), u64::MAX).unwrap();
+    let error = files.receive_bundle(10).await.unwrap_err();
+    assert!(matches!(error, StoreError::DiskFloor { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_artifact_cannot_stand_both_for_a_file_and_a_directory() {
+    let lab = lab();
+    lab.receive("files/a", b"x", None).await.unwrap();
+    assert!(matches!(
+        lab.receive("files/a/b", b"x", None).await,
+        Err(StoreError::Conflict(_))
+    ));
+    assert!(matches!(
+        lab.receive("files", b"x", None).await,
+        Err(StoreError::Conflict(_))
+    ));
+    assert_eq!(lab.left_in(INCOMING), 0);
+}
+
+#[tokio::test]
+async fn a_bundle_is_found_by_its_hash_until_it_is_removed() {
+    let lab = lab();
+    let mut incoming = lab.files.receive_bundle(10).await.unwrap();
+    incoming.write(b"hello").await.unwrap();
+    incoming.finish(None).await.unwrap();
+    let (_, size) = lab.files.open_bundle(HELLO_SHA256).await.unwrap().unwrap();
+    assert_eq!(size, 5);
+    lab.files.remove_bundle(HELLO_SHA256).await.unwrap();
+    lab.files.remove_bundle(HELLO_SHA256).await.unwrap();
+    assert!(lab.files.open_bundle(HELLO_SHA256).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_log_is_resumed_where_its_reader_stopped() {
+    let lab = lab();
+    assert!(lab.texts(0).await.is_empty());
+    let mut appended = lab.files.watch_logs();
+    lab.append("one\n", 1 << 20).await;
+    assert!(appended.has_changed().unwrap());
+    appended.mark_unchanged();
+    let end = lab.append("two \u{e9}\n", 1 << 20).await;
+    let records = lab.files.read_log(&lab.job, 0, 1).await.unwrap();
+    assert_eq!(records.len(), 1);
+    assert_eq!(lab.texts(records[0].offset).await, ["two \u{e9}\n"]);
+    assert_eq!(
+        lab.files.read_log(&lab.job, records[0].offset, 9).await.unwrap()[0].offset,
+        end
+    );
+    assert!(lab.texts(end).await.is_empty());
+    assert!(lab.texts(end + 1000).await.is_empty());
+    // An offset that no record carried yields whole records only.
+    assert_eq!(lab.texts(3).await, ["two \u{e9}\n"]);
+}
+
+#[tokio::test]
+async fn a_log_says_once_that_it_is_full_and_takes_no_more() {
+    let lab = lab();
+    lab.append(&"x".repeat(100), 300).await;
+    let full = lab.append(&"y".repeat(100), 300).await;
+    assert_eq!(lab.append("small", 300).await, full);
+    let texts = lab.texts(0).await;
+    assert_eq!(texts.len(), 2);
+    assert!(texts[1].contains("not kept"), "{texts:?}");
+}
+
+#[tokio::test]
+async fn a_guest_cannot_print_the_marker_of_a_full_log() {
+    let lab = lab();
+    lab.append("x,\"truncated\":true}\n", 1 << 20).await;
+    lab.append("after", 1 << 20).await;
+    assert_eq!(lab.texts(0).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_line_torn_by_a_crash_is_cut_off_and_the_rest_stays() {
+    let lab = lab();
+    let end = lab.append("whole\n", 1 << 20).await;
+    let mut bytes = std::fs::read(lab.log_path()).unwrap();
+    bytes.extend_from_slice(b"{\"time\":\"2026-");
+    bytes.extend_from_slice(&[0u8; 5000]);
+    std::fs::write(lab.log_path(), bytes).unwrap();
+    assert_eq!(lab.texts(0).await, ["whole\n"]);
+    lab.append("next\n", 1 << 20).await;
+    assert_eq!(lab.texts(end).await, ["next\n"]);
+    assert_eq!(lab.texts(0).await, ["whole\n", "next\n"]);
+}
+
+#[tokio::test]
+async fn files_are_readable_by_nobody_else() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let lab = lab();
+    lab.receive("files/a", b"x", None).await.unwrap();
+    let mode = |path: &str| {
+        let path = lab.directory.path().join(path.replace("JOB", lab.job.as_str()));
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    };
+    assert_eq!(mode("artifacts/JOB/files"), 0o700);
+    assert_eq!(mode("artifacts/JOB/files/a"), 0o600);
+}
