@@ -1,0 +1,264 @@
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn faults(text: &str) -> String {
+    parse_config(text, "c.yaml").unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    let config = parse_config("# nothing\n", "c.yaml").unwrap().value;
+    assert_eq!(config.socket_path, Path::new("/run/agentlab/agentlabd.sock"));
+    assert_eq!(config.db_path, Path::new("/var/lib/agentlab/agentlab.db"));
+    assert_eq!(config.template_dir, Path::new("/var/lib/agentlab/templates"));
+    assert_eq!(config.bootstrap_listen.to_string(), "10.77.0.1:8844");
+    assert_eq!(config.artifact_listen.to_string(), "10.77.0.1:8846");
+    assert_eq!(
+        (config.vmid_first.to_string(), config.template_vmid.to_string()),
+        ("1000".into(), "9000".into())
+    );
+    assert_eq!(config.provisioning_timeout, Duration::from_secs(600));
+}
+
+#[test]
+fn derived_paths_follow_and_named_paths_stay() {
+    let text = "data_dir: /srv/lab\nrun_dir: /run/lab\ndb_path: /srv/db/lab.db\n";
+    let config = parse_config(text, "c.yaml").unwrap().value;
+    assert_eq!(config.artifact_dir, Path::new("/srv/lab/artifacts"));
+    assert_eq!(config.socket_path, Path::new("/run/lab/agentlabd.sock"));
+    assert_eq!(config.db_path, Path::new("/srv/db/lab.db"));
+}
+
+#[test]
+fn durations_are_read_as_people_write_them() {
+    let text = "provisioning_timeout: 1h 30m\nboot_timeout: 90s\nreconcile_interval: PT1M\n";
+    let config = parse_config(text, "c.yaml").unwrap().value;
+    assert_eq!(config.provisioning_timeout, Duration::from_secs(5400));
+    assert_eq!(config.boot_timeout, Duration::from_secs(90));
+    assert_eq!(config.reconcile_interval, Duration::from_secs(60));
+    assert!(
+        faults("boot_timeout: soon\n").starts_with("c.yaml:1:15: "),
+        "{}",
+        faults("boot_timeout: soon\n")
+    );
+    assert!(faults("boot_timeout: -2m\n").starts_with("c.yaml:1:1: `boot_timeout` is "));
+}
+
+#[test]
+fn the_subnet_and_its_listeners_belong_together() {
+    let config = parse_config(
+        "bridge_address: 10.9.8.1/24\nagent_subnet: 10.9.8.0/24\n",
+        "c.yaml",
+    )
+    .unwrap()
+    .value;
+    assert_eq!(config.artifact_listen.to_string(), "10.9.8.1:8846");
+    for (text, place) in [
+        ("bridge_address: 10.77.0.1\n", "1:1"),
+        ("bridge_address: 10.77.0.0/16\n", "1:1"),
+        ("bridge_address: 8.8.8.8/16\n", "1:1"),
+        ("bridge_address: 10.0.0.1/30\n", "1:1"),
+        ("agent_subnet: 10.78.0.0/16\n", "1:1"),
+        ("bootstrap_listen: 0.0.0.0:8844\n", "1:1"),
+        ("bridge: vmbr1\nartifact_listen: 10.77.0.1:8844\n", "2:1"),
+        ("bridge: this-name-is-too-long\n", "1:1"),
+        ("uplink: vmbr1\n", "1:1"),
+    ] {
+        assert!(
+            faults(text).starts_with(&format!("c.yaml:{place}: `")),
+            "{text:?} gave {}",
+            faults(text)
+        );
+    }
+}
+
+#[test]
+fn a_plain_http_controller_is_accepted_with_a_warning_and_another_address_is_not() {
+    let loaded = parse_config("controller_url: http://10.77.0.1:8844\n", "c.yaml").unwrap();
+    assert!(
+        loaded.warnings.len() == 1 && loaded.warnings[0].contains("TLS"),
+        "{:?}",
+        loaded.warnings
+    );
+    assert!(
+        parse_config("controller_url: https://10.77.0.1:8844/\n", "c.yaml")
+            .unwrap()
+            .warnings
+            .is_empty()
+    );
+    assert!(faults("controller_url: http://10.77.0.2:8844\n").contains("https://10.77.0.1:8844"));
+    assert!(faults("controller_url: ftp://x\n").contains("https://"));
+}
+
+#[test]
+fn a_back_end_this_build_lacks_is_refused_by_name() {
+    for word in ["proxmox", "shell"] {
+        let said = faults(&format!("backend: {word}\n"));
+        assert!(
+            said.contains(&format!("`{word}`: this build has no such back end")),
+            "{said}"
+        );
+    }
+    assert!(faults("backend: docker\n").contains("`qemu`"));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_place_and_the_nearest_one() {
+    assert_eq!(
+        faults("data_dir: /x\nmax_sandbox: 3\n"),
+        "c.yaml:2:1: unknown key `max_sandbox`; did you mean `max_sandboxes`?"
+    );
+    assert_eq!(
+        faults("qemu:\n  tb_size: 3\n"),
+        "c.yaml:2:3: unknown key `tb_size`; did you mean `tb_size_mb`?"
+    );
+    assert_eq!(
+        faults("run_dir: /a\nrun_dir: /b\n"),
+        "c.yaml:2:1: key `run_dir` stands here twice"
+    );
+}
+
+#[test]
+fn documented_keys_that_nothing_enforces_are_refused_without_their_value() {
+    let said = faults("control_auth_token: hunter2hunter2\nmetrics_listen: 127.0.0.1:8847\n");
+    assert!(
+        said.contains("`control_auth_token`") && said.contains("c.yaml:2:1: key `metrics_listen`"),
+        "{said}"
+    );
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn numbers_that_contradict_each_other_are_refused() {
+    for text in [
+        "vmid_first: 2000\nvmid_last: 1999\n",
+        "template_vmid: 1500\n",
+        "vmid_first: 1000\nvmid_last: 1003\n",
+        "max_sandboxes: 0\n",
+        "heartbeat_seconds: 30\n",
+        "max_sandboxes: 64\nqemu:\n  uid_count: 32\n",
+        "qemu:\n  uid_first: 0\n",
+        "qemu:\n  accelerator: xen\n",
+        "data_dir: var/lib\n",
+        "data_dir: /var/../lib\n",
+        "log_level: loud\n",
+        "vmid_first: 99\n",
+    ] {
+        assert!(parse_config(text, "c.yaml").is_err(), "{text:?}");
+    }
+    assert!(faults("---\ndata_dir: /a\n---\ndata_dir: /b\n").contains("second"));
+}
+
+#[test]
+fn a_private_key_given_as_public_one_is_refused_and_never_echoed() {
+    let said = faults("ssh_public_key: \"-----BEGIN OPENSSH PRIVATE KEY-----\"\n");
+    assert!(
+        said.contains("`ssh_public_key`") && !said.contains("BEGIN"),
+        "{said}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("id.pub");
+    fs::write(&path, "# mine\nssh-ed25519 AAAAC3Nza me@here\n").unwrap();
+    let text = format!("ssh_public_key_path: {}\n", path.display());
+    assert_eq!(
+        parse_config(&text, "c.yaml").unwrap().value.authorized_keys,
+        ["ssh-ed25519 AAAAC3Nza me@here"]
+    );
+    assert!(faults("ssh_public_key_path: /nonexistent/id.pub\n").contains("does not exist"));
+}
+
+#[test]
+fn a_file_open_to_others_is_refused_and_one_open_to_its_group_warned_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    fs::write(&path, "backend: qemu\n").unwrap();
+    for (mode, allowed, warned) in [
+        (0o600, true, false),
+        (0o400, true, false),
+        (0o640, true, true),
+        (0o644, false, false),
+        (0o604, false, false),
+        (0o601, false, false),
+        (0o620, false, false),
+        (0o650, false, false),
+    ] {
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        match load_config(&path) {
+            Ok(loaded) => assert!(allowed && warned != loaded.warnings.is_empty(), "{mode:o}"),
+            Err(error) => assert!(
+                !allowed && error.hint().unwrap().contains("0600"),
+                "{mode:o} {error}"
+            ),
+        }
+    }
+    assert!(matches!(
+        load_config(dir.path()),
+        Err(ConfigError::NotAFile { .. })
+    ));
+    assert!(matches!(
+        load_config(&dir.path().join("absent")),
+        Err(ConfigError::Missing { .. })
+    ));
+}
+
+#[test]
+fn profiles_are_held_against_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "profiles_dir: {}\nartifact_max_bytes: 1000\n",
+        dir.path().display()
+    );
+    let config = parse_config(&text, "c.yaml").unwrap().value;
+    fs::write(
+        dir.path().join("a.yaml"),
+        "name: a\ntemplate_vmid: 9000\nnetwork: {bridge: vmbr1}\n",
+    )
+    .unwrap();
+    assert_eq!(config.load_profiles().unwrap()[0].artifacts.max_file_bytes, 1000);
+    fs::write(
+        dir.path().join("a.yaml"),
+        "name: a\ntemplate_vmid: 9000\nnetwork: {bridge: vmbr0}\n",
+    )
+    .unwrap();
+    assert!(
+        config
+            .load_profiles()
+            .unwrap_err()
+            .to_string()
+            .contains("a.yaml:1:1: profile `a` wants bridge `vmbr0`")
+    );
+}
+
+#[test]
+fn the_shipped_file_says_the_defaults_and_names_every_key() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/config/config.yaml");
+    let text = fs::read_to_string(path).unwrap();
+    let plain = parse_config("", "c.yaml").unwrap();
+    assert_eq!(parse_config(&text, "c.yaml").unwrap(), plain);
+    // With every commented example line active it must still be accepted: no key in it is made up.
+    let active: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("#") {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) || rest.starts_with("  ") => {
+                rest
+            }
+            Some(_) | None => line,
+        })
+        .map(|line| format!("{line}\n"))
+        .filter(|line| !line.starts_with("ssh_public_key_path"))
+        .collect();
+    let all = parse_config(&active, "c.yaml").unwrap();
+    assert_eq!(all.value.uplink.as_deref(), Some("vmbr0"));
+    for key in [
+        "socket_path",
+        "controller_url",
+        "agent_subnet",
+        "uid_count",
+        "log_level",
+        "kill_grace_seconds",
+    ] {
+        assert!(active.contains(&format!("{key}: ")), "{key}");
+    }
+}

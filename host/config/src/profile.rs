@@ -1,0 +1,300 @@
+//! Profiles: one document each, several in a file, several files in a directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use agentlab_api::{ChannelKind, InnerSandbox, NetworkMode, Profile};
+
+use crate::yaml::{self, Document, Node};
+use crate::{ConfigError, Fault, file, refused};
+
+/// A profile and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedProfile {
+    /// The profile, defaults filled in.
+    pub profile: Profile,
+    /// Its file.
+    pub file: String,
+    /// Line of its `name`.
+    pub line: u64,
+    /// Column of its `name`.
+    pub column: u64,
+}
+
+/// Reads every `*.yaml` and `*.yml` of a directory, in the order of their names; not its subdirectories. A directory
+/// without profiles gives none.
+///
+/// # Errors
+/// The directory or a file cannot be read, a profile is not what it should be, or two have the same name. All files
+/// are looked at before that is said.
+pub fn load_profiles(dir: &Path) -> Result<Vec<LoadedProfile>, ConfigError> {
+    let unreadable = |source: std::io::Error| {
+        if source.kind() == std::io::ErrorKind::NotFound {
+            ConfigError::Missing {
+                what: "Profile directory",
+                path: dir.to_owned(),
+            }
+        } else {
+            ConfigError::Unreadable {
+                path: dir.to_owned(),
+                source,
+            }
+        }
+    };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let extension = path
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .map(str::to_lowercase);
+        if !hidden && matches!(extension.as_deref(), Some("yaml" | "yml")) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let mut profiles = Vec::new();
+    let mut faults = Vec::new();
+    for path in paths {
+        let (text, _) = file::read(&path, "Profile")?;
+        match read_text(&text, &path.display().to_string()) {
+            Ok(mut more) => profiles.append(&mut more),
+            Err(ConfigError::Invalid(mut more)) => faults.append(&mut more),
+            Err(other) => return Err(other),
+        }
+    }
+    faults.extend(duplicates(&profiles));
+    if faults.is_empty() {
+        Ok(profiles)
+    } else {
+        Err(ConfigError::Invalid(faults))
+    }
+}
+
+/// Reads the profiles of one text; `label` stands for its path in messages.
+///
+/// # Errors
+/// A profile is not what it should be, two have the same name, or there is none.
+pub fn parse_profiles(text: &str, label: &str) -> Result<Vec<LoadedProfile>, ConfigError> {
+    let profiles = read_text(text, label)?;
+    let mut faults = duplicates(&profiles);
+    if profiles.is_empty() {
+        let message = "holds no profile".to_owned();
+        faults.push(Fault {
+            file: label.to_owned(),
+            line: 0,
+            column: 0,
+            message,
+        });
+    }
+    if faults.is_empty() {
+        Ok(profiles)
+    } else {
+        Err(ConfigError::Invalid(faults))
+    }
+}
+
+fn read_text(text: &str, label: &str) -> Result<Vec<LoadedProfile>, ConfigError> {
+    let documents = yaml::documents::<Profile>(text, label, refused::in_profile)?;
+    let mut faults = Vec::new();
+    let mut profiles = Vec::new();
+    for Document { value: profile, root } in documents {
+        for (path, reason) in out_of_range(&profile, &root) {
+            let place = root.place_of(&path);
+            let message = format!("`{}` {reason}", path.join("."));
+            faults.push(Fault {
+                file: label.to_owned(),
+                line: place.line,
+                column: place.column,
+                message,
+            });
+        }
+        let place = root.place_of(&["name"]);
+        profiles.push(LoadedProfile {
+            profile,
+            file: label.to_owned(),
+            line: place.line,
+            column: place.column,
+        });
+    }
+    if faults.is_empty() {
+        Ok(profiles)
+    } else {
+        Err(ConfigError::Invalid(faults))
+    }
+}
+
+fn duplicates(profiles: &[LoadedProfile]) -> Vec<Fault> {
+    let mut first: BTreeMap<&str, &LoadedProfile> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for loaded in profiles {
+        let name = loaded.profile.name.as_str();
+        match first.get(name) {
+            None => {
+                first.insert(name, loaded);
+            }
+            Some(earlier) => faults.push(Fault {
+                file: loaded.file.clone(),
+                line: loaded.line,
+                column: loaded.column,
+                message: format!(
+                    "profile `{name}` stands already at {}:{}",
+                    earlier.file, earlier.line
+                ),
+            }),
+        }
+    }
+    faults
+}
+
+type Range = (Vec<&'static str>, String);
+
+/// What the schema cannot say: ranges, and values this build does not enforce.
+fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
+    let mut faults = Vec::new();
+    let mut fault = |path: &[&'static str], reason: String| faults.push((path.to_vec(), reason));
+    if !is_name(&profile.name) {
+        fault(
+            &["name"],
+            format!(
+                "is `{}`, and must be 1 to 63 lower-case letters, digits, `-` and `_`, beginning with a letter or digit",
+                profile.name.escape_debug().take(80).collect::<String>()
+            ),
+        );
+    }
+    if profile.agent != "shell" {
+        let agent: String = profile.agent.escape_debug().take(80).collect();
+        fault(&["agent"], format!("is `{agent}`: this build runs `shell` only"));
+    }
+    let mut between = |path: &[&'static str], value: u64, least: u64, most: u64| {
+        if !(least..=most).contains(&value) {
+            fault(path, format!("is {value}, and must be from {least} to {most}"));
+        }
+    };
+    let Profile {
+        resources,
+        storage,
+        behavior,
+        artifacts,
+        ..
+    } = profile;
+    between(&["resources", "cores"], u64::from(resources.cores), 1, 128);
+    between(
+        &["resources", "memory_mb"],
+        u64::from(resources.memory_mb),
+        256,
+        4 << 20,
+    );
+    if let Some(size) = storage.root_size_gb {
+        between(&["storage", "root_size_gb"], u64::from(size), 1, 65_536);
+    }
+    between(
+        &["behavior", "ttl_minutes_default"],
+        u64::from(behavior.ttl_minutes_default),
+        1,
+        527_040,
+    );
+    between(
+        &["behavior", "deadline_seconds_default"],
+        u64::from(behavior.deadline_seconds_default),
+        1,
+        604_800,
+    );
+    between(
+        &["artifacts", "max_file_bytes"],
+        artifacts.max_file_bytes,
+        1,
+        1 << 50,
+    );
+    between(
+        &["artifacts", "max_total_bytes"],
+        artifacts.max_total_bytes,
+        1,
+        1 << 50,
+    );
+    between(
+        &["artifacts", "max_files"],
+        u64::from(artifacts.max_files),
+        1,
+        1_000_000,
+    );
+    faults.extend(network_faults(profile));
+    faults.extend(inner_sandbox_faults(profile, root));
+    faults
+}
+
+fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= 63
+        && name.bytes().next().is_some_and(plain)
+        && name
+            .bytes()
+            .all(|byte| plain(byte) || byte == b'-' || byte == b'_')
+}
+
+fn network_faults(profile: &Profile) -> Vec<Range> {
+    let mut faults = Vec::new();
+    let network = &profile.network;
+    if network.mode == NetworkMode::Allowlist {
+        let reason = "is `allowlist`: this build does not enforce allow lists; use `off` or `nat`".to_owned();
+        faults.push((vec!["network", "mode"], reason));
+    }
+    if network.model.as_deref().is_some_and(|model| model != "virtio") {
+        faults.push((
+            vec!["network", "model"],
+            "must be `virtio`, the only model there is".to_owned(),
+        ));
+    }
+    if let Some(channels) = &network.channels {
+        let path = vec!["network", "channels"];
+        if channels.is_empty() {
+            faults.push((
+                path.clone(),
+                "is empty: the guest could not reach its host".to_owned(),
+            ));
+        }
+        if channels.contains(&ChannelKind::Vsock) {
+            faults.push((
+                path.clone(),
+                "names `vsock`, which this build does not have; use `serial` or `tls`".to_owned(),
+            ));
+        }
+        if channels
+            .iter()
+            .enumerate()
+            .any(|(index, channel)| channels.iter().skip(index + 1).any(|c| c == channel))
+        {
+            faults.push((path, "names a channel twice".to_owned()));
+        }
+    }
+    faults
+}
+
+fn inner_sandbox_faults(profile: &Profile, root: &Node) -> Vec<Range> {
+    let behavior = &profile.behavior;
+    let path = vec!["behavior", "inner_sandbox_args"];
+    let mut faults = Vec::new();
+    if behavior.inner_sandbox == InnerSandbox::None && !behavior.inner_sandbox_args.is_empty() {
+        let line = root.place_of(&["behavior", "inner_sandbox"]).line;
+        faults.push((
+            path.clone(),
+            format!("would be ignored: `inner_sandbox` is `none` (line {line})"),
+        ));
+    }
+    if behavior
+        .inner_sandbox_args
+        .iter()
+        .any(|argument| argument.trim().is_empty() || argument.contains('\0'))
+    {
+        faults.push((path, "holds an empty argument".to_owned()));
+    }
+    faults
+}
+
+#[cfg(test)]
+#[path = "profile_tests.rs"]
+mod tests;

@@ -1,0 +1,321 @@
+//! The only module that knows the YAML library. Gives every document twice: typed, and as a tree whose keys and values
+//! know their place, so that a range check made later can still point at the line.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::{DefaultMessageFormatter, Error, Location, MessageFormatter, Spanned};
+
+use crate::{ConfigError, Fault};
+
+/// A place in a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Place {
+    pub(crate) line: u64,
+    pub(crate) column: u64,
+}
+
+impl From<Location> for Place {
+    fn from(location: Location) -> Self {
+        Self {
+            line: location.line(),
+            column: location.column(),
+        }
+    }
+}
+
+/// One node of a document.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
+}
+
+/// What a node is. Scalars keep no text: nothing that reads the tree needs it, and it could be a secret.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Scalar,
+    Sequence(Vec<Node>),
+    Mapping(Vec<Entry>),
+}
+
+/// One entry of a mapping.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_place: Place,
+    pub(crate) node: Node,
+}
+
+/// One document of a text.
+#[derive(Debug)]
+pub(crate) struct Document<T> {
+    pub(crate) value: T,
+    pub(crate) root: Node,
+}
+
+impl Node {
+    /// Place of the key at a path such as `["resources", "cores"]`, or of the deepest part of it that exists.
+    pub(crate) fn place_of(&self, path: &[&str]) -> Place {
+        let Some((first, rest)) = path.split_first() else {
+            return self.place;
+        };
+        let Value::Mapping(entries) = &self.value else {
+            return self.place;
+        };
+        match entries.iter().find(|entry| entry.key == *first) {
+            Some(entry) if rest.is_empty() => entry.key_place,
+            Some(entry) => entry.node.place_of(rest),
+            None => self.place,
+        }
+    }
+
+    /// Calls `look` with the path and place of every key, at any depth.
+    pub(crate) fn walk_keys(&self, path: &str, look: &mut dyn FnMut(&str, &str, Place)) {
+        match &self.value {
+            Value::Scalar => {}
+            Value::Sequence(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    item.walk_keys(&format!("{path}[{index}]"), look);
+                }
+            }
+            Value::Mapping(entries) => {
+                for entry in entries {
+                    let path = if path.is_empty() {
+                        entry.key.clone()
+                    } else {
+                        format!("{path}.{}", entry.key)
+                    };
+                    look(&path, &entry.key, entry.key_place);
+                    entry.node.walk_keys(&path, look);
+                }
+            }
+        }
+    }
+}
+
+/// Every document's tree. Documents that hold only comments are no documents.
+pub(crate) fn trees(text: &str, label: &str) -> Result<Vec<Node>, ConfigError> {
+    let nodes: Vec<Spanned<RawNode>> =
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| invalid(&error, label))?;
+    Ok(nodes.into_iter().map(RawNode::into_node).collect())
+}
+
+/// Every document, typed. `check` sees all trees first, so that what it refuses is named in its own words rather than
+/// as an unknown key.
+pub(crate) fn documents<T: DeserializeOwned>(
+    text: &str,
+    label: &str,
+    check: impl Fn(&Node) -> Vec<(Place, String)>,
+) -> Result<Vec<Document<T>>, ConfigError> {
+    let trees = trees(text, label)?;
+    let faults: Vec<Fault> = trees
+        .iter()
+        .flat_map(&check)
+        .map(|(place, message)| Fault {
+            file: label.to_owned(),
+            line: place.line,
+            column: place.column,
+            message,
+        })
+        .collect();
+    if !faults.is_empty() {
+        return Err(ConfigError::Invalid(faults));
+    }
+    let values: Vec<T> =
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| invalid(&error, label))?;
+    Ok(values
+        .into_iter()
+        .zip(trees)
+        .map(|(value, root)| Document { value, root })
+        .collect())
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! { with_snippet: false, strict_booleans: true }
+}
+
+fn invalid(error: &Error, label: &str) -> ConfigError {
+    let error = error.without_snippet();
+    let place = error.location().map(Place::from).unwrap_or_default();
+    let message = sentence(error);
+    ConfigError::Invalid(vec![Fault {
+        file: label.to_owned(),
+        line: place.line,
+        column: place.column,
+        message,
+    }])
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the library's own words serve for its other sixty variants"
+)]
+fn sentence(error: &Error) -> String {
+    match error {
+        Error::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
+        Error::SerdeUnknownVariant {
+            variant, expected, ..
+        } => {
+            let near = nearest(variant, expected)
+                .map(|near| format!("; did you mean `{near}`?"))
+                .unwrap_or_default();
+            format!(
+                "`{}` is not accepted here: expected one of {}{near}",
+                plain(variant),
+                listed(expected)
+            )
+        }
+        Error::SerdeMissingField { field, .. } => format!("key `{field}` is missing"),
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("key `{}` stands here twice", plain(key))
+        }
+        other => DefaultMessageFormatter.format_message(other).into_owned(),
+    }
+}
+
+fn unknown_key(key: &str, expected: &[&'static str]) -> String {
+    match nearest(key, expected) {
+        Some(near) => format!("unknown key `{}`; did you mean `{near}`?", plain(key)),
+        None => format!("unknown key `{}`; known here: {}", plain(key), listed(expected)),
+    }
+}
+
+/// The word a person most likely meant, if one is near enough to be worth saying.
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    known
+        .iter()
+        .map(|candidate| {
+            // `memory` for `memory_mb` is five edits away and still what was meant.
+            let prefix =
+                candidate.starts_with(&format!("{word}_")) || word.starts_with(&format!("{candidate}_"));
+            let score = if prefix {
+                0.9
+            } else {
+                strsim::jaro_winkler(&word, candidate)
+            };
+            (score, *candidate)
+        })
+        .filter(|(score, _)| *score >= 0.8)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, candidate)| candidate)
+}
+
+fn listed(words: &[&str]) -> String {
+    words
+        .iter()
+        .map(|word| format!("`{word}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn plain(text: &str) -> String {
+    text.escape_debug().take(80).collect()
+}
+
+/// [`Node`] as serde reads it.
+#[derive(Debug)]
+enum RawNode {
+    Scalar,
+    Sequence(Vec<Spanned<RawNode>>),
+    Mapping(Vec<(Spanned<String>, Spanned<RawNode>)>),
+}
+
+impl RawNode {
+    fn into_node(spanned: Spanned<Self>) -> Node {
+        let place = Place::from(spanned.referenced);
+        let value = match spanned.value {
+            Self::Scalar => Value::Scalar,
+            Self::Sequence(items) => Value::Sequence(items.into_iter().map(Self::into_node).collect()),
+            Self::Mapping(entries) => Value::Mapping(
+                entries
+                    .into_iter()
+                    .map(|(key, node)| Entry {
+                        key_place: Place::from(key.referenced),
+                        key: key.value,
+                        node: Self::into_node(node),
+                    })
+                    .collect(),
+            ),
+        };
+        Node { place, value }
+    }
+}
+
+impl<'de> Deserialize<'de> for RawNode {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = RawNode;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any YAML value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_i128<E>(self, _: i128) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_u128<E>(self, _: u128) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_unit<E>(self) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_none<E>(self) -> Result<RawNode, E> {
+        Ok(RawNode::Scalar)
+    }
+
+    fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<RawNode, D::Error> {
+        RawNode::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<RawNode, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(RawNode::Sequence(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<RawNode, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = access.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(RawNode::Mapping(entries))
+    }
+}
