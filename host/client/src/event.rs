@@ -1,0 +1,57 @@
+//! What happened, page by page or as it happens.
+
+use agentlab_api::{Event, JobId};
+use serde::Deserialize;
+
+use crate::connection::Call;
+use crate::error::Result;
+use crate::path::encode;
+use crate::{Client, Stream};
+
+#[derive(Deserialize)]
+struct EventPage {
+    events: Vec<Event>,
+}
+
+impl Client {
+    /// Events of a job and its sandbox so far.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn job_events(&self, id: &JobId) -> Result<Vec<Event>> {
+        Ok(self
+            .call::<EventPage>(Call::get(format!("/v1/jobs/{id}/events")))
+            .await?
+            .events)
+    }
+
+    /// Events of a job and its sandbox, from the first and as they happen, until the job is over.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn follow_job_events(&self, id: &JobId, after: Option<u64>) -> Result<Stream<Event>> {
+        Stream::open(self, format!("/v1/jobs/{id}/events"), after).await
+    }
+
+    /// Events of a sandbox so far.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn sandbox_events(&self, selector: &str) -> Result<Vec<Event>> {
+        let target = format!("/v1/sandboxes/{}/events", encode(selector, false));
+        Ok(self.call::<EventPage>(Call::get(target)).await?.events)
+    }
+
+    /// Events of a sandbox, from the first and as they happen.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn follow_sandbox_events(&self, selector: &str, after: Option<u64>) -> Result<Stream<Event>> {
+        Stream::open(
+            self,
+            format!("/v1/sandboxes/{}/events", encode(selector, false)),
+            after,
+        )
+        .await
+    }
+}
