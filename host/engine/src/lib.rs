@@ -10,6 +10,7 @@
 mod engine;
 mod guest;
 pub mod port;
+pub mod sandbox;
 mod settings;
 
 pub use engine::{Engine, StartError};

@@ -1,0 +1,622 @@
+//! What a sandbox may do next, and how far the network trusts it meanwhile.
+//! Pure: no clock, no I/O, no lock. `driver.rs` feeds it and performs its effects.
+//!
+//! ```text
+//!   REQUESTED ─► PROVISIONING ─► BOOTING ─► READY ◄─► RUNNING ◄─► SUSPENDED
+//!       │             ▲ │           │        │  │       │ │           │
+//!       │       start │ │ failed    │        ▼  │       │ │           │
+//!       │             └─┼───────────┼─── STOPPED│       │ │           │
+//!       │               ▼           ▼        │  │       ▼ │           │
+//!       │              FAILED ◄──────────────┼──┼── lost ─┘           │
+//!       └──────────────────┬─────────────────┴──┴──► TIMEOUT ◄────────┘ lease
+//!                          ▼                            ▼
+//!                   (unwinding until nothing is left) ─► DESTROYED, or FAILED with its reason kept
+//! ```
+//!
+//! While unwinding, the wire shows where the sandbox came from: DESTROYED is only said when all is gone.
+
+use agentlab_api::{ErrorCode, Failure, JobId, NetworkMode, SandboxState};
+use agentlab_store::SandboxRecord;
+
+use super::step::Step;
+use crate::port::Trust;
+
+/// Who holds a running sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A job.
+    Job(JobId),
+    /// A person.
+    Operator,
+}
+
+/// Where a sandbox stands, with what only makes sense there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Recorded, and its numbers reserved.
+    Requested,
+    /// The step being worked on.
+    Provisioning {
+        /// Which.
+        at: Step,
+    },
+    /// Powered on; nobody has answered yet.
+    Booting,
+    /// The runner answered; nobody holds it.
+    Ready,
+    /// Held.
+    Running {
+        /// By whom.
+        holder: Holder,
+    },
+    /// Frozen in memory.
+    Suspended {
+        /// Who will hold it again.
+        holder: Option<Holder>,
+    },
+    /// Powered off, disk kept.
+    Stopped,
+    /// The lease ran out; being powered off before it is destroyed.
+    TimedOut,
+    /// Being taken down. Ends in FAILED when that is what it shows, else in DESTROYED.
+    Unwinding {
+        /// What the wire shows meanwhile.
+        shown: SandboxState,
+        /// Why, when something failed.
+        cause: Option<Failure>,
+    },
+    /// Something failed.
+    Failed {
+        /// What.
+        cause: Failure,
+        /// Its machine is kept, sealed, for somebody to look at; otherwise nothing is left.
+        kept: bool,
+    },
+    /// Gone.
+    Destroyed,
+}
+
+/// Asked by a caller; may be refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Power on again, with a new token and a new seed.
+    Start,
+    /// Power off, keep the disk.
+    Stop,
+    /// Freeze in memory.
+    Suspend,
+    /// Go on.
+    Resume,
+    /// Give it to a job.
+    Assign(JobId),
+    /// Make the lease longer.
+    Renew,
+    /// Take everything away.
+    Destroy {
+        /// Also what is already being ended by its lease.
+        force: bool,
+    },
+}
+
+/// Has already happened; can be ignored, never refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A step took effect.
+    StepDone(Step),
+    /// The VMID belongs to somebody else; nothing of ours is there.
+    VmidTaken,
+    /// A step, or a change of trust, failed.
+    StepFailed(Failure),
+    /// The runner redeemed its token.
+    GuestUp(Option<JobId>),
+    /// The guest cannot be relied on any more.
+    GuestLost(Failure),
+    /// The job that holds it is final.
+    JobEnded,
+    /// The lease ran out.
+    LeaseExpired,
+    /// The hypervisor says that the machine is off.
+    MachineStopped(Failure),
+    /// The hypervisor answered, and has no such machine.
+    MachineGone(Failure),
+    /// Every undo has succeeded.
+    Unwound,
+}
+
+/// What a state asks of the world. A restart in a state performs the same effects again, so each is safe to repeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Do a step.
+    Run(Step),
+    /// Wait for the guest, within its deadline.
+    AwaitGuest,
+    /// Let the network trust it as far as [`State::trust`] says.
+    Enforce,
+    /// Power off.
+    PowerOff,
+    /// Freeze.
+    Suspend,
+    /// Thaw.
+    Resume,
+    /// Undo everything up to the cursor, again and again, until nothing is left.
+    Unwind,
+}
+
+/// A move to another state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    /// The state to be recorded.
+    pub next: State,
+    /// What to do once it is recorded.
+    pub effects: Vec<Effect>,
+}
+
+/// Answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done with this.
+    Moved(Transition),
+    /// Nothing to do: what makes every request safe to repeat.
+    AlreadySo,
+    /// Not now.
+    Refused(Refusal),
+}
+
+/// Why not, and what is allowed instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Sandbox is {state}: {reason}")]
+pub struct Refusal {
+    /// The state it is in.
+    pub state: SandboxState,
+    /// Why not.
+    pub reason: &'static str,
+    /// What may be asked now.
+    pub allowed: &'static [&'static str],
+}
+
+impl State {
+    /// What a record says.
+    #[must_use]
+    pub fn of(record: &SandboxRecord) -> Self {
+        let cause = || {
+            record.failure.clone().unwrap_or_else(|| Failure {
+                code: ErrorCode::Internal,
+                stage: record.cursor.clone(),
+                message: "No reason was recorded".to_owned(),
+                hint: None,
+            })
+        };
+        if record.state == SandboxState::Destroyed {
+            return Self::Destroyed;
+        }
+        if record.unwinding {
+            return if record.cursor.is_empty() && record.state == SandboxState::Failed {
+                Self::Failed {
+                    cause: cause(),
+                    kept: false,
+                }
+            } else {
+                Self::Unwinding {
+                    shown: record.state,
+                    cause: record.failure.clone(),
+                }
+            };
+        }
+        let holder = record.job.clone().map(Holder::Job);
+        match record.state {
+            SandboxState::Requested => Self::Requested,
+            SandboxState::Provisioning => Self::Provisioning {
+                at: Step::named(&record.cursor).unwrap_or(Step::Reserve),
+            },
+            SandboxState::Booting => Self::Booting,
+            SandboxState::Ready => Self::Ready,
+            SandboxState::Running => Self::Running {
+                holder: holder.unwrap_or(Holder::Operator),
+            },
+            SandboxState::Suspended => Self::Suspended { holder },
+            SandboxState::Stopped => Self::Stopped,
+            SandboxState::Timeout => Self::TimedOut,
+            SandboxState::Failed => Self::Failed {
+                cause: cause(),
+                kept: true,
+            },
+            SandboxState::Destroyed => Self::Destroyed,
+        }
+    }
+
+    /// Writes the state into its record; [`Self::of`] reads it back.
+    pub fn write_to(&self, record: &mut SandboxRecord) {
+        record.state = self.shown();
+        match self {
+            Self::Requested => record.cursor = Step::Reserve.as_str().to_owned(),
+            Self::Provisioning { at } => record.cursor = at.as_str().to_owned(),
+            Self::Booting => record.cursor = Step::AwaitGuest.as_str().to_owned(),
+            Self::Running {
+                holder: Holder::Job(job),
+            } => record.job = Some(job.clone()),
+            // Nobody holds it any more; the job remembers its sandbox.
+            Self::Ready
+            | Self::Running {
+                holder: Holder::Operator,
+            }
+            | Self::Suspended { holder: None } => {
+                record.job = None;
+            }
+            Self::Suspended { holder: Some(_) } | Self::Stopped | Self::TimedOut => {}
+            Self::Unwinding { cause, .. } => {
+                record.unwinding = true;
+                record.failure = cause.clone();
+            }
+            Self::Failed { cause, kept } => {
+                record.failure = Some(cause.clone());
+                if !kept {
+                    record.unwinding = true;
+                    record.cursor.clear();
+                }
+            }
+            Self::Destroyed => {
+                record.unwinding = true;
+                record.cursor.clear();
+            }
+        }
+    }
+
+    /// The state on the wire.
+    #[must_use]
+    pub fn shown(&self) -> SandboxState {
+        match self {
+            Self::Requested => SandboxState::Requested,
+            Self::Provisioning { .. } => SandboxState::Provisioning,
+            Self::Booting => SandboxState::Booting,
+            Self::Ready => SandboxState::Ready,
+            Self::Running { .. } => SandboxState::Running,
+            Self::Suspended { .. } => SandboxState::Suspended,
+            Self::Stopped => SandboxState::Stopped,
+            Self::TimedOut => SandboxState::Timeout,
+            Self::Unwinding { shown, .. } => *shown,
+            Self::Failed { .. } => SandboxState::Failed,
+            Self::Destroyed => SandboxState::Destroyed,
+        }
+    }
+
+    /// The one place that says which packets each state deserves.
+    #[must_use]
+    pub fn trust(&self, mode: NetworkMode) -> Trust {
+        match self {
+            Self::Provisioning { at: Step::PowerOn } | Self::Booting => Trust::BootstrapOnly,
+            // A frozen machine sends nothing; its flows may go on when it thaws.
+            Self::Ready | Self::Running { .. } | Self::Suspended { .. } => granted(mode),
+            Self::Requested
+            | Self::Provisioning { .. }
+            | Self::Stopped
+            | Self::TimedOut
+            | Self::Unwinding { .. }
+            | Self::Failed { .. }
+            | Self::Destroyed => Trust::Sealed,
+        }
+    }
+
+    /// What this state asks of the world, in order.
+    #[must_use]
+    pub fn effects(&self) -> Vec<Effect> {
+        match self {
+            Self::Requested => vec![Effect::Run(Step::Reserve)],
+            Self::Provisioning { at } => vec![Effect::Run(*at)],
+            Self::Booting => vec![Effect::AwaitGuest],
+            Self::Ready | Self::Running { .. } => vec![Effect::Resume, Effect::Enforce],
+            Self::Suspended { .. } => vec![Effect::Suspend, Effect::Enforce],
+            Self::Stopped | Self::TimedOut => vec![Effect::Enforce, Effect::PowerOff],
+            Self::Failed { kept: true, .. } => vec![Effect::Enforce],
+            Self::Unwinding { .. } => vec![Effect::Unwind],
+            Self::Failed { kept: false, .. } | Self::Destroyed => Vec::new(),
+        }
+    }
+
+    /// Whether the machine is powered on, as far as we are concerned.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        match self {
+            Self::Booting | Self::Ready | Self::Running { .. } | Self::Suspended { .. } => true,
+            Self::Failed { kept, .. } => *kept,
+            Self::Requested
+            | Self::Provisioning { .. }
+            | Self::Stopped
+            | Self::TimedOut
+            | Self::Unwinding { .. }
+            | Self::Destroyed => false,
+        }
+    }
+
+    /// Whether anything of it may exist outside the records.
+    #[must_use]
+    pub fn holds_something(&self) -> bool {
+        !matches!(self, Self::Destroyed | Self::Failed { kept: false, .. })
+    }
+
+    /// What may be asked of it: the table every refusal quotes.
+    #[must_use]
+    pub fn allowed(&self) -> &'static [&'static str] {
+        match self {
+            Self::Requested | Self::Provisioning { .. } | Self::Booting | Self::Failed { .. } => {
+                &["show", "logs", "destroy"]
+            }
+            Self::Ready => &["show", "logs", "ssh", "exec", "start work", "stop", "destroy"],
+            Self::Running { .. } => &[
+                "show",
+                "logs",
+                "ssh",
+                "exec",
+                "stop",
+                "pause",
+                "destroy",
+                "lease renew",
+            ],
+            Self::Suspended { .. } => &["show", "logs", "resume", "destroy"],
+            Self::Stopped => &["show", "logs", "start", "destroy"],
+            Self::TimedOut => &["show", "logs", "destroy --force", "prune"],
+            Self::Unwinding { .. } => &["show", "logs"],
+            Self::Destroyed => &["show"],
+        }
+    }
+
+    /// Decides on what a caller asks.
+    #[must_use]
+    pub fn request(&self, request: &Request) -> Verdict {
+        match request {
+            Request::Destroy { force } => self.destroy(*force),
+            Request::Start => match self {
+                Self::Stopped => moved(Self::Provisioning { at: Step::IssueToken }),
+                Self::Provisioning { .. } | Self::Booting | Self::Ready | Self::Running { .. } => {
+                    Verdict::AlreadySo
+                }
+                _ => self.refused("only a stopped sandbox can be started"),
+            },
+            Request::Stop => match self {
+                Self::Ready | Self::Running { .. } => moved(Self::Stopped),
+                Self::Stopped => Verdict::AlreadySo,
+                _ => self.refused("only a ready or running sandbox can be stopped"),
+            },
+            Request::Suspend => match self {
+                Self::Running { holder } => moved(Self::Suspended {
+                    holder: Some(holder.clone()),
+                }),
+                Self::Suspended { .. } => Verdict::AlreadySo,
+                _ => self.refused("only a running sandbox can be paused"),
+            },
+            Request::Resume => match self {
+                Self::Suspended { holder: Some(holder) } => moved(Self::Running {
+                    holder: holder.clone(),
+                }),
+                Self::Suspended { holder: None } => moved(Self::Ready),
+                Self::Ready | Self::Running { .. } => Verdict::AlreadySo,
+                _ => self.refused("only a paused sandbox can be resumed"),
+            },
+            Request::Assign(job) => match self {
+                Self::Ready => moved(Self::Running {
+                    holder: Holder::Job(job.clone()),
+                }),
+                Self::Running {
+                    holder: Holder::Job(held),
+                } if held == job => Verdict::AlreadySo,
+                Self::Running { .. } => self.refused("somebody holds it already"),
+                _ => self.refused("only a ready sandbox can take a job"),
+            },
+            Request::Renew => match self {
+                Self::Running { .. } => Verdict::Moved(Transition {
+                    next: self.clone(),
+                    effects: Vec::new(),
+                }),
+                _ => self.refused("only the lease of a running sandbox can be renewed"),
+            },
+        }
+    }
+
+    fn destroy(&self, force: bool) -> Verdict {
+        match self {
+            Self::TimedOut if !force => {
+                self.refused("its lease ran out and it is being stopped and destroyed; --force does not wait")
+            }
+            Self::Requested
+            | Self::Provisioning { .. }
+            | Self::Booting
+            | Self::Ready
+            | Self::Running { .. }
+            | Self::Suspended { .. }
+            | Self::Stopped
+            | Self::TimedOut => moved(Self::Unwinding {
+                shown: self.shown(),
+                cause: None,
+            }),
+            // No longer shown as FAILED, since it is to end in DESTROYED; the reason stays on the record.
+            Self::Failed { cause, kept: true } => moved(Self::Unwinding {
+                shown: SandboxState::Stopped,
+                cause: Some(cause.clone()),
+            }),
+            Self::Unwinding {
+                shown: SandboxState::Failed,
+                cause,
+            } => moved(Self::Unwinding {
+                shown: SandboxState::Stopped,
+                cause: cause.clone(),
+            }),
+            Self::Failed { kept: false, .. } => moved(Self::Destroyed),
+            Self::Unwinding { .. } | Self::Destroyed => Verdict::AlreadySo,
+        }
+    }
+
+    /// Takes in what happened. `keep` says that a failed or finished sandbox keeps its machine. `None`: it changes
+    /// nothing here.
+    #[must_use]
+    pub fn event(&self, event: &Event, keep: bool) -> Option<Transition> {
+        match event {
+            Event::StepDone(step) => self.step_done(*step),
+            Event::VmidTaken => match self {
+                Self::Provisioning { at: Step::Clone } => enter(Self::Provisioning { at: Step::Reserve }),
+                _ => None,
+            },
+            Event::StepFailed(cause) => match self {
+                Self::Requested | Self::Provisioning { .. } | Self::Booting => unwind_failed(cause),
+                _ => self.lost(cause, keep),
+            },
+            Event::GuestUp(job) => match self {
+                Self::Provisioning { at: Step::PowerOn } | Self::Booting => enter(match job {
+                    Some(job) => Self::Running {
+                        holder: Holder::Job(job.clone()),
+                    },
+                    None => Self::Ready,
+                }),
+                _ => None,
+            },
+            Event::GuestLost(cause) => match self {
+                Self::Provisioning { at: Step::PowerOn } | Self::Booting => unwind_failed(cause),
+                _ => self.lost(cause, keep),
+            },
+            Event::JobEnded => self.job_ended(keep),
+            Event::LeaseExpired => self.lease_expired(),
+            Event::MachineStopped(cause) => match self {
+                Self::Booting => unwind_failed(cause),
+                Self::Running { .. } => self.lost(cause, keep),
+                Self::Ready | Self::Suspended { .. } => enter(Self::Stopped),
+                Self::TimedOut => enter(Self::Unwinding {
+                    shown: SandboxState::Timeout,
+                    cause: None,
+                }),
+                _ => None,
+            },
+            Event::MachineGone(cause) => match self {
+                Self::Booting
+                | Self::Ready
+                | Self::Running { .. }
+                | Self::Suspended { .. }
+                | Self::Stopped
+                | Self::TimedOut => enter(Self::Unwinding {
+                    shown: self.shown(),
+                    cause: Some(cause.clone()),
+                }),
+                Self::Failed { cause, kept: true } => enter(Self::Unwinding {
+                    shown: SandboxState::Stopped,
+                    cause: Some(cause.clone()),
+                }),
+                _ => None,
+            },
+            Event::Unwound => match self {
+                Self::Unwinding {
+                    shown: SandboxState::Failed,
+                    cause: Some(cause),
+                } => enter(Self::Failed {
+                    cause: cause.clone(),
+                    kept: false,
+                }),
+                Self::Unwinding { .. } => enter(Self::Destroyed),
+                _ => None,
+            },
+        }
+    }
+
+    fn step_done(&self, step: Step) -> Option<Transition> {
+        match self {
+            Self::Requested if step == Step::Reserve => enter(Self::Provisioning { at: Step::Clone }),
+            Self::Provisioning { at } if *at == step => match step.next() {
+                None | Some(Step::AwaitGuest) => enter(Self::Booting),
+                Some(next) => enter(Self::Provisioning { at: next }),
+            },
+            _ => None,
+        }
+    }
+
+    fn lost(&self, cause: &Failure, keep: bool) -> Option<Transition> {
+        match self {
+            Self::Ready | Self::Running { .. } | Self::Suspended { .. } if keep => enter(Self::Failed {
+                cause: cause.clone(),
+                kept: true,
+            }),
+            Self::Ready | Self::Running { .. } | Self::Suspended { .. } => unwind_failed(cause),
+            _ => None,
+        }
+    }
+
+    fn job_ended(&self, keep: bool) -> Option<Transition> {
+        match self {
+            Self::Running {
+                holder: Holder::Job(_),
+            } if keep => enter(Self::Ready),
+            Self::Suspended {
+                holder: Some(Holder::Job(_)),
+            } if keep => enter(Self::Suspended { holder: None }),
+            // A sandbox that never came up has nothing worth keeping.
+            Self::Requested
+            | Self::Provisioning { .. }
+            | Self::Booting
+            | Self::Running {
+                holder: Holder::Job(_),
+            }
+            | Self::Suspended {
+                holder: Some(Holder::Job(_)),
+            } => enter(Self::Unwinding {
+                shown: self.shown(),
+                cause: None,
+            }),
+            _ => None,
+        }
+    }
+
+    fn lease_expired(&self) -> Option<Transition> {
+        match self {
+            Self::Requested | Self::Provisioning { .. } | Self::Booting => enter(Self::Unwinding {
+                shown: SandboxState::Timeout,
+                cause: None,
+            }),
+            Self::Ready | Self::Running { .. } | Self::Suspended { .. } | Self::Stopped => {
+                enter(Self::TimedOut)
+            }
+            Self::Failed { cause, kept: true } => enter(Self::Unwinding {
+                shown: SandboxState::Timeout,
+                cause: Some(cause.clone()),
+            }),
+            Self::Failed { kept: false, .. } => enter(Self::Destroyed),
+            Self::TimedOut | Self::Unwinding { .. } | Self::Destroyed => None,
+        }
+    }
+
+    fn refused(&self, reason: &'static str) -> Verdict {
+        Verdict::Refused(Refusal {
+            state: self.shown(),
+            reason,
+            allowed: self.allowed(),
+        })
+    }
+}
+
+/// What a network mode is worth once the guest has answered.
+#[must_use]
+pub fn granted(mode: NetworkMode) -> Trust {
+    match mode {
+        NetworkMode::Off => Trust::Off,
+        NetworkMode::Nat => Trust::Nat,
+        NetworkMode::Allowlist => Trust::Allowlist,
+    }
+}
+
+fn transition(next: State) -> Transition {
+    let effects = next.effects();
+    Transition { next, effects }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every caller answers with an option")]
+fn enter(next: State) -> Option<Transition> {
+    Some(transition(next))
+}
+
+fn moved(next: State) -> Verdict {
+    Verdict::Moved(transition(next))
+}
+
+fn unwind_failed(cause: &Failure) -> Option<Transition> {
+    enter(State::Unwinding {
+        shown: SandboxState::Failed,
+        cause: Some(cause.clone()),
+    })
+}
+
+#[cfg(test)]
+mod tests;
