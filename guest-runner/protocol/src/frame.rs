@@ -107,6 +107,12 @@ impl Decoder {
         Self::default()
     }
 
+    /// How many bytes [`Decoder::push`] would take now.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        MAX_FRAME - (self.buffer.len() - self.start)
+    }
+
     /// Copies bytes in and returns how many: all of them, or as many as fit. After [`Decoder::take_frame`] has
     /// returned `None` there is room for at least one.
     pub fn push(&mut self, bytes: &[u8]) -> usize {
