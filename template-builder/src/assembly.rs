@@ -1,0 +1,291 @@
+//! A build from end to end. Everything happens in one work directory inside the store, which goes when the build
+//! fails and becomes the image when it does not.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::bake::{Baking, bake};
+use crate::error::{During, Result, TemplateError};
+use crate::fingerprint::{self, Fingerprint};
+use crate::kernel::{COMMAND_LINE, Kernel};
+use crate::manifest::{
+    self, DISK, DiskRecord, FORMAT, FileRecord, INITRD, KERNEL, KernelRecord, MANIFEST, Manifest,
+    RunnerRecord,
+};
+use crate::progress::{Progress, Step};
+use crate::recipe::Recipe;
+use crate::rootfs::{self, ARCHITECTURE, EPOCH};
+use crate::runner::Runner;
+use crate::store::{BUILDING, Template, TemplateStore};
+use crate::strip::strip;
+use crate::tool::{Call, Toolbox};
+use crate::tree::Tree;
+use crate::{gc, initrd, store, tuning};
+
+/// Counts up whenever the same recipe and runner would give another image.
+const BUILDER: &str = "agentlab-template 1";
+
+/// What to build.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// The runner to bake in.
+    pub runner: &'a Runner,
+    /// Mirror instead of the suite's own.
+    pub mirror: Option<&'a str>,
+    /// Build even when nothing changed, with today's packages.
+    pub force: bool,
+    /// Programs to build with.
+    pub tools: &'a Toolbox,
+    /// Owner of the agent's home: uid and gid 1000, except where a test is not root.
+    pub home_owner: (u32, u32),
+}
+
+/// How a build ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// There was nothing to do.
+    Unchanged(Template),
+    /// A new image stands.
+    Built(Template),
+}
+
+/// What an image is made from. Package versions do not count: they are what the mirror has on the day of the build.
+#[must_use]
+pub fn input_id(recipe: &Recipe, runner_sha256: &str) -> String {
+    Fingerprint::of(BUILDER)
+        .with("architecture", ARCHITECTURE.as_bytes())
+        .with("recipe", recipe.digest().as_bytes())
+        .with("runner", runner_sha256.as_bytes())
+        .with_all("command line", &COMMAND_LINE)
+        .finish()
+}
+
+/// The image that a build with this order would only make again.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn unchanged(templates: &TemplateStore, order: &Order<'_>) -> Result<Option<Template>> {
+    let wanted = input_id(order.recipe, &order.runner.sha256);
+    let found = templates.find_by_name(&order.recipe.name)?;
+    let whole = |template: &Template| {
+        template
+            .manifest
+            .files
+            .keys()
+            .all(|name| template.dir.join(name).is_file())
+    };
+    Ok(found.filter(|template| !order.force && template.manifest.input_id == wanted && whole(template)))
+}
+
+/// Builds, unless there is nothing to do.
+///
+/// # Errors
+/// When any step fails; nothing of the build is left then.
+pub fn build(templates: &TemplateStore, order: &Order<'_>, progress: &mut Progress) -> Result<Outcome> {
+    if let Some(template) = unchanged(templates, order)? {
+        return Ok(Outcome::Unchanged(template));
+    }
+    templates.create()?;
+    let _lock = match templates.try_lock()? {
+        Some(lock) => lock,
+        None => progress.step(Step::Wait, "", || templates.lock())?,
+    };
+    // Whoever we waited for may have built just this.
+    if let Some(template) = unchanged(templates, order)? {
+        return Ok(Outcome::Unchanged(template));
+    }
+    refuse_taken_vmid(templates, order.recipe)?;
+    for leftover in gc::leftovers(templates)? {
+        progress.say(&format!("  clearing {leftover}, left by a build that died"));
+        gc::remove(&templates.dir().join(leftover))?;
+    }
+    let work = tempfile::Builder::new()
+        .prefix(BUILDING)
+        .tempdir_in(templates.dir());
+    let work = work.during("make a work directory in", templates.dir())?;
+    // apt drops its rights for downloads and must still get through.
+    fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755)).during("open up", work.path())?;
+    let image = work.path().join("image");
+    fs::create_dir(&image).during("create", &image)?;
+    let manifest = assemble(templates, order, (work.path(), &image), progress)?;
+    templates.publish(&image, &manifest).map(Outcome::Built)
+}
+
+fn refuse_taken_vmid(templates: &TemplateStore, recipe: &Recipe) -> Result<()> {
+    match templates.find_by_vmid(recipe.vmid)? {
+        Some(other) if other.manifest.name != recipe.name => Err(TemplateError::VmidTaken {
+            vmid: recipe.vmid,
+            holder: other.manifest.name,
+            wanted: recipe.name.clone(),
+            store: templates.dir().to_owned(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn assemble(
+    templates: &TemplateStore,
+    order: &Order<'_>,
+    (scratch, image): (&Path, &Path),
+    progress: &mut Progress,
+) -> Result<Manifest> {
+    let (recipe, runner) = (order.recipe, order.runner);
+    let tree_key = rootfs::key(recipe, order.mirror);
+    let tar = rootfs::kept_path(templates.dir(), &tree_key);
+    if order.force || !tar.is_file() {
+        let detail = format!(
+            "{} with {} packages and what they need",
+            recipe.suite,
+            recipe.packages.len()
+        );
+        progress.step(Step::Bootstrap, &detail, || {
+            rootfs::bootstrap(order.tools, recipe, order.mirror, scratch, &tar)
+        })?;
+    }
+    let tree = progress.step(Step::Unpack, "", || rootfs::unpack(order.tools, &tar, scratch))?;
+    let packages = rootfs::installed(&tree)?;
+    // Before the strip, which takes the kernel out of the tree.
+    let kernel = progress.step(Step::Kernel, "", || boot_files(&tree, image))?;
+    let version = runner.version();
+    progress.step(Step::Bake, version.as_deref().unwrap_or_default(), || {
+        strip(&tree)?;
+        bake(
+            &tree,
+            &Baking {
+                recipe,
+                runner: &runner.bytes,
+                runner_sha256: &runner.sha256,
+                runner_version: version.as_deref(),
+                home_owner: order.home_owner,
+            },
+        )?;
+        tree.clamp_times(EPOCH)
+    })?;
+    let input = input_id(recipe, &runner.sha256);
+    progress.step(Step::Image, &format!("{} MiB", recipe.size_mb), || {
+        file_system(
+            order,
+            &tree,
+            (&image.join(DISK), &scratch.join("mke2fs.log")),
+            &input,
+        )
+    })?;
+    let files = progress.step(Step::Hash, "", || hash_all(image))?;
+    let arguments: Vec<&str> = COMMAND_LINE
+        .into_iter()
+        .chain(recipe.kernel_arguments.iter().map(String::as_str))
+        .collect();
+    let mut manifest = Manifest {
+        format: FORMAT,
+        id: String::new(),
+        input_id: input,
+        name: recipe.name.clone(),
+        vmid: recipe.vmid,
+        architecture: ARCHITECTURE.to_owned(),
+        suite: recipe.suite.clone(),
+        recipe_sha256: recipe.digest(),
+        created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        builder_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runner: RunnerRecord {
+            version,
+            sha256: runner.sha256.clone(),
+            path: tuning::RUNNER_PATH.to_owned(),
+        },
+        kernel: KernelRecord {
+            version: kernel.version,
+            command_line: arguments.join(" "),
+        },
+        disk: DiskRecord {
+            file: DISK.to_owned(),
+            format: "raw".to_owned(),
+            size_bytes: u64::from(recipe.size_mb) << 20,
+            device: "/dev/vda".to_owned(),
+        },
+        files,
+        tree_key,
+        packages,
+    };
+    manifest.id = store::image_id(&manifest);
+    let path = image.join(MANIFEST);
+    fs::write(&path, manifest::to_json(&manifest)?).during("write", &path)?;
+    Ok(manifest)
+}
+
+fn boot_files(tree: &Tree, image: &Path) -> Result<Kernel> {
+    let kernel = Kernel::from_tree(tree)?;
+    let lacking = || TemplateError::Tree {
+        problem: format!("lacks {}", initrd::BUSYBOX),
+    };
+    let busybox = tree.read(initrd::BUSYBOX)?.ok_or_else(lacking)?;
+    for (name, bytes) in [
+        (KERNEL, &kernel.image),
+        (INITRD, &initrd::build(&kernel, &busybox)),
+    ] {
+        let path = image.join(name);
+        fs::write(&path, bytes).during("write", &path)?;
+    }
+    Ok(kernel)
+}
+
+/// The same tree gives the same bytes: UUID and hash seed come from what the image is made of, the clock stands.
+fn file_system(order: &Order<'_>, tree: &Tree, (disk, log): (&Path, &Path), input: &str) -> Result<()> {
+    let uuid = uuid_of(input);
+    let arguments = [
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-L",
+        "root",
+        "-U",
+        &uuid,
+        "-m",
+        "0",
+        "-E",
+        &format!("hash_seed={uuid},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
+        "-d",
+        &tree.path().display().to_string(),
+        &disk.display().to_string(),
+        &format!("{}M", order.recipe.size_mb),
+    ];
+    Call {
+        program: &order.tools.mke2fs,
+        package: "e2fsprogs",
+        arguments: arguments.map(str::to_owned).to_vec(),
+        environment: vec![
+            ("E2FSPROGS_FAKE_TIME", EPOCH.to_string()),
+            ("SOURCE_DATE_EPOCH", EPOCH.to_string()),
+        ],
+        log,
+    }
+    .run()
+}
+
+/// The first 128 bits of a hash, marked as a version 8 UUID.
+fn uuid_of(hash: &str) -> String {
+    let part = |from: usize, to: usize| hash.get(from..to).unwrap_or_default().to_owned();
+    format!(
+        "{}-{}-8{}-8{}-{}",
+        part(0, 8),
+        part(8, 12),
+        part(13, 16),
+        part(17, 20),
+        part(20, 32)
+    )
+}
+
+fn hash_all(image: &Path) -> Result<BTreeMap<String, FileRecord>> {
+    let mut files = BTreeMap::new();
+    for name in [DISK, KERNEL, INITRD] {
+        let (sha256, size_bytes) = fingerprint::of_file(&image.join(name))?;
+        files.insert(name.to_owned(), FileRecord { sha256, size_bytes });
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests;

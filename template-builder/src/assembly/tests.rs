@@ -1,0 +1,287 @@
+//! Whole builds with a stand-in for mmdebstrap: everything else, mke2fs and tar included, is real.
+
+use super::*;
+use crate::runner::smallest_program;
+use crate::store::read_dir;
+use std::path::PathBuf;
+
+/// A lab with a store and a stand-in that answers with a tiny root tree, and counts how often it was asked.
+struct Lab {
+    dir: tempfile::TempDir,
+    tools: Toolbox,
+    runner: Runner,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(&{
+            let path = dir.path().join("tree");
+            fs::create_dir(&path).unwrap();
+            path
+        })
+        .unwrap();
+        let base = "/usr/lib/modules/6.12-test";
+        for (path, text) in [
+            ("/etc/passwd", "root:x:0:0::/root:/bin/bash\n"),
+            ("/etc/group", "root:x:0:\n"),
+            ("/etc/shadow", "root:*:1::::::\n"),
+            ("/etc/gshadow", "root:*::\n"),
+            ("/etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
+            ("/boot/vmlinuz-6.12-test", "kernel"),
+            ("/usr/bin/busybox", "busybox"),
+            (&format!("{base}/modules.dep"), "kernel/virtio_blk.ko:\n"),
+            (
+                &format!("{base}/modules.builtin"),
+                "a/virtio_net.ko\na/qemu_fw_cfg.ko\na/virtio-rng.ko\n",
+            ),
+            (&format!("{base}/kernel/virtio_blk.ko"), "\x7fELF module"),
+            (
+                "/var/lib/dpkg/status",
+                "Package: git\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1:2\n",
+            ),
+        ] {
+            tree.write(path, text.as_bytes(), 0o644).unwrap();
+        }
+        let lab = Self {
+            tools: Toolbox {
+                mmdebstrap: dir.path().join("mmdebstrap"),
+                ..Toolbox::default()
+            },
+            runner: runner(b"one"),
+            dir,
+        };
+        let source = lab.dir.path().display().to_string();
+        // Asked as `mmdebstrap ... SUITE TAR`: the last argument is where the tree goes.
+        lab.stand_in(
+            "mmdebstrap",
+            &format!(
+                "echo x >>{source}/asked; for last; do :; done; exec tar -C {source}/tree -cf \"$last\" ."
+            ),
+        );
+        lab
+    }
+
+    fn stand_in(&self, name: &str, script: &str) {
+        let path = self.dir.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn store(&self) -> TemplateStore {
+        TemplateStore::open(&self.dir.path().join("store"))
+    }
+
+    fn build(&self, recipe: &str, force: bool) -> Result<Outcome> {
+        let mut recipe = crate::recipe::parse(recipe, "r", Path::new(".")).unwrap();
+        // Smaller than a recipe may ask for: hashing the disk is most of such a build.
+        recipe.size_mb = 16;
+        let home_owner = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let order = Order {
+            recipe: &recipe,
+            runner: &self.runner,
+            mirror: None,
+            force,
+            tools: &self.tools,
+            home_owner,
+        };
+        build(&self.store(), &order, &mut Progress::new(false))
+    }
+
+    fn built(&self, recipe: &str) -> Template {
+        match self.build(recipe, false).unwrap() {
+            Outcome::Built(template) => template,
+            Outcome::Unchanged(_) => panic!("nothing was built"),
+        }
+    }
+
+    fn asked(&self) -> usize {
+        fs::read_to_string(self.dir.path().join("asked"))
+            .unwrap_or_default()
+            .lines()
+            .count()
+    }
+}
+
+fn runner(mark: &[u8]) -> Runner {
+    let bytes = [smallest_program(1).as_slice(), mark].concat();
+    Runner {
+        path: PathBuf::from("/nonexistent/runner"),
+        sha256: fingerprint::of_bytes(&bytes),
+        bytes,
+    }
+}
+
+const RECIPE: &str = "name = \"demo\"\n";
+
+#[test]
+fn a_build_publishes_a_sound_image_that_its_name_and_vmid_lead_to() {
+    let lab = Lab::new();
+    let template = lab.built(RECIPE);
+    let store = lab.store();
+    assert_eq!(read_dir(&template.dir).unwrap(), [INITRD, MANIFEST, DISK, KERNEL]);
+    assert_eq!(store.find_by_vmid(9000).unwrap().unwrap(), template);
+    assert_eq!(store.find("demo").unwrap(), template);
+    assert_eq!(store.find(&template.manifest.id[..6]).unwrap(), template);
+    assert_eq!(store.verify(&template).unwrap(), []);
+    assert!(
+        template
+            .manifest
+            .kernel
+            .command_line
+            .starts_with("root=/dev/vda rw")
+    );
+    for name in [DISK, KERNEL, INITRD, MANIFEST] {
+        let mode = fs::metadata(template.dir.join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777;
+        assert_eq!(mode, 0o444, "{name}");
+    }
+    assert_eq!(
+        read_dir(store.dir()).unwrap().len(),
+        4,
+        "only the image, by-name, .cache and .lock"
+    );
+}
+
+#[test]
+fn an_unchanged_recipe_builds_nothing_and_a_new_runner_needs_no_bootstrap() {
+    let mut lab = Lab::new();
+    let first = lab.built(RECIPE);
+    let again = lab.build("# only a comment\nname = \"demo\"\n", false).unwrap();
+    assert!(matches!(again, Outcome::Unchanged(template) if template == first));
+    lab.runner = runner(b"two");
+    let second = lab.built(RECIPE);
+    assert_eq!(lab.asked(), 1);
+    assert!(second.manifest.id != first.manifest.id && first.dir.join(DISK).exists());
+    assert_eq!(lab.store().find("demo").unwrap(), second);
+    lab.build(RECIPE, true).unwrap();
+    assert_eq!(lab.asked(), 2);
+}
+
+#[test]
+fn the_same_tree_and_runner_give_the_same_bytes() {
+    let one = Lab::new().built(RECIPE);
+    let two = Lab::new().built(RECIPE);
+    assert_eq!(one.manifest.files[KERNEL], two.manifest.files[KERNEL]);
+    assert_eq!(one.manifest.files[INITRD], two.manifest.files[INITRD]);
+    assert_eq!(one.manifest.input_id, two.manifest.input_id);
+}
+
+#[test]
+fn a_failing_step_leaves_only_the_kept_root_tree() {
+    let mut lab = Lab::new();
+    lab.stand_in(
+        "mke2fs",
+        "echo 'mke2fs: No space left on device while writing' >&2; echo half >\"$0.img\"; exit 1",
+    );
+    lab.tools.mke2fs = lab.dir.path().join("mke2fs");
+    let error = lab.build(RECIPE, false).unwrap_err();
+    assert!(error.to_string().contains("No space left on device"), "{error}");
+    assert!(error.hint().unwrap().contains("nothing half-made was left"));
+    assert_eq!(
+        read_dir(lab.store().dir()).unwrap(),
+        [".cache", ".lock", "by-name"]
+    );
+    assert_eq!(lab.store().list().unwrap().0, []);
+}
+
+#[test]
+fn an_unreachable_mirror_speaks_in_apts_own_words_and_nothing_is_kept() {
+    let lab = Lab::new();
+    lab.stand_in(
+        "mmdebstrap",
+        "echo 'I: running apt-get update...'; echo \"E: Failed to fetch http://m.invalid/InRelease  Could not resolve 'm.invalid'\" >&2; exit 25",
+    );
+    let error = lab.build(RECIPE, false).unwrap_err();
+    assert!(
+        error.to_string().contains("Could not resolve 'm.invalid'"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("--mirror"));
+    assert_eq!(
+        read_dir(&lab.store().dir().join(store::CACHE)).unwrap(),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_dead_builds_leftovers_are_cleared_by_the_next_build() {
+    let lab = Lab::new();
+    lab.store().create().unwrap();
+    let left = lab.store().dir().join(".building-dead/tree");
+    fs::create_dir_all(&left).unwrap();
+    lab.built(RECIPE);
+    assert!(!left.exists());
+}
+
+#[test]
+fn two_builds_at_once_make_one_image() {
+    let lab = Lab::new();
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let builds: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| lab.build(RECIPE, false).unwrap()))
+            .collect();
+        builds.into_iter().map(|build| build.join().unwrap()).collect()
+    });
+    assert_eq!(
+        outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome, Outcome::Built(_)))
+            .count(),
+        1
+    );
+    assert_eq!(lab.asked(), 1);
+}
+
+#[test]
+fn a_vmid_that_another_template_stands_for_is_refused_before_any_work() {
+    let lab = Lab::new();
+    lab.built(RECIPE);
+    let error = lab.build("name = \"other\"\n", false).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("VMID 9000 already stands for template `demo`"),
+        "{error}"
+    );
+    assert_eq!(lab.asked(), 1);
+}
+
+#[test]
+fn verify_names_every_file_that_changed_is_gone_or_does_not_belong() {
+    let lab = Lab::new();
+    let template = lab.built(RECIPE);
+    let rewrite = |name: &str, text: &str| {
+        fs::remove_file(template.dir.join(name)).unwrap();
+        fs::write(template.dir.join(name), text).unwrap();
+    };
+    rewrite(KERNEL, "kernex");
+    rewrite(INITRD, "short");
+    fs::remove_file(template.dir.join(DISK)).unwrap();
+    fs::write(template.dir.join("extra"), "").unwrap();
+    let differences = lab.store().verify(&template).unwrap();
+    let found: Vec<(&str, bool)> = [
+        (INITRD, "bytes long"),
+        (DISK, "No such file"),
+        (KERNEL, "SHA-256"),
+        ("extra", "not in"),
+    ]
+    .iter()
+    .map(|(file, part)| {
+        (
+            *file,
+            differences
+                .iter()
+                .any(|one| one.file == *file && one.problem.contains(part)),
+        )
+    })
+    .collect();
+    assert!(found.iter().all(|(_, said)| *said), "{differences:?}");
+    assert_eq!(differences.len(), 4);
+}

@@ -1,0 +1,493 @@
+//! The recipe: what goes into an image. Strict: a key nobody enforces is an error at its place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::error::{During, Result, TemplateError, nearest};
+use crate::fingerprint::Fingerprint;
+
+/// Recipes that need no file, as `(name, text)`.
+pub const BUILT_IN: [(&str, &str); 2] = [
+    ("demo", include_str!("../../packaging/recipes/demo.toml")),
+    (
+        "debian-13",
+        include_str!("../../packaging/recipes/debian-13.toml"),
+    ),
+];
+
+/// VMID that a template stands for when its recipe names none.
+pub const DEFAULT_VMID: u32 = 9000;
+const DEFAULT_SUITE: &str = "trixie";
+const DEFAULT_SIZE_MB: u32 = 4096;
+
+/// A recipe that has been checked, with the content of every file it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    /// Its name, and the image's.
+    pub name: String,
+    /// The VMID that the image stands for.
+    pub vmid: u32,
+    /// Debian suite.
+    pub suite: String,
+    /// Packages asked for, sorted, each once.
+    pub packages: Vec<String>,
+    /// Units masked besides those of [`crate::tuning`].
+    pub masked_units: Vec<String>,
+    /// Units and generators that [`crate::tuning`] would mask and that stay.
+    pub kept_units: Vec<String>,
+    /// Files to place.
+    pub files: Vec<RecipeFile>,
+    /// Units to place and start.
+    pub units: Vec<RecipeUnit>,
+    /// Runner, when the recipe names one.
+    pub runner: Option<PathBuf>,
+    /// Size of the root file system in MiB.
+    pub size_mb: u32,
+    /// Appended to the kernel command line.
+    pub kernel_arguments: Vec<String>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipeFile {
+    /// Where, in the guest.
+    pub path: String,
+    /// Mode bits.
+    pub mode: u32,
+    /// What.
+    pub content: Vec<u8>,
+}
+
+/// One systemd unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipeUnit {
+    /// Its file name.
+    pub name: String,
+    /// Its text.
+    pub content: Vec<u8>,
+    /// Started at boot.
+    pub enabled: bool,
+}
+
+impl Recipe {
+    /// Hash of everything the recipe decides. Comments, order of packages and where its files lay do not count.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut print = Fingerprint::of("agentlab recipe")
+            .with("name", self.name.as_bytes())
+            .with("vmid", &self.vmid.to_be_bytes())
+            .with("suite", self.suite.as_bytes())
+            .with_all("packages", &self.packages)
+            .with_all("masked_units", &self.masked_units)
+            .with_all("kept_units", &self.kept_units)
+            .with("size_mb", &self.size_mb.to_be_bytes())
+            .with_all("kernel_command_line", &self.kernel_arguments);
+        for file in &self.files {
+            print = print
+                .with(&file.path, &file.content)
+                .with("mode", &file.mode.to_be_bytes());
+        }
+        for unit in &self.units {
+            print = print
+                .with(&unit.name, &unit.content)
+                .with("enabled", &[u8::from(unit.enabled)]);
+        }
+        print.finish()
+    }
+}
+
+/// Finds a recipe: a built-in one by its name, anything else by path.
+///
+/// # Errors
+/// When there is none, or it is not right.
+pub fn load(wanted: &str) -> Result<Recipe> {
+    let path = Path::new(wanted);
+    if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == wanted) {
+        return parse(text, &format!("{name}.toml"), Path::new("."));
+    }
+    if !path.is_file() {
+        let names = || BUILT_IN.iter().map(|(name, _)| *name);
+        return Err(TemplateError::UnknownRecipe {
+            wanted: wanted.to_owned(),
+            known: names().collect::<Vec<_>>().join(", "),
+            hint: nearest(wanted, names()).map(|name| format!("did you mean `{name}`?")),
+        });
+    }
+    let text = fs::read_to_string(path).during("read", path)?;
+    parse(&text, wanted, path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Reads and checks a recipe. `shown` names it in errors; relative paths in it start at `base`.
+///
+/// # Errors
+/// With file, line and column of the first thing that is not right.
+pub fn parse(text: &str, shown: &str, base: &Path) -> Result<Recipe> {
+    let source = Source { text, shown };
+    let written: Written = toml::from_str(text).map_err(|error| source.syntax(&error))?;
+    source.check(written, base)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    name: Spanned<String>,
+    vmid: Option<Spanned<u32>>,
+    suite: Option<Spanned<String>>,
+    #[serde(default)]
+    packages: Vec<Spanned<String>>,
+    #[serde(default)]
+    masked_units: Vec<Spanned<String>>,
+    #[serde(default)]
+    kept_units: Vec<Spanned<String>>,
+    #[serde(default)]
+    files: Vec<WrittenFile>,
+    #[serde(default)]
+    units: Vec<WrittenUnit>,
+    runner: Option<PathBuf>,
+    size_mb: Option<Spanned<u32>>,
+    #[serde(default)]
+    kernel_command_line: Vec<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenFile {
+    path: Spanned<String>,
+    mode: Option<Spanned<String>>,
+    content: Option<String>,
+    source: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenUnit {
+    name: Spanned<String>,
+    content: Option<String>,
+    source: Option<Spanned<PathBuf>>,
+    enabled: Option<bool>,
+}
+
+struct Source<'a> {
+    text: &'a str,
+    shown: &'a str,
+}
+
+impl Source<'_> {
+    fn at(&self, offset: usize) -> String {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        format!("{}:{line}:{column}", self.shown)
+    }
+
+    fn wrong(&self, offset: usize, problem: String) -> TemplateError {
+        TemplateError::Recipe {
+            at: self.at(offset),
+            problem,
+            hint: None,
+        }
+    }
+
+    /// The parser's words; for a key nobody knows, ours, with the nearest that somebody knows.
+    fn syntax(&self, error: &toml::de::Error) -> TemplateError {
+        let at = error
+            .span()
+            .map_or_else(|| self.shown.to_owned(), |span| self.at(span.start));
+        let mut quoted = error.message().split('`').skip(1).step_by(2);
+        if error.message().starts_with("unknown field")
+            && let Some(key) = quoted.next()
+        {
+            let known: Vec<&str> = quoted.collect();
+            let hint = nearest(key, known.iter().copied()).map_or_else(
+                || format!("known keys: {}", known.join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            );
+            return TemplateError::Recipe {
+                at,
+                problem: format!("unknown key `{key}`"),
+                hint: Some(hint),
+            };
+        }
+        TemplateError::Recipe {
+            at,
+            problem: error.message().to_owned(),
+            hint: None,
+        }
+    }
+
+    fn check(&self, written: Written, base: &Path) -> Result<Recipe> {
+        let vmid = written.vmid.map_or(Ok(DEFAULT_VMID), |vmid| {
+            self.within(&vmid, 100..=999_999_999, "a VMID is between 100 and 999999999")
+        })?;
+        let size_mb = written.size_mb.map_or(Ok(DEFAULT_SIZE_MB), |size| {
+            self.within(&size, 512..=1_048_576, "`size_mb` is between 512 and 1048576")
+        })?;
+        let suite = written.suite.map_or(Ok(DEFAULT_SUITE.to_owned()), |suite| {
+            self.word(suite, is_name, "a suite is a code name such as `trixie`")
+        })?;
+        let mut packages = self.words(written.packages, is_package, "not the name of a Debian package")?;
+        packages.sort_unstable();
+        packages.dedup();
+        Ok(Recipe {
+            name: self.word(
+                written.name,
+                is_name,
+                "a name has lower-case letters, digits, `.` and `-`, at most 63",
+            )?,
+            vmid,
+            suite,
+            packages,
+            masked_units: self.words(written.masked_units, is_unit, "not the name of a unit")?,
+            kept_units: self.words(written.kept_units, is_unit, "not the name of a unit or generator")?,
+            files: written
+                .files
+                .into_iter()
+                .map(|file| self.file(file, base))
+                .collect::<Result<_>>()?,
+            units: written
+                .units
+                .into_iter()
+                .map(|unit| self.unit(unit, base))
+                .collect::<Result<_>>()?,
+            runner: written.runner.map(|path| base.join(path)),
+            size_mb,
+            kernel_arguments: self.words(
+                written.kernel_command_line,
+                is_argument,
+                "a kernel argument is one printable word without quotes",
+            )?,
+        })
+    }
+
+    fn within(&self, value: &Spanned<u32>, range: std::ops::RangeInclusive<u32>, rule: &str) -> Result<u32> {
+        let number = *value.get_ref();
+        if range.contains(&number) {
+            return Ok(number);
+        }
+        Err(self.wrong(value.span().start, format!("{number}: {rule}")))
+    }
+
+    fn word(&self, value: Spanned<String>, fits: fn(&str) -> bool, rule: &str) -> Result<String> {
+        if fits(value.get_ref()) {
+            return Ok(value.into_inner());
+        }
+        Err(self.wrong(
+            value.span().start,
+            format!("`{}`: {rule}", value.get_ref().escape_debug()),
+        ))
+    }
+
+    fn words(&self, values: Vec<Spanned<String>>, fits: fn(&str) -> bool, rule: &str) -> Result<Vec<String>> {
+        values
+            .into_iter()
+            .map(|value| self.word(value, fits, rule))
+            .collect()
+    }
+
+    fn content(
+        &self,
+        (offset, what): (usize, &str),
+        (content, source): (Option<String>, Option<Spanned<PathBuf>>),
+        base: &Path,
+    ) -> Result<Vec<u8>> {
+        match (content, source) {
+            (Some(content), None) => Ok(content.into_bytes()),
+            (None, Some(source)) => {
+                let path = base.join(source.get_ref());
+                fs::read(&path).map_err(|error| {
+                    self.wrong(
+                        source.span().start,
+                        format!("cannot read {}: {error}", path.display()),
+                    )
+                })
+            }
+            (Some(_), Some(_)) | (None, None) => {
+                Err(self.wrong(offset, format!("{what} needs either `content` or `source`")))
+            }
+        }
+    }
+
+    fn file(&self, written: WrittenFile, base: &Path) -> Result<RecipeFile> {
+        let offset = written.path.span().start;
+        let mode = match &written.mode {
+            None => 0o644,
+            Some(text) => u32::from_str_radix(text.get_ref(), 8)
+                .ok()
+                .filter(|mode| *mode <= 0o7777)
+                .ok_or_else(|| {
+                    self.wrong(
+                        text.span().start,
+                        format!("`{}`: a mode is octal, such as \"0644\"", text.get_ref()),
+                    )
+                })?,
+        };
+        let content = self.content((offset, "a file"), (written.content, written.source), base)?;
+        let path = self.word(
+            written.path,
+            is_guest_path,
+            "a path is absolute and has no `.` or `..` in it",
+        )?;
+        Ok(RecipeFile { path, mode, content })
+    }
+
+    fn unit(&self, written: WrittenUnit, base: &Path) -> Result<RecipeUnit> {
+        let offset = written.name.span().start;
+        let content = self.content((offset, "a unit"), (written.content, written.source), base)?;
+        let name = self.word(written.name, is_unit, "a unit has a suffix, such as `.service`")?;
+        Ok(RecipeUnit {
+            name,
+            content,
+            enabled: written.enabled.unwrap_or(true),
+        })
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn is_package(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
+    text.len() >= 2
+        && text.bytes().all(inner)
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn is_unit(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@:\\".contains(&byte);
+    text.len() <= 255 && text.bytes().all(inner) && text.contains(['.', '-']) && !text.starts_with('.')
+}
+
+fn is_argument(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\'')
+}
+
+fn is_guest_path(text: &str) -> bool {
+    let plain =
+        |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(char::is_control);
+    text.strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> (String, Option<String>) {
+        let error = parse(text, "r.toml", Path::new("/nonexistent")).unwrap_err();
+        (error.to_string(), error.hint())
+    }
+
+    #[test]
+    fn every_built_in_recipe_is_right_and_they_stand_for_different_vmids() {
+        let recipes: Vec<Recipe> = BUILT_IN.iter().map(|(name, _)| load(name).unwrap()).collect();
+        for (recipe, (name, _)) in recipes.iter().zip(BUILT_IN) {
+            assert_eq!(recipe.name, name);
+        }
+        assert!(
+            recipes
+                .iter()
+                .enumerate()
+                .all(|(n, one)| recipes.iter().skip(n + 1).all(|two| one.vmid != two.vmid))
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place_and_the_nearest_known_one() {
+        let (message, hint) = refused("name = \"a\"\nsuite = \"trixie\"\npackges = [\"git\"]\n");
+        assert_eq!(message, "r.toml:3:1: unknown key `packges`");
+        assert_eq!(hint.as_deref(), Some("did you mean `packages`?"));
+        let (message, hint) = refused("name = \"a\"\n[[files]]\npath = \"/a\"\n  contnet = \"x\"\n");
+        assert_eq!(message, "r.toml:4:3: unknown key `contnet`");
+        assert_eq!(hint.as_deref(), Some("did you mean `content`?"));
+        assert!(
+            refused("name = \"a\"\nqqqqqqqqqqqqqqq = 1\n")
+                .1
+                .unwrap()
+                .starts_with("known keys: name, ")
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_place() {
+        for (text, expected) in [
+            ("name = \"../a\"\n", "r.toml:1:8: `../a`: a name"),
+            ("name = \"a\"\nvmid = 99\n", "r.toml:2:8: 99: a VMID"),
+            (
+                "name = \"a\"\npackages = [\"git\", \"--purge\"]\n",
+                "r.toml:2:20: `--purge`: not the name",
+            ),
+            (
+                "name = \"a\"\nkernel_command_line = [\"a b\"]\n",
+                "r.toml:2:24: `a b`: a kernel argument",
+            ),
+            (
+                "name = \"a\"\n[[files]]\npath = \"/etc/../x\"\ncontent = \"\"\n",
+                "r.toml:3:8: `/etc/../x`: a path",
+            ),
+            (
+                "name = \"a\"\n[[files]]\npath = \"/x\"\nmode = \"9\"\ncontent = \"\"\n",
+                "r.toml:4:8: `9`: a mode",
+            ),
+            (
+                "name = \"a\"\n[[files]]\npath = \"/x\"\n",
+                "r.toml:3:8: a file needs either",
+            ),
+            (
+                "name = \"a\"\n[[files]]\npath = \"/x\"\nsource = \"y\"\n",
+                "r.toml:4:10: cannot read /nonexistent/y: ",
+            ),
+            (
+                "name = \"a\"\n[[units]]\nname = \"../x.service\"\ncontent = \"\"\n",
+                "r.toml:3:8: `../x.service`: a unit",
+            ),
+            ("name = \"a\"\nname = \"b\"\n", "r.toml:2:1: duplicate key"),
+        ] {
+            let (message, _) = refused(text);
+            assert!(message.starts_with(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_recipe_hints_at_the_nearest_built_in_one() {
+        let error = load("dmeo").unwrap_err();
+        assert_eq!(error.hint().as_deref(), Some("did you mean `demo`?"));
+    }
+
+    #[test]
+    fn the_digest_ignores_comments_and_order_and_sees_everything_else() {
+        let digest = |text: &str| parse(text, "r", Path::new(".")).unwrap().digest();
+        let base = digest("name = \"a\"\npackages = [\"git\", \"jq\"]\n");
+        assert_eq!(
+            base,
+            digest("# hello\npackages = [\"jq\", \"git\", \"jq\"]\nname = \"a\"\n")
+        );
+        for other in [
+            "name = \"b\"\npackages = [\"git\", \"jq\"]\n",
+            "name = \"a\"\npackages = [\"git\"]\n",
+            "name = \"a\"\npackages = [\"git\", \"jq\"]\nvmid = 9001\n",
+            "name = \"a\"\npackages = [\"git\", \"jq\"]\nmasked_units = [\"x.service\"]\n",
+            "name = \"a\"\npackages = [\"git\", \"jq\"]\nkept_units = [\"x.service\"]\n",
+            "name = \"a\"\npackages = [\"git\", \"jq\"]\nsize_mb = 600\n",
+            "name = \"a\"\npackages = [\"git\", \"jq\"]\n[[files]]\npath = \"/a\"\ncontent = \"\"\n",
+            "name = \"a\"\npackages = [\"git\", \"jq\"]\n[[units]]\nname = \"a.service\"\ncontent = \"\"\n",
+        ] {
+            assert_ne!(base, digest(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Runs the three programs we build on. Each gets a log file, dies with us, and fails in its own words.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::{During, Result, TemplateError};
+
+/// Where the programs are. A name without a slash is looked up on the search path and in the `sbin` directories,
+/// which the path of an ordinary user lacks.
+#[derive(Debug, Clone)]
+pub struct Toolbox {
+    /// Bootstraps a root tree.
+    pub mmdebstrap: PathBuf,
+    /// Makes the file system.
+    pub mke2fs: PathBuf,
+    /// Unpacks a root tree, with owners and extended attributes.
+    pub tar: PathBuf,
+}
+
+impl Default for Toolbox {
+    fn default() -> Self {
+        Self {
+            mmdebstrap: "mmdebstrap".into(),
+            mke2fs: "mke2fs".into(),
+            tar: "tar".into(),
+        }
+    }
+}
+
+/// One run of a program.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) package: &'a str,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: Vec<(&'a str, String)>,
+    pub(crate) log: &'a Path,
+}
+
+impl Call<'_> {
+    /// Returns when the program has ended well. It gets SIGTERM when we die first: mmdebstrap then cleans up after
+    /// itself instead of going on in a directory that the next build clears.
+    pub(crate) fn run(&self) -> Result<()> {
+        let program = locate(self.program, self.package)?;
+        let setpriv = locate(Path::new("setpriv"), "util-linux")?;
+        let log = File::create(self.log).during("create", self.log)?;
+        let again = log.try_clone().during("share", self.log)?;
+        let status = Command::new(setpriv)
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(program)
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(again)
+            .status()
+            .during("start", self.program)?;
+        if status.success() {
+            return Ok(());
+        }
+        let words = last_words(&String::from_utf8_lossy(&fs::read(self.log).unwrap_or_default()));
+        let name = self
+            .program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Err(TemplateError::ToolFailed {
+            hint: hint(&words),
+            program: name,
+            status: status.to_string(),
+            words,
+        })
+    }
+}
+
+fn locate(program: &Path, package: &str) -> Result<PathBuf> {
+    if program.components().count() > 1 {
+        return Ok(program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| TemplateError::ToolMissing {
+            program: program.display().to_string(),
+            hint: format!("apt install {package}"),
+        })
+}
+
+/// What of a log is worth showing: the lines that apt, dpkg and mmdebstrap mark as errors, else its end.
+fn last_words(log: &str) -> String {
+    const MOST: usize = 12;
+    let marked = |line: &&str| {
+        ["E: ", "Err:", "dpkg: error", "W: Failed"]
+            .iter()
+            .any(|mark| line.starts_with(mark))
+    };
+    let mut lines: Vec<&str> = log.lines().filter(marked).collect();
+    if lines.is_empty() {
+        lines = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    }
+    lines.dedup();
+    let skipped = lines.len().saturating_sub(MOST);
+    let shown: Vec<String> = lines
+        .iter()
+        .skip(skipped)
+        .map(|line| format!("  {}", visible(line.trim_end())))
+        .collect();
+    if shown.is_empty() {
+        "  (it said nothing)".to_owned()
+    } else {
+        shown.join("\n")
+    }
+}
+
+/// Control characters as escapes: a mirror must not speak to the terminal.
+fn visible(line: &str) -> String {
+    let one = |letter: char| {
+        if letter.is_control() {
+            letter.escape_default().to_string()
+        } else {
+            letter.to_string()
+        }
+    };
+    line.chars().map(one).collect()
+}
+
+fn hint(words: &str) -> Option<String> {
+    let cases: [(&[&str], &str); 5] = [
+        (
+            &["No space left on device"],
+            "free some space or choose another --store; nothing half-made was left",
+        ),
+        (
+            &["Could not allocate block"],
+            "the packages do not fit: raise `size_mb` in the recipe",
+        ),
+        (
+            &["NO_PUBKEY", "is not signed"],
+            "install a newer debian-archive-keyring: it lacks the key of that suite",
+        ),
+        (
+            &["Unable to locate package", "has no installation candidate"],
+            "a package of the recipe is not in that suite",
+        ),
+        (
+            &[
+                "Could not resolve",
+                "Could not connect",
+                "Unable to connect",
+                "Failed to fetch",
+                "timed out",
+            ],
+            "check that the mirror can be reached from here, or give another with --mirror",
+        ),
+    ];
+    let found = cases
+        .iter()
+        .find(|(signs, _)| signs.iter().any(|sign| words.contains(sign)));
+    found.map(|(_, hint)| (*hint).to_owned())
+}
+
+/// Refuses early what would only fail after minutes.
+///
+/// # Errors
+/// When we are not root.
+pub(crate) fn require_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(TemplateError::Permission {
+        problem: "A root tree with its owners can only be made by root".to_owned(),
+        hint: "run it again with sudo".to_owned(),
+    })
+}
+
+/// First line of a program's output, when it ends well within five seconds.
+pub(crate) fn first_line(program: &Path, argument: &str) -> Option<String> {
+    use std::io::Read;
+    let mut child = Command::new(program)
+        .arg(argument)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let ended = ends_within(&child, 5).unwrap_or(false);
+    if !ended {
+        let _gone = child.kill();
+    }
+    let status = child.wait().ok()?;
+    let mut output = String::new();
+    // Bounded: a pipe holds no more than this of a program that has ended.
+    child
+        .stdout
+        .take()?
+        .take(1 << 16)
+        .read_to_string(&mut output)
+        .ok()?;
+    (ended && status.success()).then(|| output.lines().next().unwrap_or_default().to_owned())
+}
+
+fn ends_within(child: &std::process::Child, seconds: i64) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    let handle = pidfd_open(pid, PidfdFlags::empty())?;
+    let deadline = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    Ok(poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&deadline))? == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_says_what_to_install() {
+        let error = locate(Path::new("mmdebstrap-of-nobody"), "mmdebstrap").unwrap_err();
+        assert_eq!(error.to_string(), "`mmdebstrap-of-nobody` is not installed");
+        assert_eq!(error.hint().as_deref(), Some("apt install mmdebstrap"));
+    }
+
+    #[test]
+    fn a_failure_shows_the_lines_that_say_why_and_a_hint() {
+        let log = "I: running apt-get update...\nGet:1 x\nErr:2 http://a.invalid trixie InRelease\n  Could not resolve 'a.invalid'\n\
+                   E: Failed to fetch http://a.invalid/InRelease  Could not resolve 'a.invalid'\nE: apt-get failed\n";
+        let words = last_words(log);
+        assert!(
+            words.contains("E: Failed to fetch") && !words.contains("Get:1"),
+            "{words}"
+        );
+        assert!(hint(&words).unwrap().contains("--mirror"));
+        assert_eq!(last_words("\u{1b}[2Jone\n\n"), "  \\u{1b}[2Jone");
+    }
+
+    #[test]
+    fn a_program_that_never_ends_is_not_waited_for() {
+        assert_eq!(first_line(Path::new("/usr/bin/sleep"), "600"), None);
+        assert_eq!(
+            first_line(Path::new("/usr/bin/echo"), "hello").as_deref(),
+            Some("hello")
+        );
+    }
+}
