@@ -7,7 +7,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -161,7 +161,8 @@ impl Incoming {
     /// bytes hash to; letter case does not matter.
     ///
     /// # Errors
-    /// [`StoreError::Mismatch`] when they do not; nothing is stored then.
+    /// [`StoreError::Mismatch`] when they do not; [`StoreError::Conflict`] when the name holds other bytes already.
+    /// Nothing is stored then. The same bytes under the same name again are success.
     pub async fn finish(mut self, announced_sha256: Option<&str>) -> Result<Received, StoreError> {
         self.flush().await?;
         let sink = self.idle().await?;
@@ -181,11 +182,12 @@ impl Incoming {
             Target::ByHash(directory) => Place::new(&[directory], &sha256)?,
         };
         let shared = Arc::clone(&self.shared);
-        blocking(move || settle(&shared, sink, &place)).await?;
-        Ok(Received {
-            sha256,
-            size_bytes: self.received,
+        let size_bytes = self.received;
+        blocking(move || {
+            settle(&shared, sink, &place, &sha256)?;
+            Ok(Received { sha256, size_bytes })
         })
+        .await
     }
 
     /// Hands the buffer to a blocking thread, after the one before has been written.
@@ -224,7 +226,7 @@ fn absorb(shared: &Shared, mut sink: Sink, bytes: &[u8]) -> Result<Sink, StoreEr
     Ok(sink)
 }
 
-fn settle(shared: &Shared, mut sink: Sink, place: &Place) -> Result<(), StoreError> {
+fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Result<(), StoreError> {
     sink.file
         .sync_all()
         .map_err(|error| StoreError::file("Syncing", &sink_path(shared, &sink), error))?;
@@ -239,6 +241,17 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place) -> Result<(), StoreErr
             failed(error)
         }
     })?;
+    // A guest that repeats an upload gets the same answer; one that changes its mind is refused. A link in the
+    // place of the file counts as nothing and is replaced by the rename.
+    if let Ok(Some((standing, _))) = place.open(&shared.root, OFlags::RDONLY) {
+        if hash_of(standing).map_err(failed)? == sha256 {
+            return Ok(());
+        }
+        return Err(StoreError::Conflict(format!(
+            "`{}` is stored already, with other bytes",
+            place.last()
+        )));
+    }
     match rustix::fs::renameat(
         &sink.temporary.directory,
         &sink.temporary.name,
@@ -255,6 +268,17 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place) -> Result<(), StoreErr
         Err(error) => return Err(failed(error.into())),
     }
     rustix::fs::fsync(&parent).map_err(|error| failed(error.into()))
+}
+
+fn hash_of(mut file: File) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; BUFFER_BYTES];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hex::encode(hash.finalize())),
+            read => hash.update(&piece[..read]),
+        }
+    }
 }
 
 fn keep_floor(shared: &Shared) -> Result<(), StoreError> {

@@ -77,7 +77,7 @@ impl Files {
     }
 
     /// Begins an artifact of at most `limit` bytes. It does not exist before [`Incoming::finish`]; one of the same
-    /// name is replaced then.
+    /// name is never replaced by other bytes.
     ///
     /// # Errors
     /// [`StoreError::Name`] for a name that could leave the job's directory; [`StoreError::DiskFloor`].

@@ -77,7 +77,7 @@ fn log_length(bytes: &[u8]) -> u64 {
 }
 
 #[tokio::test]
-async fn an_artifact_comes_back_as_it_was_sent() {
+async fn an_artifact_comes_back_as_it_was_first_sent() {
     let lab = lab();
     let received = lab
         .receive(
@@ -95,8 +95,16 @@ async fn an_artifact_comes_back_as_it_was_sent() {
         }
     );
     assert_eq!(lab.content("files/out/hello.txt").await.unwrap(), b"hello");
-    lab.receive("files/out/hello.txt", b"again", None).await.unwrap();
-    assert_eq!(lab.content("files/out/hello.txt").await.unwrap(), b"again");
+    assert_eq!(
+        lab.receive("files/out/hello.txt", b"hello", None).await.unwrap(),
+        received
+    );
+    let error = lab
+        .receive("files/out/hello.txt", b"again", None)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Conflict(_)), "{error}");
+    assert_eq!(lab.content("files/out/hello.txt").await.unwrap(), b"hello");
     assert_eq!(lab.left_in(INCOMING), 0);
 }
 
