@@ -6,4 +6,8 @@
 //!              clock)           HTTP/2)            artifacts)
 //! ```
 
+pub mod job;
 pub mod link;
+pub mod redact;
+pub mod secrets;
+mod sys_mount;

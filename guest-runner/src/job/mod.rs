@@ -1,0 +1,392 @@
+//! One job, from its order to its report.
+//!
+//! ```text
+//!   Idle ── Repository ── Agent ── Collect ── Upload ── Report
+//!    │ tmpfs    │ clone     │ bwrap    │ git      │ sha256
+//!    └──────────┴───────────┴── a failure goes straight to Upload: log and report always arrive
+//!   beside it all: heartbeats (they bring a cancellation) and the live log
+//! ```
+//!
+//! Whatever happens, the host gets a report: a failure of one phase is the job's result, not the runner's end.
+
+mod agent;
+mod collect;
+mod files;
+mod git;
+mod heartbeat;
+mod host;
+mod log;
+mod process;
+mod repository;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentlab_protocol::message::{
+    ArtifactRole, JobOrder, Phase, REPORT_NAME, RedeemAnswer, Report, ReportStatus, Repository, VERSION,
+};
+use tokio::sync::watch;
+
+use self::agent::{AgentEnd, AgentSpec, Ending};
+use self::collect::Work;
+pub use self::host::HostLink;
+pub(crate) use self::log::JobLog;
+pub use self::process::AgentUser;
+use self::upload::Upload;
+use crate::link::LinkError;
+use crate::redact::Needles;
+use crate::secrets::{SecretDir, SecretsError, secret_values};
+
+/// Longest message of a report, in characters.
+const MAX_MESSAGE: usize = 4000;
+/// How long the last of the live log may take before the report goes without it.
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a job happens. Everything but tests uses the default.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Holds `repo` and `artifacts`.
+    pub work: PathBuf,
+    /// Becomes a tmpfs: secrets and the task.
+    pub run: PathBuf,
+    /// The runner's own: downloaded bundle, log, collected work. Emptied when a job begins.
+    pub spool: PathBuf,
+    /// Who the agent is.
+    pub user: AgentUser,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self {
+            work: "/work".into(),
+            run: "/run/agentlab".into(),
+            spool: "/var/lib/agentlab-runner".into(),
+            user: AgentUser {
+                name: "agent".to_owned(),
+                uid: 1000,
+                gid: 1000,
+                home: "/home/agent".into(),
+            },
+        }
+    }
+}
+
+impl Layout {
+    fn repo(&self) -> PathBuf {
+        self.work.join("repo")
+    }
+
+    fn artifacts(&self) -> PathBuf {
+        self.work.join("artifacts")
+    }
+}
+
+/// How a job ended, and whether the host knows.
+#[derive(Debug)]
+pub struct JobOutcome {
+    /// As it was, or would have been, handed over.
+    pub report: Report,
+    /// Error: the host has no report.
+    pub delivered: Result<(), LinkError>,
+}
+
+/// Runs the job to its end and hands the report over. Every secret of `answer` is kept out of all output; of the
+/// agent's processes none is left.
+pub async fn run<H: HostLink>(order: JobOrder, answer: &RedeemAnswer, host: H, layout: Layout) -> JobOutcome {
+    let secret = secret_values(answer)
+        .into_iter()
+        .chain(url_secret(&order.repository));
+    let needles = Arc::new(Needles::new(secret));
+    let created = repository::prepare_spool(&layout.spool)
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            let path = layout.spool.join("agent.log");
+            JobLog::create(&path, needles, answer.limits.max_log_bytes).map_err(|error| error.to_string())
+        });
+    let mut report = empty_report(&order);
+    let log = match created {
+        Ok(log) => log,
+        Err(words) => {
+            fail(
+                &mut report,
+                Phase::Idle,
+                format!("The log could not be begun: {words}"),
+            );
+            let delivered = host.report(&report).await;
+            return JobOutcome { report, delivered };
+        }
+    };
+    let (phase, phases) = watch::channel(Phase::Idle);
+    let (cancel, cancelled) = watch::channel(false);
+    let every = Duration::from_secs(answer.heartbeat_seconds.into());
+    let job = Job {
+        order: &order,
+        answer,
+        host: &host,
+        layout: &layout,
+        log: &log,
+        phase,
+        cancelled,
+    };
+    tokio::select! {
+        outcome = job.perform(report) => outcome,
+        never = heartbeat::beat(&host, every, phases, &cancel) => match never {},
+        never = log.ship(&host) => match never {},
+    }
+}
+
+struct Job<'a, H> {
+    order: &'a JobOrder,
+    answer: &'a RedeemAnswer,
+    host: &'a H,
+    layout: &'a Layout,
+    log: &'a JobLog,
+    phase: watch::Sender<Phase>,
+    cancelled: watch::Receiver<bool>,
+}
+
+/// Why a job stopped before its agent ended.
+enum Stop {
+    Failed(Phase, String),
+    Cancelled,
+}
+
+impl<H: HostLink> Job<'_, H> {
+    async fn perform(mut self, mut report: Report) -> JobOutcome {
+        let work = match self.agent_phases(&mut report).await {
+            Ok(()) => self.collect(&mut report).await,
+            Err(Stop::Failed(phase, words)) => {
+                fail(&mut report, phase, words);
+                Work::default()
+            }
+            Err(Stop::Cancelled) => {
+                report.status = ReportStatus::Cancelled;
+                report.message = Some("Cancelled before the agent began".to_owned());
+                Work::default()
+            }
+        };
+        self.upload(&mut report, work).await;
+        self.enter(Phase::Report);
+        self.log.shipped(LOG_PATIENCE).await;
+        let delivered = self.host.report(&report).await;
+        JobOutcome { report, delivered }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// From the order to the agent's end.
+    async fn agent_phases(&mut self, report: &mut Report) -> Result<(), Stop> {
+        let idle = |error: SecretsError| Stop::Failed(Phase::Idle, error.to_string());
+        let (layout, order) = (self.layout, self.order);
+        repository::prepare_directories(layout)
+            .map_err(|error| Stop::Failed(Phase::Idle, error.to_string()))?;
+        let secrets = SecretDir::mount(&layout.run, layout.user.uid, layout.user.gid).map_err(idle)?;
+        let url = match &order.repository {
+            Repository::Url { url } => Some(url.as_str()),
+            Repository::Bundle { .. } => None,
+        };
+        let git = self
+            .answer
+            .git
+            .as_ref()
+            .map(|git| secrets.write_git(git, url))
+            .transpose();
+        let access = git.map_err(idle)?.unwrap_or_default();
+        let environment = secrets
+            .write_environment(&self.answer.environment)
+            .map_err(idle)?;
+        let task = secrets.write("task", order.task.as_bytes()).map_err(idle)?;
+
+        self.enter(Phase::Repository);
+        let prepared = tokio::select! {
+            prepared = repository::prepare(order, layout, &access, self.host, self.log) => prepared,
+            () = agent::cancelled(&mut self.cancelled) => {
+                process::end_user(layout.user.uid).await;
+                return Err(Stop::Cancelled);
+            }
+        };
+        report.base_commit = prepared.map_err(|error| Stop::Failed(Phase::Repository, error.to_string()))?;
+
+        self.enter(Phase::Agent);
+        let spec = AgentSpec {
+            order,
+            layout,
+            task: &task,
+            environment,
+            git_environment: &access.environment,
+        };
+        report.inner_sandbox = if order.inner_sandbox { "bubblewrap" } else { "none" }.to_owned();
+        let ended = agent::run(&spec, self.log, &mut self.cancelled).await;
+        // It could not be begun, or not be waited for: in both cases nothing of it may stay.
+        if ended.is_err() {
+            process::end_user(layout.user.uid).await;
+        }
+        let end = ended.map_err(|error| Stop::Failed(Phase::Agent, error.to_string()))?;
+        self.note_end(&end, report);
+        Ok(())
+    }
+
+    fn note_end(&self, end: &AgentEnd, report: &mut Report) {
+        report.exit_code = Some(end.exit_code);
+        report.agent_milliseconds = u64::try_from(end.ran.as_millis()).unwrap_or(u64::MAX);
+        let (status, message) = match end.ending {
+            Ending::Exited if end.exit_code == 0 => (ReportStatus::Completed, None),
+            Ending::Exited => {
+                let words = format!("Agent `{}` ended with status {}", self.order.agent, end.exit_code);
+                report.failed_phase = Some(Phase::Agent);
+                (ReportStatus::Failed, Some(words))
+            }
+            Ending::Deadline => {
+                let deadline = self.order.deadline_seconds;
+                let words = format!(
+                    "Agent `{}` outlived its deadline of {deadline} s",
+                    self.order.agent
+                );
+                (ReportStatus::Timeout, Some(words))
+            }
+            Ending::Cancelled => (ReportStatus::Cancelled, Some("Cancelled by the host".to_owned())),
+        };
+        report.status = status;
+        report.message = message;
+        if !end.all_gone {
+            self.log
+                .runner("Some processes of the agent could not be killed; its files may still change");
+        }
+        let milliseconds = report.agent_milliseconds;
+        self.log.runner(&format!(
+            "The agent ended with status {} after {milliseconds} ms",
+            end.exit_code
+        ));
+    }
+
+    async fn collect(&self, report: &mut Report) -> Work {
+        self.enter(Phase::Collect);
+        let limit = self.answer.limits.max_file_bytes;
+        let work = collect::collect(self.layout, report.base_commit.as_deref(), limit, self.log).await;
+        report.head_commit.clone_from(&work.head);
+        report.commits = work.commits;
+        report.uncommitted = work.uncommitted;
+        let rest = if work.uncommitted {
+            ", and changes that are not committed"
+        } else {
+            ""
+        };
+        self.log
+            .runner(&format!("Collected {} commits{rest}", work.commits));
+        work
+    }
+
+    async fn upload(&self, report: &mut Report, work: Work) {
+        self.enter(Phase::Upload);
+        if let Some(message) = &report.message {
+            self.log.runner(message);
+        }
+        let log = self.log.close();
+        let log_bytes = log
+            .as_ref()
+            .ok()
+            .and_then(|path| path.metadata().ok())
+            .map_or(0, |seen| seen.len());
+        let mut upload = Upload::new(self.host, self.answer.limits, log_bytes);
+        upload.left_out = work.left_out;
+        for made in work.made {
+            upload.made(made).await;
+        }
+        let artifacts = self.layout.artifacts();
+        if artifacts.exists() {
+            upload.tree(&artifacts, self.layout.user.uid).await;
+        }
+        match log {
+            Ok(path) => upload.kept(upload::LOG.0, upload::LOG.1, &path).await,
+            Err(error) => upload.left_out.push(format!("{}: {error}", upload::LOG.0)),
+        }
+        self.settle(report, &upload);
+        let path = self.layout.spool.join(REPORT_NAME);
+        let written = serde_json::to_vec_pretty(&report)
+            .map_err(std::io::Error::other)
+            .and_then(|bytes| std::fs::write(&path, bytes));
+        match written {
+            Ok(()) => upload.kept(REPORT_NAME, ArtifactRole::Report, &path).await,
+            Err(error) => upload.left_out.push(format!("{REPORT_NAME}: {error}")),
+        }
+        // report.json cannot list itself; the report handed over later lists everything.
+        self.settle(report, &upload);
+    }
+
+    /// Puts the state of the uploads into the report.
+    fn settle(&self, report: &mut Report, upload: &Upload<'_, H>) {
+        report.artifacts.clone_from(&upload.uploaded);
+        let left_out = upload
+            .left_out
+            .iter()
+            .map(|entry| self.log.redact(entry))
+            .collect();
+        report.left_out = upload::bounded(left_out);
+        if let Some(words) = &upload.broken
+            && report.status == ReportStatus::Completed
+        {
+            fail(
+                report,
+                Phase::Upload,
+                format!("The work could not be handed over: {words}"),
+            );
+        }
+        report.message = report
+            .message
+            .take()
+            .map(|words| bounded(&self.log.redact(&words)));
+    }
+}
+
+/// The password, or the only name, of a URL that carries one.
+fn url_secret(repository: &Repository) -> Option<&str> {
+    let Repository::Url { url } = repository else {
+        return None;
+    };
+    let (_, rest) = url.split_once("://")?;
+    let (user, _) = rest.split('/').next()?.rsplit_once('@')?;
+    Some(user.split_once(':').map_or(user, |(_, password)| password))
+}
+
+fn empty_report(order: &JobOrder) -> Report {
+    Report {
+        version: VERSION,
+        job: order.job.clone(),
+        status: ReportStatus::Failed,
+        failed_phase: None,
+        message: None,
+        exit_code: None,
+        base_commit: None,
+        head_commit: None,
+        commits: 0,
+        uncommitted: false,
+        agent_milliseconds: 0,
+        artifacts: Vec::new(),
+        left_out: Vec::new(),
+        inner_sandbox: "none".to_owned(),
+    }
+}
+
+fn fail(report: &mut Report, phase: Phase, words: String) {
+    report.status = ReportStatus::Failed;
+    report.failed_phase = Some(phase);
+    report.message = Some(bounded(&words));
+}
+
+/// The end of git's words says most; the beginning says what failed.
+fn bounded(words: &str) -> String {
+    let count = words.chars().count();
+    if count <= MAX_MESSAGE {
+        return words.to_owned();
+    }
+    let half = MAX_MESSAGE / 2 - 3;
+    let head: String = words.chars().take(half).collect();
+    let tail: String = words.chars().skip(count - half).collect();
+    format!("{head} ... {tail}")
+}

@@ -1,0 +1,430 @@
+//! Takes secrets out of everything the guest prints, by value and in a stream.
+//!
+//! An Aho-Corasick automaton over every spelling of every secret reads the output byte by byte. Its depth is the
+//! length of the longest tail that may still become a secret; exactly that tail is held back, so a secret is found
+//! however the output was cut into chunks, and ordinary text is never delayed.
+//!
+//! ```text
+//!   ... text text s3cr | et text        depth 4: "s3cr" waits for the next chunk
+//!   └── emitted ─────┘ └─ next chunk
+//! ```
+//!
+//! This guards against accidents, not against an agent that wants to print what it was given: it can always invent
+//! a spelling that nobody listed.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+
+/// Shorter values are not looked for: they would take ordinary words out of the log.
+pub const MIN_SECRET_BYTES: usize = 6;
+/// Lines of a value of several lines are looked for by themselves from this length on.
+const MIN_LINE_BYTES: usize = 16;
+/// Stands where a secret stood.
+pub const MARK: &str = "[redacted]";
+
+const ROOT: usize = 0;
+
+#[derive(Default)]
+struct Node {
+    next: Vec<(u8, usize)>,
+    fail: usize,
+    depth: usize,
+    /// Length of the longest needle that ends here, 0 for none.
+    longest: usize,
+}
+
+impl Node {
+    fn child(&self, byte: u8) -> Option<usize> {
+        self.next
+            .iter()
+            .find(|(key, _)| *key == byte)
+            .map(|(_, node)| *node)
+    }
+}
+
+/// Every spelling of every secret, ready to search. Never printed.
+pub struct Needles {
+    nodes: Vec<Node>,
+    /// Transitions of the root, dense: nearly every byte of ordinary text ends here.
+    first: [usize; 256],
+}
+
+impl fmt::Debug for Needles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Needles([redacted])")
+    }
+}
+
+impl Needles {
+    /// Builds the automaton. Values shorter than [`MIN_SECRET_BYTES`] are ignored.
+    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut spellings = BTreeSet::new();
+        for secret in secrets {
+            spell(secret, &mut spellings);
+        }
+        let mut needles = Self {
+            nodes: vec![Node::default()],
+            first: [ROOT; 256],
+        };
+        for spelling in &spellings {
+            needles.insert(spelling);
+        }
+        needles.link();
+        needles
+    }
+
+    fn insert(&mut self, needle: &[u8]) {
+        let mut at = ROOT;
+        for &byte in needle {
+            at = match self.nodes[at].child(byte) {
+                Some(child) => child,
+                None => {
+                    let child = self.nodes.len();
+                    let depth = self.nodes[at].depth + 1;
+                    self.nodes.push(Node {
+                        depth,
+                        ..Node::default()
+                    });
+                    self.nodes[at].next.push((byte, child));
+                    child
+                }
+            };
+        }
+        self.nodes[at].longest = needle.len();
+    }
+
+    fn link(&mut self) {
+        let mut queue = VecDeque::new();
+        for (byte, child) in self.nodes[ROOT].next.clone() {
+            self.first[usize::from(byte)] = child;
+            queue.push_back(child);
+        }
+        while let Some(at) = queue.pop_front() {
+            for (byte, child) in self.nodes[at].next.clone() {
+                let fail = self.step(self.nodes[at].fail, byte);
+                self.nodes[child].fail = fail;
+                self.nodes[child].longest = self.nodes[child].longest.max(self.nodes[fail].longest);
+                queue.push_back(child);
+            }
+        }
+    }
+
+    fn step(&self, mut state: usize, byte: u8) -> usize {
+        loop {
+            if state == ROOT {
+                return self.first[usize::from(byte)];
+            }
+            if let Some(child) = self.nodes[state].child(byte) {
+                return child;
+            }
+            state = self.nodes[state].fail;
+        }
+    }
+
+    /// One whole text, as for a message.
+    #[must_use]
+    pub fn redact(self: &Arc<Self>, text: &str) -> String {
+        let mut redactor = Redactor::new(Arc::clone(self));
+        let mut out = Vec::with_capacity(text.len());
+        redactor.push(text.as_bytes(), &mut out);
+        redactor.finish(&mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    }
+}
+
+/// One stream being redacted.
+#[derive(Debug)]
+pub struct Redactor {
+    needles: Arc<Needles>,
+    state: usize,
+    held: Held,
+}
+
+/// Bytes that were read and not yet emitted, with the parts of them that are secret.
+#[derive(Default)]
+struct Held {
+    bytes: Vec<u8>,
+    /// Half-open ranges of `bytes`, ascending, never touching.
+    secret: Vec<(usize, usize)>,
+    /// What was emitted last was the mark.
+    in_mark: bool,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Held({} bytes)", self.bytes.len())
+    }
+}
+
+impl Redactor {
+    /// A stream at its beginning.
+    #[must_use]
+    pub fn new(needles: Arc<Needles>) -> Self {
+        Self {
+            needles,
+            state: ROOT,
+            held: Held::default(),
+        }
+    }
+
+    /// Reads a chunk and appends to `out` all that cannot be part of a secret any more.
+    pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) {
+        for &byte in chunk {
+            self.state = self.needles.step(self.state, byte);
+            if self.state == ROOT && self.held.bytes.is_empty() {
+                self.held.in_mark = false;
+                out.push(byte);
+                continue;
+            }
+            self.held.bytes.push(byte);
+            let node = &self.needles.nodes[self.state];
+            if node.longest > 0 {
+                self.held.mark(node.longest);
+            }
+            if node.depth == 0 {
+                self.held.release(0, out);
+            }
+        }
+        self.held.release(self.needles.nodes[self.state].depth, out);
+    }
+
+    /// The stream ended. A tail that is the beginning of a secret is kept back when it is long enough to be one.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
+        let depth = self.needles.nodes[self.state].depth;
+        if depth >= MIN_SECRET_BYTES {
+            self.held.mark(depth);
+        }
+        self.held.release(0, out);
+        self.state = ROOT;
+    }
+}
+
+impl Held {
+    /// The last `length` bytes are a secret.
+    fn mark(&mut self, length: usize) {
+        let end = self.bytes.len();
+        let mut start = end.saturating_sub(length);
+        while let Some(&(last_start, last_end)) = self.secret.last() {
+            if last_end < start {
+                break;
+            }
+            start = start.min(last_start);
+            self.secret.pop();
+        }
+        self.secret.push((start, end));
+    }
+
+    /// Emits all but the last `keep` bytes.
+    fn release(&mut self, keep: usize, out: &mut Vec<u8>) {
+        let count = self.bytes.len().saturating_sub(keep);
+        if count == 0 {
+            return;
+        }
+        let mut at = 0;
+        for &(start, end) in &self.secret {
+            let (start, end) = (start.min(count), end.min(count));
+            if start > at {
+                out.extend_from_slice(&self.bytes[at..start]);
+                self.in_mark = false;
+            }
+            if end > start && !self.in_mark {
+                out.extend_from_slice(MARK.as_bytes());
+                self.in_mark = true;
+            }
+            at = end.max(at);
+        }
+        if count > at {
+            out.extend_from_slice(&self.bytes[at..count]);
+            self.in_mark = false;
+        }
+        self.bytes.drain(..count);
+        self.secret.retain_mut(|(start, end)| {
+            *start = start.saturating_sub(count);
+            *end = end.saturating_sub(count);
+            *end > *start
+        });
+    }
+}
+
+/// Adds every spelling of one value.
+fn spell(value: &str, into: &mut BTreeSet<Vec<u8>>) {
+    let mut add = |spelling: Vec<u8>| {
+        if spelling.len() >= MIN_SECRET_BYTES {
+            into.insert(spelling);
+        }
+    };
+    let trimmed = value.trim();
+    if trimmed.len() < MIN_SECRET_BYTES {
+        return;
+    }
+    for line in trimmed.lines().map(str::trim) {
+        // The armour lines of a key are not secret, and everybody prints them.
+        if line.len() >= MIN_LINE_BYTES && !line.starts_with("-----") {
+            add(line.as_bytes().to_vec());
+        }
+    }
+    for text in BTreeSet::from([value, trimmed]) {
+        add(text.as_bytes().to_vec());
+        let lower = hex::encode(text);
+        add(lower.to_ascii_uppercase().into_bytes());
+        add(lower.into_bytes());
+        for alignment in 0..3 {
+            add(base64_inside(&STANDARD_NO_PAD, text.as_bytes(), alignment));
+            add(base64_inside(&URL_SAFE_NO_PAD, text.as_bytes(), alignment));
+        }
+        add(STANDARD_NO_PAD.encode(text).into_bytes());
+        add(URL_SAFE_NO_PAD.encode(text).into_bytes());
+        // RFC 3986, encodeURIComponent, paths, forms: they differ in what they leave alone.
+        for (kept, space) in [
+            ("-_.~", "%20"),
+            ("-_.~!'()*", "%20"),
+            ("-_.~/", "%20"),
+            ("-_.*", "+"),
+        ] {
+            add(percent_encode(text, kept, space, true));
+            add(percent_encode(text, kept, space, false));
+        }
+        add(text.replace('\n', "\r\n").into_bytes());
+        let json = serde_json::Value::from(text).to_string();
+        let json = json.trim_start_matches('"');
+        add(json.strip_suffix('"').unwrap_or(json).as_bytes().to_vec());
+    }
+}
+
+/// The characters of a base64 text that depend on `value` alone when `alignment` bytes of something else stand
+/// before it and anything may follow.
+fn base64_inside(engine: &impl base64::Engine, value: &[u8], alignment: usize) -> Vec<u8> {
+    let mut bytes = vec![0; alignment];
+    bytes.extend_from_slice(value);
+    let text = engine.encode(&bytes).into_bytes();
+    let from = (alignment * 8).div_ceil(6);
+    let to = bytes.len() * 8 / 6;
+    text.get(from..to).map(<[u8]>::to_vec).unwrap_or_default()
+}
+
+fn percent_encode(text: &str, kept: &str, space: &str, upper: bool) -> Vec<u8> {
+    let mut out = String::with_capacity(text.len() * 3);
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte) {
+            out.push(char::from(byte));
+        } else if byte == b' ' {
+            out.push_str(space);
+        } else if upper {
+            out.push_str(&format!("%{byte:02X}"));
+        } else {
+            out.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    out.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::STANDARD;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn through(needles: &Arc<Needles>, text: &[u8], chunks: &[usize]) -> Vec<u8> {
+        let mut redactor = Redactor::new(Arc::clone(needles));
+        let mut out = Vec::new();
+        let (mut rest, mut sizes) = (text, chunks.iter().cycle());
+        while !rest.is_empty() {
+            let size = sizes.next().copied().unwrap_or(1).clamp(1, rest.len());
+            redactor.push(&rest[..size], &mut out);
+            rest = &rest[size..];
+        }
+        redactor.finish(&mut out);
+        out
+    }
+
+    fn contains(hay: &[u8], needle: &[u8]) -> bool {
+        hay.windows(needle.len()).any(|window| window == needle)
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_survives_any_chunking_or_encoding(
+            secrets in proptest::collection::vec("[ -~]{6,40}", 1..4),
+            noise in proptest::collection::vec("[ -~\n]{0,12}", 8),
+            chunks in proptest::collection::vec(1_usize..9, 1..6),
+            shift in "[a-z]{0,2}",
+        ) {
+            let needles = Arc::new(Needles::new(secrets.iter().map(String::as_str)));
+            let mut text = String::new();
+            let mut planted = Vec::new();
+            for secret in secrets.iter().filter(|secret| secret.trim().len() >= MIN_SECRET_BYTES) {
+                let shifted = format!("{shift}{secret}");
+                let spellings = [secret.clone(), hex::encode(secret), STANDARD.encode(&shifted),
+                    URL_SAFE_NO_PAD.encode(&shifted),
+                    String::from_utf8(percent_encode(secret, "-_.~", "%20", true)).unwrap()];
+                for (spelling, noise) in spellings.iter().zip(noise.iter().cycle()) {
+                    text.push_str(noise);
+                    text.push_str(spelling);
+                }
+                planted.push(secret.clone());
+                planted.push(hex::encode(secret));
+                planted.push(STANDARD.encode(&shifted));
+                planted.push(URL_SAFE_NO_PAD.encode(&shifted));
+            }
+            let out = through(&needles, text.as_bytes(), &chunks);
+            for secret in &planted {
+                // The mark itself may complete a value such as "[redac"; nothing else may.
+                prop_assert!(MARK.contains(secret.as_str()) || secret.contains(MARK)
+                    || !contains(&out, secret.as_bytes()), "{secret:?} in {:?}", String::from_utf8_lossy(&out));
+            }
+            let whole = through(&needles, text.as_bytes(), &[text.len()]);
+            prop_assert_eq!(out, whole, "chunking changes nothing");
+        }
+
+        #[test]
+        fn text_without_a_secret_passes_unchanged(text in "[a-z \n]{0,200}", chunks in proptest::collection::vec(1_usize..9, 1..4)) {
+            let needles = Arc::new(Needles::new(["abcabd1", "aaaaaab9", "S3CRET-VALUE"]));
+            prop_assert_eq!(through(&needles, text.as_bytes(), &chunks), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn overlapping_secrets_and_one_inside_another_leave_no_remainder() {
+        let needles = Arc::new(Needles::new(["abcdef", "defghi", "abcdefghijkl"]));
+        assert_eq!(needles.redact("1 abcdefghi 2"), "1 [redacted] 2");
+        assert_eq!(
+            needles.redact("1 abcdefghijkl 2 abcdef"),
+            "1 [redacted] 2 [redacted]"
+        );
+        assert_eq!(needles.redact("abcdefabcdef"), "[redacted]");
+    }
+
+    #[test]
+    fn a_short_value_is_left_alone_and_an_unfinished_secret_is_not_shown() {
+        let needles = Arc::new(Needles::new(["short", "a-longer-secret"]));
+        assert_eq!(needles.redact("short"), "short");
+        assert_eq!(needles.redact("key: a-longer-sec"), "key: [redacted]");
+        assert_eq!(needles.redact("key: a-lo"), "key: a-lo");
+    }
+
+    #[test]
+    fn lines_of_a_private_key_are_found_one_by_one() {
+        let key =
+            "-----BEGIN KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\nAAAABG5vbmUAAAAEbm9uZQAA\n-----END KEY-----\n";
+        let needles = Arc::new(Needles::new([key]));
+        assert_eq!(needles.redact("| AAAABG5vbmUAAAAEbm9uZQAA |"), "| [redacted] |");
+        assert_eq!(needles.redact("-----BEGIN KEY----- x"), "-----BEGIN KEY----- x");
+        assert!(!format!("{needles:?}").contains("b3Bl"));
+    }
+
+    #[test]
+    fn ordinary_text_is_not_delayed() {
+        let needles = Arc::new(Needles::new(["s3cret-value"]));
+        let mut redactor = Redactor::new(needles);
+        let mut out = Vec::new();
+        redactor.push(b"password: s3c", &mut out);
+        assert_eq!(out, b"password: ");
+        redactor.push(b"ond try", &mut out);
+        assert_eq!(out, b"password: s3cond try");
+    }
+}

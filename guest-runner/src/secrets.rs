@@ -1,0 +1,398 @@
+//! Secrets in the guest: a tmpfs of our own, proven to be one, and nothing else.
+//!
+//! ```text
+//!   /run/agentlab            root 0711, tmpfs, nosuid nodev noexec
+//!     environment            agent 0400   the agent's shell reads it after it dropped root
+//!     git-credential         agent 0400   one answer of a git credential helper
+//!     ssh-key, known_hosts   agent 0400
+//!     task                   agent 0400
+//! ```
+//!
+//! The directory belongs to root, so the agent cannot put a link where we write. The disk of a guest is thrown away
+//! with it, but a disk is copied, snapshotted and kept by people who do not know what is on it: hence no swap either.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use agentlab_protocol::message::{GitCredentials, RedeemAnswer};
+use agentlab_protocol::secret::SecretText;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+
+use crate::sys_mount;
+
+/// A job's secrets are small; a guest must not lose its memory to a mistake.
+const TMPFS_BYTES: u64 = 16 * 1024 * 1024;
+const DIRECTORY_MODE: u32 = 0o711;
+
+/// Why no secret was written.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    /// Pages of a tmpfs may reach a disk.
+    #[error("Swap is active on {0}: secrets would reach a disk; build the template without swap")]
+    Swap(String),
+    /// Not what was mounted.
+    #[error("{0} is not on a tmpfs of its own: no secret was written")]
+    NotTmpfs(PathBuf),
+    /// The kernel refused.
+    #[error("Secrets could not be kept: {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's words.
+        source: io::Error,
+    },
+    /// A name that no shell can export.
+    #[error("`{0}` cannot be the name of an environment variable: letters, digits and underscores only")]
+    Name(String),
+    /// A value that cannot be handed over.
+    #[error(
+        "The value of {0} holds a character that cannot be handed over (NUL, or a line end in a credential)"
+    )]
+    Value(String),
+}
+
+/// The tmpfs, mounted and verified.
+#[derive(Debug)]
+pub struct SecretDir {
+    path: PathBuf,
+    directory: OwnedFd,
+    uid: u32,
+    gid: u32,
+}
+
+impl SecretDir {
+    /// Mounts a tmpfs on `path` (or takes the one an earlier call mounted there) and verifies it. Files will belong
+    /// to `uid` and `gid`.
+    ///
+    /// # Errors
+    /// Swap is active, the mount failed, or the path is not on a tmpfs of its own afterwards.
+    pub fn mount(path: &Path, uid: u32, gid: u32) -> Result<Self, SecretsError> {
+        Self::mount_beside(path, uid, gid, Path::new("/proc/swaps"))
+    }
+
+    fn mount_beside(path: &Path, uid: u32, gid: u32, swaps: &Path) -> Result<Self, SecretsError> {
+        let failed = |action| {
+            move |source| SecretsError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let areas = sys_mount::swap_areas(swaps).map_err(failed("looking for swap before"))?;
+        if !areas.is_empty() {
+            return Err(SecretsError::Swap(areas.join(", ")));
+        }
+        std::fs::create_dir_all(path).map_err(failed("creating"))?;
+        if !sys_mount::is_mount_point(path).map_err(failed("looking at"))? {
+            sys_mount::mount_tmpfs(path, DIRECTORY_MODE, TMPFS_BYTES)
+                .map_err(failed("mounting a tmpfs on"))?;
+        }
+        Self::verified(path, uid, gid)
+    }
+
+    fn verified(path: &Path, uid: u32, gid: u32) -> Result<Self, SecretsError> {
+        let failed = |action| {
+            move |source| SecretsError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let directory = sys_mount::open_directory(path).map_err(failed("opening"))?;
+        let own = sys_mount::is_mount_point(path).map_err(failed("looking at"))?;
+        if !own || !sys_mount::is_on_tmpfs(&directory).map_err(failed("asking the file system of"))? {
+            return Err(SecretsError::NotTmpfs(path.to_owned()));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            directory,
+            uid,
+            gid,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes one file, 0400 and the agent's, in place of an older one. Returns its path.
+    ///
+    /// # Errors
+    /// The kernel refused, or the new file turned out not to be on a tmpfs.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, SecretsError> {
+        let path = self.path.join(name);
+        let failed = |source: io::Error| SecretsError::Io {
+            action: "writing",
+            path: path.clone(),
+            source,
+        };
+        match rustix::fs::unlinkat(&self.directory, name, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR)
+            .map_err(|errno| failed(errno.into()))?;
+        if !sys_mount::is_on_tmpfs(&file).map_err(failed)? {
+            return Err(SecretsError::NotTmpfs(path));
+        }
+        rustix::fs::fchown(
+            &file,
+            Some(Uid::from_raw(self.uid)),
+            Some(Gid::from_raw(self.gid)),
+        )
+        .map_err(|errno| failed(errno.into()))?;
+        std::fs::File::from(file).write_all(bytes).map_err(failed)?;
+        Ok(path)
+    }
+
+    /// Writes the environment as a file for `.` of a POSIX shell; nothing when there is none.
+    ///
+    /// # Errors
+    /// A name or value no shell can take, or a failed write.
+    pub fn write_environment(
+        &self,
+        environment: &BTreeMap<String, SecretText>,
+    ) -> Result<Option<PathBuf>, SecretsError> {
+        if environment.is_empty() {
+            return Ok(None);
+        }
+        let mut script = String::new();
+        for (name, value) in environment {
+            let plain = name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            if !plain || name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) {
+                return Err(SecretsError::Name(name.escape_debug().take(80).collect()));
+            }
+            if value.expose().contains('\0') {
+                return Err(SecretsError::Value(name.clone()));
+            }
+            script.push_str(&format!("export {name}={}\n", shell_quote(value.expose())));
+        }
+        self.write("environment", script.as_bytes()).map(Some)
+    }
+
+    /// Writes the git credentials and says how `git` finds them. A token is offered to the host of `url` alone: a
+    /// repository must not lead git to a host that then asks for it.
+    ///
+    /// # Errors
+    /// A value git cannot take, or a failed write.
+    pub fn write_git(
+        &self,
+        credentials: &GitCredentials,
+        url: Option<&str>,
+    ) -> Result<GitAccess, SecretsError> {
+        let mut access = GitAccess::default();
+        if let Some(token) = &credentials.token {
+            let (user, token) = (&credentials.username, token.expose().trim());
+            if [user.as_str(), token]
+                .iter()
+                .any(|text| text.contains(['\n', '\r', '\0']))
+            {
+                return Err(SecretsError::Value("the git token or its user name".to_owned()));
+            }
+            let answer = format!("username={user}\npassword={token}\n");
+            let path = self.write("git-credential", answer.as_bytes())?;
+            if let Some(scope) = url.and_then(credential_scope) {
+                let path = shell_quote(&path.display().to_string());
+                // A program could not be run from here: the tmpfs is noexec. git gives `!` lines to a shell.
+                let program = format!("!f() {{ test \"$1\" = get && cat {path}; }}; f");
+                access
+                    .config
+                    .push((format!("credential.{scope}.helper"), program));
+            }
+        }
+        if let Some(key) = &credentials.ssh_private_key {
+            let text = format!("{}\n", key.expose().trim_end());
+            let key = shell_quote(&self.write("ssh-key", text.as_bytes())?.display().to_string());
+            let hosts = match &credentials.known_hosts {
+                Some(hosts) => {
+                    let text = format!("{}\n", hosts.trim_end());
+                    let path = self.write("known_hosts", text.as_bytes())?;
+                    let path = shell_quote(&path.display().to_string());
+                    format!("-o UserKnownHostsFile={path} -o StrictHostKeyChecking=yes")
+                }
+                None => "-o StrictHostKeyChecking=accept-new".to_owned(),
+            };
+            let ssh =
+                format!("ssh -i {key} -o IdentitiesOnly=yes -o BatchMode=yes -o ConnectTimeout=30 {hosts}");
+            access.environment.push(("GIT_SSH_COMMAND".to_owned(), ssh));
+        }
+        Ok(access)
+    }
+}
+
+/// How `git` finds its credentials. Holds paths, no secret.
+#[derive(Debug, Default, Clone)]
+pub struct GitAccess {
+    /// Environment variables.
+    pub environment: Vec<(String, String)>,
+    /// Settings for the agent's own git configuration.
+    pub config: Vec<(String, String)>,
+}
+
+/// Everything of an answer that must not be seen in output.
+#[must_use]
+pub fn secret_values(answer: &RedeemAnswer) -> Vec<&str> {
+    let git = answer
+        .git
+        .iter()
+        .flat_map(|git| [git.token.as_ref(), git.ssh_private_key.as_ref()])
+        .flatten();
+    answer
+        .environment
+        .values()
+        .chain(git)
+        .map(SecretText::expose)
+        .collect()
+}
+
+/// `scheme://host[:port]` of a web URL, without user or path; `None` for every other kind.
+fn credential_scope(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    if scheme != "https" && scheme != "http" {
+        return None;
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let plain = host
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte));
+    (plain && !host.is_empty()).then(|| format!("{scheme}://{host}"))
+}
+
+fn shell_quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    struct Mounted(tempfile::TempDir);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = rustix::mount::unmount(self.0.path().join("run"), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+
+    fn mounted() -> (Mounted, SecretDir) {
+        let base = Mounted(tempfile::tempdir().unwrap());
+        let directory = SecretDir::mount(&base.0.path().join("run"), 60_901, 60_902).unwrap();
+        (base, directory)
+    }
+
+    #[test]
+    fn a_secret_file_is_on_a_tmpfs_of_its_own_and_only_the_agent_reads_it() {
+        let (base, directory) = mounted();
+        directory.write("token", b"first").unwrap();
+        let path = directory.write("token", b"second").unwrap();
+        let seen = std::fs::metadata(&path).unwrap();
+        assert_eq!(
+            (seen.uid(), seen.gid(), seen.mode() & 0o7777),
+            (60_901, 60_902, 0o400)
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        assert_eq!(
+            std::fs::metadata(directory.path()).unwrap().mode() & 0o7777,
+            0o711
+        );
+        assert!(!std::fs::metadata(base.0.path()).unwrap().dev().eq(&seen.dev()));
+        let again = SecretDir::mount(directory.path(), 60_901, 60_902).unwrap();
+        assert!(
+            again.path().join("token").exists(),
+            "a second mount would hide the first"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_is_no_tmpfs_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let refused = SecretDir::verified(base.path(), 1, 1);
+        assert!(matches!(refused, Err(SecretsError::NotTmpfs(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn active_swap_is_refused_before_anything_is_mounted() {
+        let base = tempfile::tempdir().unwrap();
+        let swaps = base.path().join("swaps");
+        std::fs::write(
+            &swaps,
+            "Filename Type Size Used Priority\n/dev/vdb partition 1 0 -2\n",
+        )
+        .unwrap();
+        let run = base.path().join("run");
+        let refused = SecretDir::mount_beside(&run, 1, 1, &swaps);
+        assert!(
+            matches!(&refused, Err(SecretsError::Swap(areas)) if areas == "/dev/vdb"),
+            "{refused:?}"
+        );
+        assert!(!run.exists());
+    }
+
+    #[test]
+    fn an_environment_comes_through_a_shell_unchanged_and_bad_names_are_refused() {
+        let (_base, directory) = mounted();
+        let value = "it's \"$HOME\" `id` \\ \n two lines";
+        let environment = BTreeMap::from([("A_KEY".to_owned(), SecretText::new(value.to_owned()))]);
+        let path = directory.write_environment(&environment).unwrap().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a test may wait for printf")]
+        let output = std::process::Command::new("sh")
+            .args(["-c", ". \"$1\"; printf %s \"$A_KEY\"", "sh"])
+            .arg(path)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), value);
+        for name in ["", "1A", "A-B", "A=B", "A;id"] {
+            let bad = BTreeMap::from([(name.to_owned(), SecretText::new("x".to_owned()))]);
+            assert!(
+                matches!(directory.write_environment(&bad), Err(SecretsError::Name(_))),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_is_scoped_to_the_host_of_the_repository() {
+        assert_eq!(
+            credential_scope("https://me:pw@git.example:8443/a/b").as_deref(),
+            Some("https://git.example:8443")
+        );
+        assert_eq!(
+            credential_scope("https://git.example?x").as_deref(),
+            Some("https://git.example")
+        );
+        for url in [
+            "git@host:repo",
+            "ssh://host/x",
+            "file:///x",
+            "https://",
+            "https://a b/",
+        ] {
+            assert_eq!(credential_scope(url), None, "{url}");
+        }
+        let (_base, directory) = mounted();
+        let credentials = GitCredentials {
+            username: "bot".to_owned(),
+            token: Some(SecretText::new("t0ken-value".to_owned())),
+            ssh_private_key: None,
+            known_hosts: None,
+        };
+        let access = directory
+            .write_git(&credentials, Some("https://git.example/a"))
+            .unwrap();
+        assert_eq!(access.config[0].0, "credential.https://git.example.helper");
+        assert!(!access.config[0].1.contains("t0ken-value"));
+        assert!(directory.write_git(&credentials, None).unwrap().config.is_empty());
+    }
+}
