@@ -1,0 +1,462 @@
+//! The trait's calls. Whatever changes a machine compares its stamp first and takes the machine's turn.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::time::Duration;
+
+use agentlab_api::Vmid;
+use async_trait::async_trait;
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::monitor::Status;
+use super::record::{Found, MachineDir, Record, ShapeRecord, storage};
+use super::template::StoredTemplate;
+use super::{Qemu, blocking, unreachable};
+use crate::{
+    BackendError, CloneSpec, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
+};
+
+const ASK_DEADLINE: Duration = Duration::from_secs(2);
+const SUSPEND_DEADLINE: Duration = Duration::from_secs(5);
+const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
+const GIB: u64 = 1024 * 1024 * 1024;
+const MIB: u64 = 1024 * 1024;
+/// Less than this no Linux guest boots with.
+const MIN_MEMORY_MB: u32 = 64;
+/// What q35 takes.
+const MAX_CORES: u16 = 255;
+
+fn refused(action: &'static str, vmid: Vmid, reason: impl Into<String>) -> BackendError {
+    BackendError::Refused {
+        action,
+        vmid,
+        reason: reason.into(),
+        hint: None,
+    }
+}
+
+impl Qemu {
+    pub(super) async fn find(&self, vmid: Vmid) -> Result<Found> {
+        let machines = self.machines.clone();
+        blocking(move || machines.find(vmid)).await
+    }
+
+    /// The machine, if its stamp is this one.
+    pub(super) async fn ours_or_absent(&self, vmid: Vmid, stamp: &Stamp) -> Result<Option<MachineDir>> {
+        match self.find(vmid).await? {
+            Found::Nothing => Ok(None),
+            Found::Unreadable(reason) => Err(BackendError::NotOurs { vmid, reason }),
+            Found::Ours(machine) => match machine.record.stamp() {
+                Some(found) if found == *stamp => Ok(Some(*machine)),
+                Some(found) => Err(BackendError::NotOurs {
+                    vmid,
+                    reason: format!("its stamp is {found}"),
+                }),
+                None => Err(BackendError::NotOurs {
+                    vmid,
+                    reason: "its stamp cannot be read".to_owned(),
+                }),
+            },
+        }
+    }
+
+    pub(super) async fn ours(&self, vmid: Vmid, stamp: &Stamp) -> Result<MachineDir> {
+        self.ours_or_absent(vmid, stamp)
+            .await?
+            .ok_or(BackendError::NoSuchMachine { vmid })
+    }
+
+    /// A machine to look at, whosever it is.
+    pub(super) async fn readable(&self, vmid: Vmid) -> Result<MachineDir> {
+        match self.find(vmid).await? {
+            Found::Nothing => Err(BackendError::NoSuchMachine { vmid }),
+            Found::Unreadable(reason) => Err(BackendError::NotOurs { vmid, reason }),
+            Found::Ours(machine) => Ok(*machine),
+        }
+    }
+
+    async fn is_running(&self, machine: &MachineDir) -> Result<bool> {
+        let machine = machine.clone();
+        blocking(move || match machine.process() {
+            None => Ok(false),
+            Some(identity) => Ok(identity
+                .hold()
+                .map_err(storage("finding the process of", machine.path()))?
+                .is_some()),
+        })
+        .await
+    }
+
+    async fn power(&self, machine: &MachineDir, action: &'static str) -> Result<Power> {
+        if !self.is_running(machine).await? {
+            return Ok(Power::Stopped);
+        }
+        let vm = self.vm(machine.record.vmid);
+        match vm.monitor.status(machine, action, ASK_DEADLINE).await {
+            Ok(Status::Running) => Ok(Power::Running),
+            Ok(Status::Paused) => Ok(Power::Suspended),
+            // Its guest has not executed an instruction.
+            Ok(Status::Prelaunch) => Ok(Power::Stopped),
+            // It may have ended between the two questions.
+            Err(error) => match self.is_running(machine).await? {
+                false => Ok(Power::Stopped),
+                true => Err(error),
+            },
+        }
+    }
+
+    async fn describe(&self, vmid: Vmid, action: &'static str) -> Result<Option<Machine>> {
+        match self.find(vmid).await? {
+            Found::Nothing => Ok(None),
+            Found::Unreadable(_) => Ok(Some(Machine {
+                vmid,
+                name: "unknown".to_owned(),
+                power: Power::Stopped,
+                stamp: None,
+            })),
+            Found::Ours(machine) => {
+                let power = self.power(&machine, action).await?;
+                Ok(Some(as_machine(&machine, power)))
+            }
+        }
+    }
+
+    /// Records a new machine under a uid that no other machine has.
+    async fn record_clone(&self, spec: &CloneSpec, template: &StoredTemplate) -> Result<MachineDir> {
+        let _alone = self.allocation.lock().await;
+        let machines = self.machines.clone();
+        let (first, last) = self.options.uid_range;
+        let (spec, origin) = (spec.clone(), template.origin());
+        let (run_dir, floor) = (
+            self.options.run_dir.clone(),
+            self.options.disk_floor_mb.saturating_mul(MIB),
+        );
+        blocking(move || {
+            let free = super::free_bytes(&run_dir)?;
+            if free < floor {
+                let reason = format!("{} MiB free, at least {} are kept free", free / MIB, floor / MIB);
+                let full = std::io::Error::new(std::io::ErrorKind::StorageFull, reason);
+                return Err(storage("cloning into", &run_dir)(full));
+            }
+            let mut taken = Vec::new();
+            for vmid in machines.vmids()? {
+                if let Found::Ours(machine) = machines.find(vmid)? {
+                    taken.push(machine.record.uid);
+                }
+            }
+            // The last uid is the probe's.
+            let count = last - first;
+            let start = u32::from(spec.vmid) % count;
+            let uid = (0..count)
+                .map(|step| first + (start + step) % count)
+                .find(|uid| !taken.contains(uid))
+                .ok_or_else(|| refused("clone", spec.vmid, "every uid of the range is in use"))?;
+            machines.create(Record::new(spec.vmid, &spec.name, &spec.stamp, origin, uid))
+        })
+        .await
+    }
+
+    /// Makes the overlay, under another name until it is whole.
+    async fn make_overlay(&self, machine: &MachineDir, template: &StoredTemplate) -> Result<()> {
+        let path = machine.overlay_path();
+        let new = path.with_extension("qcow2.new");
+        let made = Command::new(&self.programs.image)
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .arg(template.disk_path())
+            .arg(&new)
+            .env_clear()
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let vmid = machine.record.vmid;
+        let output = timeout(IMAGE_DEADLINE, made)
+            .await
+            .map_err(|_| BackendError::TimedOut {
+                action: "clone",
+                vmid,
+                seconds: IMAGE_DEADLINE.as_secs(),
+            })?
+            .map_err(storage("executing", &self.programs.image))?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(refused(
+                "clone",
+                vmid,
+                format!("qemu-img could not make its disk: {words}"),
+            ));
+        }
+        let uid = machine.record.uid;
+        blocking(move || {
+            let publish = || {
+                fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
+                chown(&new, Some(uid), Some(uid))?;
+                fs::rename(&new, &path)
+            };
+            publish().map_err(storage("making", &path))
+        })
+        .await
+    }
+}
+
+fn as_machine(machine: &MachineDir, power: Power) -> Machine {
+    let record = &machine.record;
+    Machine {
+        vmid: record.vmid,
+        name: record.name.clone(),
+        power,
+        stamp: record.stamp(),
+    }
+}
+
+/// What a disk is to measure; refuses whatever would cut bytes off.
+fn root_bytes(vmid: Vmid, wanted_gb: Option<u32>, template_bytes: u64, recorded: Option<u64>) -> Result<u64> {
+    let has = recorded.unwrap_or(template_bytes).max(template_bytes);
+    let Some(wanted) = wanted_gb.map(|gb| u64::from(gb).saturating_mul(GIB)) else {
+        return Ok(has);
+    };
+    if wanted < has {
+        return Err(BackendError::Refused {
+            action: "configure",
+            vmid,
+            reason: format!(
+                "its disk has {} MiB and cannot shrink to {} MiB",
+                has.div_ceil(MIB),
+                wanted / MIB
+            ),
+            hint: Some(format!("ask for {} GiB or more", has.div_ceil(GIB))),
+        });
+    }
+    Ok(wanted)
+}
+
+#[async_trait]
+impl Machines for Qemu {
+    async fn templates(&self) -> Result<Vec<Template>> {
+        let store = self.templates.clone();
+        blocking(move || store.list()).await
+    }
+
+    async fn clone_template(&self, spec: &CloneSpec) -> Result<Machine> {
+        let vmid = spec.vmid;
+        let vm = self.vm(vmid);
+        let _turn = vm.operation.lock().await;
+        let machine = match self.find(vmid).await? {
+            Found::Unreadable(reason) => return Err(BackendError::Conflict { vmid, reason }),
+            Found::Ours(machine) => {
+                let record = &machine.record;
+                let same = record.stamp().as_ref() == Some(&spec.stamp)
+                    && record.template.vmid == spec.template
+                    && record.name == spec.name;
+                if !same {
+                    let stamp = record
+                        .stamp()
+                        .map_or_else(|| "none".to_owned(), |stamp| stamp.to_string());
+                    let reason = format!("`{}` has it, its stamp is {stamp}", record.name);
+                    return Err(BackendError::Conflict { vmid, reason });
+                }
+                *machine
+            }
+            Found::Nothing => {
+                let (store, wanted) = (self.templates.clone(), spec.template);
+                let template = blocking(move || store.by_vmid(wanted)).await?;
+                self.record_clone(spec, &template).await?
+            }
+        };
+        if !machine.has_overlay() {
+            let (store, origin) = (self.templates.clone(), machine.record.template.clone());
+            let template = blocking(move || store.of_machine(&origin)).await?;
+            self.make_overlay(&machine, &template).await?;
+        }
+        let power = self.power(&machine, "clone").await?;
+        Ok(as_machine(&machine, power))
+    }
+
+    async fn configure(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Result<()> {
+        let vm = self.vm(vmid);
+        let _turn = vm.operation.lock().await;
+        let mut machine = self.ours(vmid, stamp).await?;
+        if self.find_process(&machine).await?.is_some() {
+            return Err(refused("configure", vmid, "it is running"));
+        }
+        if shape.cores == 0 || shape.cores > MAX_CORES || shape.memory_mb < MIN_MEMORY_MB {
+            let reason = format!("{} cores and {} MiB cannot be had", shape.cores, shape.memory_mb);
+            return Err(refused("configure", vmid, reason));
+        }
+        let (store, shape) = (self.templates.clone(), shape.clone());
+        blocking(move || {
+            let template = store.of_machine(&machine.record.template)?;
+            let recorded = machine.record.shape.as_ref().map(|shape| shape.root_bytes);
+            let bytes = root_bytes(vmid, shape.root_size_gb, template.disk_bytes, recorded)?;
+            machine.set_shape(ShapeRecord::new(&shape, bytes))
+        })
+        .await
+    }
+
+    /// Waits its turn behind other starting machines, first come first served, for as long as that takes.
+    async fn power_on(&self, vmid: Vmid, stamp: &Stamp, with: PowerOn) -> Result<()> {
+        let machine = self.ours(vmid, stamp).await?;
+        if self.power(&machine, "power_on").await? == Power::Running {
+            return Ok(());
+        }
+        let permit = self.starts.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| unreachable("power_on", "the back end is closing".to_owned()))?;
+        let vm = self.vm(vmid);
+        let _turn = vm.operation.lock().await;
+        // Read again: while waiting it may have been destroyed, or powered on by another.
+        let machine = self.ours(vmid, stamp).await?;
+        let Some(process) = self.find_process(&machine).await? else {
+            return self.start(&vm, &machine, with, permit).await;
+        };
+        match vm.monitor.status(&machine, "power_on", ASK_DEADLINE).await? {
+            Status::Running => Ok(()),
+            Status::Paused => Err(BackendError::Refused {
+                action: "power_on",
+                vmid,
+                reason: "it is suspended".to_owned(),
+                hint: Some("resume it".to_owned()),
+            }),
+            Status::Prelaunch => {
+                self.let_go_or_end(&vm, &machine, &process).await?;
+                self.watch(&machine, process, Some(permit));
+                Ok(())
+            }
+        }
+    }
+
+    async fn power_off(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let vm = self.vm(vmid);
+        let _turn = vm.operation.lock().await;
+        match self.ours_or_absent(vmid, stamp).await? {
+            Some(machine) => self.stop(&vm, &machine, "power_off").await,
+            None => Ok(()),
+        }
+    }
+
+    async fn suspend(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        self.pause_or_continue(vmid, stamp, "suspend", "stop").await
+    }
+
+    async fn resume(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        self.pause_or_continue(vmid, stamp, "resume", "cont").await
+    }
+
+    async fn inspect(&self, vmid: Vmid) -> Result<Option<Machine>> {
+        self.describe(vmid, "inspect").await
+    }
+
+    /// A machine whose QEMU does not answer counts as running here: its process does.
+    async fn list(&self) -> Result<Vec<Machine>> {
+        let machines = self.machines.clone();
+        let vmids = blocking(move || machines.vmids()).await?;
+        let mut found = Vec::new();
+        // One silent QEMU costs its deadline once, not once for each machine behind it.
+        let mut silent = JoinSet::new();
+        for vmid in vmids {
+            let (vm, machine) = match self.find(vmid).await? {
+                Found::Nothing => continue,
+                Found::Unreadable(_) => {
+                    found.push(Machine {
+                        vmid,
+                        name: "unknown".to_owned(),
+                        power: Power::Stopped,
+                        stamp: None,
+                    });
+                    continue;
+                }
+                Found::Ours(machine) => (self.vm(vmid), machine),
+            };
+            if !self.is_running(&machine).await? {
+                found.push(as_machine(&machine, Power::Stopped));
+                continue;
+            }
+            silent.spawn(async move {
+                let power = match vm.monitor.status(&machine, "list", ASK_DEADLINE).await {
+                    Ok(Status::Paused) => Power::Suspended,
+                    Ok(Status::Prelaunch) => Power::Stopped,
+                    Ok(Status::Running) | Err(_) => Power::Running,
+                };
+                as_machine(&machine, power)
+            });
+        }
+        found.extend(silent.join_all().await);
+        found.sort_by_key(|machine| machine.vmid);
+        Ok(found)
+    }
+
+    async fn destroy(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let vm = self.vm(vmid);
+        let _turn = vm.operation.lock().await;
+        let Some(machine) = self.ours_or_absent(vmid, stamp).await? else {
+            return Ok(());
+        };
+        self.stop(&vm, &machine, "destroy").await?;
+        let machines = self.machines.clone();
+        blocking(move || machines.remove(&machine)).await?;
+        Ok(())
+    }
+
+    async fn stopped(&self, vmid: Vmid) -> Result<()> {
+        let Found::Ours(machine) = self.find(vmid).await? else {
+            return Ok(());
+        };
+        match self.find_process(&machine).await? {
+            Some(process) => process
+                .ended()
+                .await
+                .map_err(|error| unreachable("watching", error.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    async fn usage(&self, vmid: Vmid) -> Result<Usage> {
+        let machine = self.readable(vmid).await?;
+        let process = self.find_process(&machine).await?;
+        let stopped = Usage {
+            cpu_seconds: 0.0,
+            memory_bytes: 0,
+        };
+        Ok(process.and_then(|process| process.usage()).unwrap_or(stopped))
+    }
+}
+
+impl Qemu {
+    async fn pause_or_continue(
+        &self,
+        vmid: Vmid,
+        stamp: &Stamp,
+        action: &'static str,
+        command: &'static str,
+    ) -> Result<()> {
+        let vm = self.vm(vmid);
+        let _turn = vm.operation.lock().await;
+        let machine = self.ours(vmid, stamp).await?;
+        if !self.is_running(&machine).await? {
+            return Err(refused(action, vmid, "it is not running"));
+        }
+        if vm.monitor.status(&machine, action, SUSPEND_DEADLINE).await? == Status::Prelaunch {
+            return Err(refused(action, vmid, "it is not running"));
+        }
+        vm.monitor
+            .ask(&machine, action, (command, Value::Null), SUSPEND_DEADLINE)
+            .await
+            .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_grows_or_stays_and_is_never_cut() {
+        let vmid: Vmid = 1000.try_into().unwrap();
+        assert_eq!(root_bytes(vmid, None, 3 * GIB, None).unwrap(), 3 * GIB);
+        assert_eq!(root_bytes(vmid, Some(4), 3 * GIB, None).unwrap(), 4 * GIB);
+        assert_eq!(root_bytes(vmid, None, 3 * GIB, Some(4 * GIB)).unwrap(), 4 * GIB);
+        root_bytes(vmid, Some(2), 3 * GIB, None).unwrap_err();
+        root_bytes(vmid, Some(3), 3 * GIB, Some(4 * GIB)).unwrap_err();
+    }
+}

@@ -1,0 +1,21 @@
+//! One suite for every back end: what the traits promise, asked of each of them.
+//!
+//! ```text
+//!   suite.rs      the promises, generic over a rig
+//!   fake.rs       the rig of the fake                      always runs
+//!   qemu/         the rig of real QEMU processes, and what only they can get wrong      root and QEMU
+//! ```
+//!
+//! Without root or QEMU the second half prints SKIP; with `CI=true` it fails instead.
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod qemu;
+#[cfg(test)]
+mod suite;
+
+#[cfg(test)]
+suite::contract!(fake_keeps, crate::fake::FakeRig::open());
+#[cfg(test)]
+suite::contract!(qemu_keeps, crate::qemu::QemuRig::open());
