@@ -86,6 +86,13 @@ impl SecretDir {
         if !areas.is_empty() {
             return Err(SecretsError::Swap(areas.join(", ")));
         }
+        // A core file is a copy of a process's memory on the disk. Inherited by everything that is started from here.
+        let none = rustix::process::Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        rustix::process::setrlimit(rustix::process::Resource::Core, none)
+            .map_err(|errno| failed("forbidding core files before")(errno.into()))?;
         std::fs::create_dir_all(path).map_err(failed("creating"))?;
         if !sys_mount::is_mount_point(path).map_err(failed("looking at"))? {
             sys_mount::mount_tmpfs(path, DIRECTORY_MODE, TMPFS_BYTES)

@@ -48,6 +48,8 @@ pub(crate) struct JobLog {
     filled: Arc<Notify>,
     /// Something was taken.
     taken: Arc<Notify>,
+    /// Nothing more is to come: what is queued goes at once.
+    hurry: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,8 @@ struct State {
     behind: bool,
     dropped: u64,
     next: u64,
+    /// Beginning of the agent's error output: where bubblewrap says why it did not start.
+    first_words: String,
 }
 
 impl JobLog {
@@ -87,9 +91,11 @@ impl JobLog {
                 behind: false,
                 dropped: 0,
                 next: 0,
+                first_words: String::new(),
             })),
             filled: Arc::new(Notify::new()),
             taken: Arc::new(Notify::new()),
+            hurry: Arc::new(Notify::new()),
         })
     }
 
@@ -107,6 +113,16 @@ impl JobLog {
         let text = format!("{}\n", self.redact(line.trim_end()));
         self.state().append(Stream::Runner, text);
         self.filled.notify_one();
+    }
+
+    /// First line of the agent's error output.
+    pub(crate) fn first_words(&self) -> String {
+        self.state()
+            .first_words
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// Ends the file: what is logged later is only streamed. An error is the first that writing it met.
@@ -180,13 +196,17 @@ impl JobLog {
             self.taken.notify_waiters();
             // A full batch is followed at once; otherwise lines are gathered for a moment.
             if bytes < BATCH_BYTES / 2 {
-                sleep_until(sent + PACE).await;
+                tokio::select! {
+                    () = sleep_until(sent + PACE) => {}
+                    () = self.hurry.notified() => {}
+                }
             }
         }
     }
 
     /// Waits until the host has everything, at most `patience`. Somebody else must be shipping.
     pub(crate) async fn shipped(&self, patience: Duration) {
+        self.hurry.notify_one();
         let drained = async {
             loop {
                 let taken = self.taken.notified();
@@ -204,6 +224,9 @@ impl JobLog {
 impl State {
     /// Takes one piece into the file and the queue, within the bound.
     fn append(&mut self, stream: Stream, mut text: String) {
+        if stream == Stream::Stderr && self.first_words.is_empty() {
+            self.first_words = text.chars().take(400).collect();
+        }
         let reserve = if stream == Stream::Runner {
             0
         } else {

@@ -237,6 +237,13 @@ impl<H: HostLink> Job<'_, H> {
         report.agent_milliseconds = u64::try_from(end.ran.as_millis()).unwrap_or(u64::MAX);
         let (status, message) = match end.ending {
             Ending::Exited if end.exit_code == 0 => (ReportStatus::Completed, None),
+            Ending::Exited if self.order.inner_sandbox && end.exit_code == 1 && self.sandbox_failed() => {
+                report.inner_sandbox = "none".to_owned();
+                report.failed_phase = Some(Phase::Agent);
+                report.exit_code = None;
+                let words = format!("The inner sandbox did not start: {}", self.log.first_words());
+                (ReportStatus::Failed, Some(words))
+            }
             Ending::Exited => {
                 let words = format!("Agent `{}` ended with status {}", self.order.agent, end.exit_code);
                 report.failed_phase = Some(Phase::Agent);
@@ -263,6 +270,12 @@ impl<H: HostLink> Job<'_, H> {
             "The agent ended with status {} after {milliseconds} ms",
             end.exit_code
         ));
+    }
+
+    /// bubblewrap has no exit status of its own for "not begun"; its words come before any of the agent's.
+    fn sandbox_failed(&self) -> bool {
+        let words = self.log.first_words();
+        words.starts_with("bwrap: ") || words.starts_with("setpriv: ")
     }
 
     async fn collect(&self, report: &mut Report) -> Work {

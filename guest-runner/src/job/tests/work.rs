@@ -185,6 +185,26 @@ async fn an_unknown_agent_and_a_long_task_are_told_apart() {
 }
 
 #[tokio::test]
+async fn an_inner_sandbox_that_does_not_start_is_not_taken_for_the_agent() {
+    let mut lab = Lab::new("true").await;
+    lab.order.inner_sandbox_args = vec!["--no-such-option".to_owned()];
+    let report = lab.run().await;
+    assert_eq!(
+        (
+            report.failed_phase,
+            report.exit_code,
+            report.inner_sandbox.as_str()
+        ),
+        (Some(Phase::Agent), None, "none")
+    );
+    let message = report.message.unwrap();
+    assert!(
+        message.starts_with("The inner sandbox did not start: bwrap: ") && message.contains("no-such"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
 async fn a_refused_artifact_is_named_and_a_host_that_is_away_fails_the_job() {
     let mut lab =
         Lab::new("cd $AGENTLAB_ARTIFACTS_DIR; echo 1 > a; echo 2 > b; head -c 20000 /dev/zero > big").await;
@@ -212,7 +232,7 @@ async fn a_refused_artifact_is_named_and_a_host_that_is_away_fails_the_job() {
 async fn credentials_are_the_agents_on_tmpfs_and_never_in_output_or_on_disk() {
     let mut lab = Lab::new(
         "stat -f -c %T $AGENTLAB_TASK_FILE; cat ${AGENTLAB_TASK_FILE%/*}/git-credential; echo $GIT_SSH_COMMAND\n\
-         ! touch ${AGENTLAB_TASK_FILE%/*}/x 2>/dev/null; printenv API_KEY | base64",
+         ! touch ${AGENTLAB_TASK_FILE%/*}/x 2>/dev/null; test $(ulimit -Hc) = 0; printenv API_KEY | base64",
     )
     .await;
     lab.answer.git = Some(GitCredentials {
