@@ -50,6 +50,8 @@ pub enum ErrorCode {
     Cancelled,
     /// The daemon is stopping.
     ShuttingDown,
+    /// Said by clients only: no daemon answered.
+    DaemonUnreachable,
     /// A defect of ours.
     Internal,
 }
@@ -73,7 +75,10 @@ impl ErrorCode {
             | Self::SandboxLost
             | Self::RepositoryUnavailable => 500,
             Self::BackendFailed | Self::NetworkUnenforced => 502,
-            Self::TemplateUnavailable | Self::BackendUnreachable | Self::ShuttingDown => 503,
+            Self::TemplateUnavailable
+            | Self::BackendUnreachable
+            | Self::ShuttingDown
+            | Self::DaemonUnreachable => 503,
             Self::GuestSilent => 504,
         }
     }
@@ -104,6 +109,7 @@ impl ErrorCode {
             Self::SandboxLost => "sandbox_lost",
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",
+            Self::DaemonUnreachable => "daemon_unreachable",
             Self::Internal => "internal",
         }
     }

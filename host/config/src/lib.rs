@@ -23,7 +23,7 @@ pub use config::{
     Accelerator, BackendKind, BridgeAddress, Config, LogLevel, QemuConfig, load_config, parse_config,
 };
 pub use error::{ConfigError, Fault};
-pub use profile::{LoadedProfile, load_profiles, parse_profiles};
+pub use profile::{LoadedProfile, load_profile_files, load_profiles, parse_profiles};
 
 /// A value that was read, and what an operator should know about how.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use agentlab_api::{ChannelKind, InnerSandbox, NetworkMode, Profile};
 
@@ -57,10 +57,18 @@ pub fn load_profiles(dir: &Path) -> Result<Vec<LoadedProfile>, ConfigError> {
         }
     }
     paths.sort();
+    load_profile_files(&paths)
+}
+
+/// Reads the profiles of these files; names must be unique over all of them.
+///
+/// # Errors
+/// As [`load_profiles`].
+pub fn load_profile_files(paths: &[PathBuf]) -> Result<Vec<LoadedProfile>, ConfigError> {
     let mut profiles = Vec::new();
     let mut faults = Vec::new();
     for path in paths {
-        let (text, _) = file::read(&path, "Profile")?;
+        let (text, _) = file::read(path, "Profile")?;
         match read_text(&text, &path.display().to_string()) {
             Ok(mut more) => profiles.append(&mut more),
             Err(ConfigError::Invalid(mut more)) => faults.append(&mut more),

@@ -1,0 +1,87 @@
+//! One file per noun. A command parses, calls, prints; what a job means is decided by the daemon.
+
+mod completion;
+mod job;
+mod job_apply;
+mod job_artifacts;
+mod job_run;
+mod profile;
+mod program;
+mod sandbox;
+mod status;
+
+use std::ffi::OsString;
+
+use clap::Subcommand;
+
+use crate::printer::Printer;
+use crate::{CommandResult, Context};
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// How the daemon is: hypervisor, templates, sandboxes, jobs, alarms
+    Status,
+    /// Run a task on a repository in a VM of its own, and look at what came of it
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Look at VMs and end them
+    #[command(subcommand)]
+    Sandbox(sandbox::SandboxCommand),
+    /// What sandboxes are made of and what they may do
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
+    /// Bridge and packet policy of this host (runs `agentlab-net`)
+    #[command(disable_help_flag = true)]
+    Net {
+        /// Handed on as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Template images (runs `agentlab-template`)
+    #[command(disable_help_flag = true)]
+    Template {
+        /// Handed on as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Print completions for a shell
+    Completion(completion::Completion),
+    /// Same as `sandbox list`
+    #[command(name = "ls", hide = true)]
+    SandboxList(sandbox::List),
+    /// Same as `sandbox destroy`
+    #[command(name = "rm", hide = true)]
+    SandboxDestroy(sandbox::Destroy),
+}
+
+impl Command {
+    /// Runs what needs neither a daemon nor a runtime; `None` for the others.
+    pub(crate) fn without_daemon(&self, printer: &Printer) -> Option<CommandResult> {
+        match self {
+            Self::Net { arguments } => Some(program::replace_process("agentlab-net", arguments)),
+            Self::Template { arguments } => Some(program::replace_process("agentlab-template", arguments)),
+            Self::Completion(completion) => Some(completion.run(printer)),
+            Self::Profile(profile::ProfileCommand::Validate(validate)) => Some(validate.run(printer)),
+            Self::Status
+            | Self::Job(_)
+            | Self::Sandbox(_)
+            | Self::Profile(_)
+            | Self::SandboxList(_)
+            | Self::SandboxDestroy(_) => None,
+        }
+    }
+
+    /// Runs the others.
+    pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        match self {
+            Self::Status => status::run(context).await,
+            Self::Job(command) => command.run(context).await,
+            Self::Sandbox(command) => command.run(context).await,
+            Self::Profile(command) => command.run(context).await,
+            Self::SandboxList(list) => list.run(context).await,
+            Self::SandboxDestroy(destroy) => destroy.run(context).await,
+            Self::Net { .. } | Self::Template { .. } | Self::Completion(_) => Ok(crate::ExitStatus::Success),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! `agentlab profile`.
+
+use std::path::PathBuf;
+
+use agentlab_api::{Profile, ProfileList};
+use clap::{Args, Subcommand};
+
+use crate::output::{Fields, Table, cell, size};
+use crate::printer::Printer;
+use crate::terminal::escape;
+use crate::{CommandResult, Context, ExitStatus};
+
+/// Verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProfileCommand {
+    /// Profiles the daemon has loaded
+    #[command(visible_alias = "ls")]
+    List,
+    /// One profile, defaults filled in
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Check profile files without a daemon: every fault with file, line and column
+    Validate(Validate),
+}
+
+/// `profile validate`.
+#[derive(Debug, Args)]
+pub(crate) struct Validate {
+    /// Files of one or more profiles; names must be unique over all of them
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl Validate {
+    pub(crate) fn run(&self, printer: &Printer) -> CommandResult {
+        let loaded = agentlab_config::load_profile_files(&self.files)?;
+        if printer.json() {
+            printer.document(&ProfileList {
+                profiles: loaded.into_iter().map(|one| one.profile).collect(),
+            })?;
+            return Ok(ExitStatus::Success);
+        }
+        for one in &loaded {
+            printer.line(&escape(&format!(
+                "{}:{}: {} is valid",
+                one.file, one.line, one.profile.name
+            )))?;
+        }
+        if loaded.is_empty() {
+            printer.warning("these files hold no profile");
+        }
+        Ok(ExitStatus::Success)
+    }
+}
+
+impl ProfileCommand {
+    pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        let printer = &context.printer;
+        match self {
+            Self::List => {
+                let list = context.client.profiles().await?;
+                if printer.json() {
+                    printer.document(&list)?
+                } else {
+                    printer.write(&table(&list.profiles))?
+                }
+            }
+            Self::Show { name } => {
+                let profile = context.client.profile(&name).await?;
+                if printer.json() {
+                    printer.document(&profile)?
+                } else {
+                    printer.write(&fields(&profile))?
+                }
+            }
+            // Run before: it needs no daemon.
+            Self::Validate(validate) => return validate.run(printer),
+        }
+        Ok(ExitStatus::Success)
+    }
+}
+
+fn table(profiles: &[Profile]) -> String {
+    let mut table = Table::new(&[
+        "NAME", "TEMPLATE", "AGENT", "NETWORK", "CORES", "MEMORY", "LEASE", "DEADLINE",
+    ]);
+    for one in profiles {
+        table.row([
+            cell(&one.name),
+            cell(one.template_vmid),
+            cell(&one.agent),
+            cell(one.network.mode),
+            cell(one.resources.cores),
+            cell(format!("{} MiB", one.resources.memory_mb)),
+            cell(format!("{} min", one.behavior.ttl_minutes_default)),
+            cell(format!("{} s", one.behavior.deadline_seconds_default)),
+        ]);
+    }
+    table.render()
+}
+
+fn fields(profile: &Profile) -> String {
+    let Profile {
+        network,
+        resources,
+        storage,
+        behavior,
+        artifacts,
+        ..
+    } = profile;
+    let mut fields = Fields::default();
+    fields
+        .add("name", &profile.name)
+        .add("template", profile.template_vmid)
+        .add("agent", &profile.agent)
+        .add("network", network.mode)
+        .add_some("bridge", network.bridge.as_ref())
+        .add_some(
+            "channels",
+            network
+                .channels
+                .as_ref()
+                .map(|channels| format!("{channels:?}").to_lowercase()),
+        )
+        .add("cores", resources.cores)
+        .add("memory", format!("{} MiB", resources.memory_mb))
+        .add_some(
+            "root disk",
+            storage.root_size_gb.map(|size| format!("{size} GiB")),
+        )
+        .add("lease", format!("{} min", behavior.ttl_minutes_default))
+        .add("deadline", format!("{} s", behavior.deadline_seconds_default))
+        .add("keepalive", behavior.keepalive_default)
+        .add(
+            "inner sandbox",
+            format!("{:?}", behavior.inner_sandbox).to_lowercase(),
+        )
+        .add_some(
+            "its arguments",
+            (!behavior.inner_sandbox_args.is_empty()).then(|| behavior.inner_sandbox_args.join(" ")),
+        )
+        .add(
+            "artifacts",
+            format!(
+                "at most {} files, {} each, {} together",
+                artifacts.max_files,
+                size(artifacts.max_file_bytes),
+                size(artifacts.max_total_bytes)
+            ),
+        );
+    fields.render()
+}

@@ -1,0 +1,223 @@
+//! `agentlab sandbox`.
+
+use agentlab_api::{Event, SandboxState, SandboxView};
+use clap::{Args, Subcommand};
+
+use crate::error::CommandError;
+use crate::output::{Cell, Fields, Table, ago, between, cell, duration, sandbox_style, time};
+use crate::printer::DIM;
+use crate::terminal::{escape, escape_lines};
+use crate::{CommandResult, Context, ExitStatus};
+
+/// Verbs. A sandbox is named by its VMID, its name or its UUID.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SandboxCommand {
+    /// Sandboxes, newest first
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// One sandbox
+    Show {
+        /// VMID, name or UUID
+        sandbox: String,
+    },
+    /// End a sandbox and remove everything of it
+    #[command(visible_aliases = ["rm", "delete"])]
+    Destroy(Destroy),
+    /// What happened to a sandbox, or what its VM wrote to its console
+    #[command(visible_alias = "log")]
+    Logs(Logs),
+}
+
+/// `sandbox list`.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Also those that are gone
+    #[arg(long, short)]
+    all: bool,
+}
+
+/// `sandbox destroy`.
+#[derive(Debug, Args)]
+pub(crate) struct Destroy {
+    /// VMID, name or UUID
+    sandbox: String,
+    /// Also when its state asks for a second thought, as TIMEOUT does
+    #[arg(long, short)]
+    force: bool,
+}
+
+/// `sandbox logs`.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// VMID, name or UUID
+    sandbox: String,
+    /// Go on as things happen; with --json one event a line
+    #[arg(long, short, conflicts_with = "console")]
+    follow: bool,
+    /// The end of the VM's serial console instead of events
+    #[arg(long)]
+    console: bool,
+}
+
+impl SandboxCommand {
+    pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        match self {
+            Self::List(list) => list.run(context).await,
+            Self::Show { sandbox } => {
+                let view = context.client.sandbox(&sandbox).await?;
+                show(context, &view)?;
+                Ok(ExitStatus::Success)
+            }
+            Self::Destroy(destroy) => destroy.run(context).await,
+            Self::Logs(logs) => logs.run(context).await,
+        }
+    }
+}
+
+impl List {
+    pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        let list = context.client.sandboxes(self.all).await?;
+        if context.printer.json() {
+            context.printer.document(&list)?;
+            return Ok(ExitStatus::Success);
+        }
+        let mut table = Table::new(&[
+            "VMID", "NAME", "PROFILE", "STATE", "ADDRESS", "JOB", "LEASE", "CREATED",
+        ]);
+        for one in &list.sandboxes {
+            table.row([
+                cell(one.vmid),
+                cell(&one.name),
+                cell(&one.profile),
+                Cell::styled(one.state, sandbox_style(one.state)),
+                cell(one.address),
+                cell(one.job.as_ref().map_or("-", |job| job.as_str())),
+                cell(lease(one)),
+                cell(ago(one.created_at)),
+            ]);
+        }
+        context.printer.write(&table.render())?;
+        Ok(ExitStatus::Success)
+    }
+}
+
+impl Destroy {
+    pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        let view = context.client.destroy_sandbox(&self.sandbox, self.force).await?;
+        if context.printer.json() {
+            context.printer.document(&view)?;
+        } else if view.state == SandboxState::Destroyed {
+            context
+                .printer
+                .line(&escape(&format!("{} ({}) is gone", view.name, view.vmid)))?;
+        } else {
+            let text = format!(
+                "{} ({}) is being destroyed; `agentlab sandbox show {}` says how far it is",
+                view.name, view.vmid, view.id
+            );
+            context.printer.line(&escape(&text))?;
+        }
+        Ok(ExitStatus::Success)
+    }
+}
+
+impl Logs {
+    async fn run(self, context: &Context) -> CommandResult {
+        let printer = &context.printer;
+        if self.console {
+            let bytes = context.client.console(&self.sandbox).await?;
+            let text = String::from_utf8_lossy(&bytes);
+            if printer.json() {
+                printer.document(&serde_json::json!({ "console": text }))?;
+            } else {
+                let text = escape_lines(&text);
+                printer.write(&text)?;
+                printer.write(if text.is_empty() || text.ends_with('\n') {
+                    ""
+                } else {
+                    "\n"
+                })?;
+            }
+            return Ok(ExitStatus::Success);
+        }
+        if self.follow {
+            let mut stream = context.client.follow_sandbox_events(&self.sandbox, None).await?;
+            while let Some(event) = stream.next().await? {
+                if printer.json() {
+                    printer.document_line(&event)?
+                } else {
+                    printer.line(&event_line(&event))?
+                }
+            }
+            return Ok(ExitStatus::Success);
+        }
+        let events = context.client.sandbox_events(&self.sandbox).await?;
+        if printer.json() {
+            printer.document(&serde_json::json!({ "events": events }))?;
+        } else {
+            for event in &events {
+                printer.line(&event_line(event))?;
+            }
+        }
+        Ok(ExitStatus::Success)
+    }
+}
+
+fn event_line(event: &Event) -> String {
+    format!(
+        "{DIM}{}{DIM:#}  {:<16}  {}",
+        time(event.time),
+        escape(event.kind.as_str()),
+        escape(&event.message)
+    )
+}
+
+fn lease(view: &SandboxView) -> String {
+    let now = jiff::Timestamp::now();
+    match view.lease_expires_at {
+        None => "none".to_owned(),
+        Some(end) if end <= now => "over".to_owned(),
+        Some(end) => duration(between(now, end)),
+    }
+}
+
+fn show(context: &Context, view: &SandboxView) -> Result<(), CommandError> {
+    if context.printer.json() {
+        return context.printer.document(view);
+    }
+    let mut fields = Fields::default();
+    fields
+        .add("id", view.id)
+        .add("VMID", view.vmid)
+        .add("name", &view.name)
+        .add("profile", &view.profile)
+        .add("state", view.state)
+        .add("address", view.address)
+        .add("network", view.network_mode)
+        .add_some("job", view.job.as_ref())
+        .add("keepalive", view.keepalive)
+        .add(
+            "lease",
+            view.lease_expires_at.map_or("none".to_owned(), |end| {
+                format!("until {} ({})", time(end), lease(view))
+            }),
+        )
+        .add(
+            "created",
+            format!("{} ({})", time(view.created_at), ago(view.created_at)),
+        )
+        .add(
+            "updated",
+            format!("{} ({})", time(view.updated_at), ago(view.updated_at)),
+        )
+        .add_some("failure", view.failure.as_ref())
+        .add_some(
+            "hint",
+            view.failure.as_ref().and_then(|failure| failure.hint.as_ref()),
+        )
+        .add_some(
+            "left behind",
+            (!view.left_behind.is_empty()).then(|| view.left_behind.join("\n")),
+        );
+    context.printer.write(&fields.render())
+}

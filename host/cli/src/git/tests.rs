@@ -1,0 +1,405 @@
+//! Against real git, in directories of their own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use agentlab_api::JobId;
+
+use super::apply::{self, Work};
+use super::bundle;
+
+/// A repository and, beside it, a file that nothing but an executed hook or filter would make.
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir(lab.repository()).unwrap();
+        lab.git(&["init", "-q", "-b", "main"]);
+        lab
+    }
+
+    fn with_commit() -> Self {
+        let lab = Self::new();
+        lab.commit("a.txt", "one\n");
+        lab
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.dir.path().join("repository")
+    }
+
+    fn canary(&self) -> PathBuf {
+        self.dir.path().join("canary")
+    }
+
+    fn git(&self, arguments: &[&str]) -> String {
+        git_in(&self.repository(), arguments)
+    }
+
+    fn commit(&self, name: &str, text: &str) -> String {
+        fs::write(self.repository().join(name), text).unwrap();
+        self.git(&["add", "."]);
+        self.git(&["commit", "-q", "-m", &format!("Write {name}")]);
+        self.git(&["rev-parse", "HEAD"])
+    }
+
+    /// Makes everything in the repository that git could be made to run leave a trace.
+    fn set_traps(&self) {
+        let script = format!("#!/bin/sh\ntouch {}\ncat\n", self.canary().display());
+        let hooks = self.repository().join(".git/hooks");
+        fs::create_dir_all(&hooks).unwrap();
+        for hook in [
+            "post-checkout",
+            "reference-transaction",
+            "post-index-change",
+            "pre-auto-gc",
+            "fsmonitor-watchman",
+        ] {
+            let path = hooks.join(hook);
+            fs::write(&path, &script).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let trap = hooks.join("post-checkout").display().to_string();
+        for key in [
+            "core.fsmonitor",
+            "core.sshCommand",
+            "core.alternateRefsCommand",
+            "core.pager",
+            "filter.evil.name.clean",
+            "filter.evil.name.smudge",
+            "filter.evil.name.process",
+            "uploadpack.packObjectsHook",
+            "diff.external",
+            "gpg.program",
+        ] {
+            self.git(&["config", key, &trap]);
+        }
+        self.git(&["config", "filter.evil.name.required", "true"]);
+        self.git(&["config", "log.showSignature", "true"]);
+        self.git(&["config", "protocol.ext.allow", "always"]);
+        fs::write(
+            self.repository().join(".git/info/attributes"),
+            "* filter=evil.name\n",
+        )
+        .unwrap();
+        let _ = fs::remove_file(self.canary());
+    }
+
+    /// What a guest would send back: a clone with commits on top, as a bundle of those commits only.
+    fn guests_work(&self, reference: &str) -> (PathBuf, String) {
+        let guest = self.dir.path().join("guest");
+        git_in(self.dir.path(), &["clone", "-q", "repository", "guest"]);
+        let base = git_in(&guest, &["rev-parse", "HEAD"]);
+        fs::write(guest.join("b.txt"), "two\n").unwrap();
+        git_in(&guest, &["add", "."]);
+        git_in(&guest, &["commit", "-q", "-m", "Fix it"]);
+        if reference != "HEAD" {
+            git_in(&guest, &["update-ref", reference, "HEAD"]);
+        }
+        let bundle = self.dir.path().join("work.bundle");
+        let range = format!("{base}..{reference}");
+        git_in(
+            &guest,
+            &["bundle", "create", "-q", bundle.to_str().unwrap(), &range],
+        );
+        (bundle, git_in(&guest, &["rev-parse", "HEAD"]))
+    }
+
+    async fn apply(
+        &self,
+        bundle: &Path,
+        expected: Option<&str>,
+        branch: Option<&str>,
+    ) -> super::Result<apply::Fetched> {
+        let job: JobId = "job_000000000000".parse().unwrap();
+        apply::fetch(
+            &self.repository(),
+            &Work {
+                job: &job,
+                bundle,
+                expected,
+                branch,
+            },
+        )
+        .await
+    }
+}
+
+fn git_in(dir: &Path, arguments: &[&str]) -> String {
+    let output = dir.parent().unwrap().join("output");
+    let status = std::process::Command::new("git")
+        .current_dir(dir)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .args([
+            "-c",
+            "user.name=T",
+            "-c",
+            "user.email=t@example.invalid",
+            "-c",
+            "core.fsmonitor=false",
+            "-c",
+            "init.defaultBranch=main",
+        ])
+        .args(arguments)
+        .stdout(fs::File::create(&output).unwrap())
+        .status()
+        .unwrap();
+    assert!(status.success(), "git {arguments:?}");
+    fs::read_to_string(&output).unwrap().trim().to_owned()
+}
+
+fn cloned(lab: &Lab, bundle: &Path) -> PathBuf {
+    let copy = lab.dir.path().join("copy");
+    git_in(
+        lab.dir.path(),
+        &["clone", "-q", bundle.to_str().unwrap(), copy.to_str().unwrap()],
+    );
+    copy
+}
+
+#[tokio::test]
+async fn a_bundle_holds_head_and_its_history_and_no_other_branch() {
+    let lab = Lab::with_commit();
+    lab.git(&["checkout", "-q", "-b", "secret"]);
+    let secret = lab.commit("secret.txt", "s\n");
+    lab.git(&["checkout", "-q", "main"]);
+    let head = lab.commit("b.txt", "two\n");
+    fs::write(lab.repository().join("c.txt"), "not committed").unwrap();
+    let bundled = bundle::create(&lab.repository(), None).await.unwrap();
+    assert!(
+        bundled.reference.is_none() && bundled.warnings.len() == 1,
+        "{bundled:?}"
+    );
+    assert!(bundled.label.ends_with("/repository"), "{}", bundled.label);
+    let copy = cloned(&lab, bundled.path());
+    assert_eq!(git_in(&copy, &["rev-parse", "HEAD"]), head);
+    assert_eq!(git_in(&copy, &["symbolic-ref", "--short", "HEAD"]), "main");
+    assert_eq!(git_in(&copy, &["rev-list", "--count", "HEAD"]), "2");
+    assert!(!git_in(&copy, &["rev-list", "--all", "--objects"]).contains(&secret));
+    let path = bundled.path().to_owned();
+    drop(bundled);
+    assert!(!path.exists(), "the bundle outlives its use");
+}
+
+#[tokio::test]
+async fn branch_tag_and_commit_can_be_asked_for() {
+    let lab = Lab::with_commit();
+    let first = lab.git(&["rev-parse", "HEAD"]);
+    lab.git(&["tag", "-a", "-m", "tagged", "v1"]);
+    lab.git(&["checkout", "-q", "-b", "feature/x"]);
+    let second = lab.commit("b.txt", "two\n");
+    lab.git(&["checkout", "-q", "main"]);
+    for (asked, told, commit) in [
+        ("feature/x", "feature/x", &second),
+        ("v1", "v1", &first),
+        (&first[..10], first.as_str(), &first),
+    ] {
+        let bundled = bundle::create(&lab.repository(), Some(asked)).await.unwrap();
+        assert_eq!(bundled.reference.as_deref(), Some(told));
+        let copy = cloned(&lab, bundled.path());
+        assert_eq!(git_in(&copy, &["rev-parse", "HEAD"]), *commit, "{asked}");
+        assert_eq!(
+            git_in(&copy, &["rev-parse", &format!("{told}^{{commit}}")]),
+            *commit,
+            "{asked}"
+        );
+        fs::remove_dir_all(copy).unwrap();
+    }
+    let error = bundle::create(&lab.repository(), Some("feature/y"))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("`feature/y`") && error.hint().unwrap().contains("`feature/x`"),
+        "{error}"
+    );
+    let error = bundle::create(&lab.repository(), Some("--output=x"))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("no branch, tag or commit"), "{error}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_packed_whole_is_refused_in_words() {
+    let lab = Lab::new();
+    let error = bundle::create(&lab.repository(), None).await.unwrap_err();
+    assert!(error.to_string().contains("has no commit yet"), "{error}");
+    let error = bundle::create(lab.dir.path(), None).await.unwrap_err();
+    assert!(
+        error.to_string().contains("is not in a git repository") && error.hint().is_some(),
+        "{error}"
+    );
+    lab.commit("a.txt", "one\n");
+    lab.commit("b.txt", "two\n");
+    let url = format!("file://{}", lab.repository().display());
+    git_in(lab.dir.path(), &["clone", "-q", "--depth", "1", &url, "shallow"]);
+    let error = bundle::create(&lab.dir.path().join("shallow"), None)
+        .await
+        .unwrap_err();
+    assert!(error.hint().unwrap().contains("--unshallow"), "{error}");
+}
+
+#[tokio::test]
+async fn detached_bare_and_linked_repositories_are_packed_too() {
+    let lab = Lab::with_commit();
+    let head = lab.git(&["rev-parse", "HEAD"]);
+    lab.git(&["worktree", "add", "-q", "--detach", "../linked"]);
+    git_in(
+        lab.dir.path(),
+        &["clone", "-q", "--bare", "repository", "bare.git"],
+    );
+    for name in ["linked", "bare.git"] {
+        let bundled = bundle::create(&lab.dir.path().join(name), None).await.unwrap();
+        let copy = cloned(&lab, bundled.path());
+        assert_eq!(git_in(&copy, &["rev-parse", "HEAD"]), head, "{name}");
+        fs::remove_dir_all(copy).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn packing_a_hostile_repository_runs_nothing_of_it() {
+    let lab = Lab::with_commit();
+    lab.set_traps();
+    fs::write(lab.repository().join("a.txt"), "changed\n").unwrap();
+    // The traps work: git as it is steps into them.
+    git_in_trapped(&lab, &["status"]);
+    assert!(
+        lab.canary().exists(),
+        "the traps do not work, so this test would show nothing"
+    );
+    fs::remove_file(lab.canary()).unwrap();
+    let bundled = bundle::create(&lab.repository(), None).await.unwrap();
+    assert_eq!(bundled.warnings.len(), 1);
+    assert!(!lab.canary().exists(), "something of the repository was run");
+}
+
+fn git_in_trapped(lab: &Lab, arguments: &[&str]) {
+    let _ = std::process::Command::new("git")
+        .current_dir(lab.repository())
+        .args(arguments)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+}
+
+#[tokio::test]
+async fn work_arrives_in_its_own_reference_and_runs_nothing() {
+    let lab = Lab::with_commit();
+    let (bundle, head) = lab.guests_work("HEAD");
+    lab.set_traps();
+    let fetched = lab.apply(&bundle, Some(&head), Some("fix")).await.unwrap();
+    assert!(!lab.canary().exists(), "something of the repository was run");
+    assert_eq!(
+        (fetched.reference.as_str(), &fetched.commit),
+        ("refs/agentlab/job_000000000000", &head)
+    );
+    assert!(
+        fetched.subjects.len() == 1 && fetched.subjects[0].ends_with(" Fix it"),
+        "{:?}",
+        fetched.subjects
+    );
+    assert_eq!(lab.git(&["rev-parse", "refs/agentlab/job_000000000000"]), head);
+    assert_eq!(lab.git(&["rev-parse", "refs/heads/fix"]), head);
+    assert!(
+        !lab.repository().join("b.txt").exists(),
+        "the work tree was touched"
+    );
+    assert_eq!(lab.git(&["symbolic-ref", "HEAD"]), "refs/heads/main");
+    lab.apply(&bundle, Some(&head), None).await.unwrap();
+    let error = lab.apply(&bundle, Some(&head), Some("fix")).await.unwrap_err();
+    assert!(error.to_string().contains("`fix` exists already"), "{error}");
+    for name in ["-x", "a..b", "", "x.lock"] {
+        assert!(
+            lab.apply(&bundle, Some(&head), Some(name)).await.is_err(),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_works_reference_may_have_any_name_and_must_be_the_recorded_commit() {
+    let lab = Lab::with_commit();
+    let (bundle, head) = lab.guests_work("refs/heads/agentlab-work");
+    let other = "1".repeat(40);
+    let error = lab.apply(&bundle, Some(&other), None).await.unwrap_err();
+    assert!(error.to_string().contains(&other), "{error}");
+    assert_eq!(lab.apply(&bundle, None, None).await.unwrap().commit, head);
+}
+
+#[tokio::test]
+async fn a_repository_without_the_base_is_told_so() {
+    let lab = Lab::with_commit();
+    let (bundle, head) = lab.guests_work("HEAD");
+    let other = Lab::new();
+    other.commit("q.txt", "unrelated\n");
+    let error = other.apply(&bundle, Some(&head), None).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("does not hold the commit the job started from"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("--repo"));
+}
+
+#[tokio::test]
+async fn objects_that_git_would_not_accept_are_refused() {
+    let lab = Lab::with_commit();
+    let guest = lab.dir.path().join("guest");
+    git_in(lab.dir.path(), &["clone", "-q", "repository", "guest"]);
+    let base = git_in(&guest, &["rev-parse", "HEAD"]);
+    // A tree with an entry named `.git`: checking it out would replace the repository's own settings and hooks.
+    let blob = git_in(&guest, &["rev-parse", "HEAD:a.txt"]);
+    let raw = lab.dir.path().join("tree");
+    let mut bytes = b"100644 .git\0".to_vec();
+    bytes.extend(
+        (0..blob.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&blob[at..at + 2], 16).unwrap()),
+    );
+    fs::write(&raw, bytes).unwrap();
+    let tree = git_in(
+        &guest,
+        &[
+            "hash-object",
+            "-t",
+            "tree",
+            "-w",
+            "--literally",
+            raw.to_str().unwrap(),
+        ],
+    );
+    let commit = git_in(&guest, &["commit-tree", &tree, "-p", &base, "-m", "Harmless"]);
+    git_in(&guest, &["update-ref", "HEAD", &commit]);
+    let bundle = lab.dir.path().join("evil.bundle");
+    git_in(
+        &guest,
+        &[
+            "bundle",
+            "create",
+            "-q",
+            bundle.to_str().unwrap(),
+            &format!("{base}..HEAD"),
+        ],
+    );
+    let error = lab
+        .apply(&bundle, Some(&commit), Some("taken"))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("fsck") || error.to_string().contains(".git"),
+        "{error}"
+    );
+    assert_eq!(
+        lab.git(&["for-each-ref", "--format=%(refname)"]),
+        "refs/heads/main"
+    );
+    fs::write(&bundle, "not a bundle").unwrap();
+    assert!(lab.apply(&bundle, None, None).await.is_err());
+}
