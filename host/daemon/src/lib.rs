@@ -1,1 +1,27 @@
-//! stub
+//! The daemon: composition root, control edge and guest edge. It decides nothing.
+//!
+//! ```text
+//!   agentlab (CLI) ── unix socket ──► http/ ──┐            ┌── Backend   (qemu)
+//!                                             ├─► Engine ──┼── Network   (netpolicy, on a thread of its own)
+//!   agent-runner ── TLS or serial ──► guest/ ─┘            └── Store     (SQLite, files)
+//! ```
+//!
+//! `main.rs` starts it as a program; tests start [`Daemon`] with a [`World`] of their own.
+
+mod connection;
+mod control;
+mod daemon;
+mod error;
+mod guest;
+mod http;
+mod keys;
+mod lock;
+mod network;
+mod run;
+mod settings;
+mod world;
+
+pub use daemon::Daemon;
+pub use error::StartError;
+pub use run::run;
+pub use world::World;

@@ -1,0 +1,83 @@
+//! The guest routes over a VM's own serial port.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use agentlab_api::SandboxId;
+use agentlab_backend::ByteStream;
+use agentlab_channel::{Acceptor, FramedStream};
+use agentlab_engine::GuestOrigin;
+use agentlab_engine::port::GuestDoor;
+use async_trait::async_trait;
+use axum::Router;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{self, Http, Stop};
+
+/// Serves guests over serial channels, once the engine is there to answer them: the engine needs the door to start,
+/// and the door's router needs the engine.
+#[derive(Debug)]
+pub(crate) struct SerialDoor {
+    router: watch::Sender<Option<Router>>,
+    stopping: CancellationToken,
+}
+
+impl SerialDoor {
+    /// A door that lets guests wait.
+    pub(crate) fn new(stopping: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            router: watch::Sender::new(None),
+            stopping,
+        })
+    }
+
+    /// Guests are answered from now on.
+    pub(crate) fn open(&self, router: Router) {
+        self.router.send_replace(Some(router));
+    }
+}
+
+#[async_trait]
+impl GuestDoor for SerialDoor {
+    async fn serve(&self, sandbox: SandboxId, stream: Box<dyn ByteStream>) {
+        let mut waiting = self.router.subscribe();
+        let router = match waiting.wait_for(|router| router.is_some()).await {
+            Ok(router) => router.clone(),
+            Err(_) => None,
+        };
+        let Some(router) = router else { return };
+        let mut line = Acceptor::new(stream);
+        let mut next = line.next().await;
+        loop {
+            match next {
+                Ok(Some(stream)) => {
+                    tracing::debug!(%sandbox, connection = stream.id(), "A guest connected over its serial port");
+                    let stop = Stop::On(self.stopping.clone());
+                    let origin = GuestOrigin::Channel(sandbox);
+                    let mut serving = serving(stream, router.clone(), origin, stop);
+                    // A runner that begins anew replaces its older connection, which is dropped then.
+                    next = tokio::select! {
+                        () = serving.as_mut() => line.next().await,
+                        newer = line.next() => newer,
+                    };
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%sandbox, %error, "A guest's serial port failed");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Boxed here, where the compiler still sees that nothing of it is borrowed.
+fn serving(
+    stream: FramedStream<Box<dyn ByteStream>>,
+    router: Router,
+    origin: GuestOrigin,
+    stop: Stop,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(connection::serve(stream, Http::Two, router, origin, stop))
+}

@@ -1,0 +1,157 @@
+//! The control API. Handlers parse, call the engine, answer: they decide nothing.
+//!
+//! ```text
+//!   unix socket ──► caller known? ──► route of agentlab_api::ROUTES ──► may the caller? ──► handler ──► Engine
+//!                                              └─ none ──► problem+json
+//! ```
+
+mod artifact;
+mod bundle;
+mod event;
+mod follow;
+mod job;
+mod log;
+pub(crate) mod problem;
+mod profile;
+pub(crate) mod request;
+mod sandbox;
+mod status;
+
+use std::sync::Arc;
+
+use agentlab_api::{ErrorCode, Method, Permission, ROUTES, Route};
+use agentlab_engine::Engine;
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{MethodRouter, get, post};
+use tokio_util::sync::CancellationToken;
+
+use self::problem::Refusal;
+
+/// What every handler is given.
+#[derive(Debug, Clone)]
+pub(crate) struct Edge {
+    /// Everything that decides.
+    pub(crate) engine: Arc<Engine>,
+    /// Streams end when this is cancelled.
+    pub(crate) stopping: CancellationToken,
+}
+
+/// Who asks, as the kernel told when the connection was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// User id.
+    pub(crate) uid: u32,
+}
+
+impl Caller {
+    /// Whoever could open the socket (root, the daemon's own user, the socket's group) may do everything.
+    fn may(self, _permission: Permission) -> bool {
+        true
+    }
+}
+
+type Handler = fn() -> MethodRouter<Edge>;
+
+/// What answers which route of the table.
+const HANDLERS: &[(Method, &str, Handler)] = &[
+    (Method::Get, "/v1/status", || get(status::show)),
+    (Method::Get, "/v1/events", || get(event::all)),
+    (Method::Get, "/v1/profiles", || get(profile::list)),
+    (Method::Get, "/v1/profiles/{name}", || get(profile::show)),
+    (Method::Post, "/v1/bundles", || post(bundle::upload)),
+    (Method::Get, "/v1/jobs", || get(job::list)),
+    (Method::Post, "/v1/jobs", || post(job::create)),
+    (Method::Get, "/v1/jobs/{job}", || get(job::show)),
+    (Method::Post, "/v1/jobs/{job}/cancel", || post(job::cancel)),
+    (Method::Get, "/v1/jobs/{job}/events", || get(event::of_job)),
+    (Method::Get, "/v1/jobs/{job}/logs", || get(log::of_job)),
+    (Method::Get, "/v1/jobs/{job}/artifacts", || get(artifact::list)),
+    (Method::Get, "/v1/jobs/{job}/artifacts/{*name}", || {
+        get(artifact::download)
+    }),
+    (Method::Get, "/v1/sandboxes", || get(sandbox::list)),
+    (Method::Get, "/v1/sandboxes/{sandbox}", || get(sandbox::show)),
+    (Method::Get, "/v1/sandboxes/{sandbox}/events", || {
+        get(event::of_sandbox)
+    }),
+    (Method::Get, "/v1/sandboxes/{sandbox}/console", || {
+        get(sandbox::console)
+    }),
+    (Method::Post, "/v1/sandboxes/{sandbox}/destroy", || {
+        post(sandbox::destroy)
+    }),
+];
+
+fn handler(route: &Route) -> Option<MethodRouter<Edge>> {
+    HANDLERS
+        .iter()
+        .find(|(method, path, _)| *method == route.method && *path == route.path)
+        .map(|(_, _, make)| make())
+}
+
+/// All routes of the table, each behind its permission.
+pub(crate) fn router(edge: Edge) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        if let Some(handler) = handler(route) {
+            let permission = route.permission;
+            let guard = middleware::from_fn(move |request, next| authorise(permission, request, next));
+            router = router.route(route.path, handler.route_layer(guard));
+        }
+    }
+    router
+        .fallback(problem::no_such_route)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn(problem::catch_panic))
+        .with_state(edge)
+}
+
+async fn authorise(permission: Permission, request: Request, next: Next) -> Response {
+    match request.extensions().get::<Caller>() {
+        Some(caller) if caller.may(permission) => next.run(request).await,
+        Some(caller) => {
+            let detail = format!("User {} may not {permission:?}", caller.uid);
+            Refusal::new(ErrorCode::Forbidden, detail).into_response()
+        }
+        None => Refusal::new(ErrorCode::Unauthenticated, "The caller is not known").into_response(),
+    }
+}
+
+async fn observe(request: Request, next: Next) -> Response {
+    let begun = std::time::Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let caller = request.extensions().get::<Caller>().map(|caller| caller.uid);
+    let response = next.run(request).await;
+    let milliseconds = begun.elapsed().as_millis();
+    tracing::debug!(%method, path, caller, status = response.status().as_u16(), milliseconds, "Answered");
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_of_the_table_has_a_handler() {
+        for route in ROUTES {
+            assert!(handler(route).is_some(), "{route:?} has no handler");
+        }
+    }
+
+    #[test]
+    fn every_handler_has_a_route_in_the_table() {
+        for (method, path, _) in HANDLERS {
+            assert!(
+                ROUTES
+                    .iter()
+                    .any(|route| route.method == *method && route.path == *path),
+                "{method:?} {path}"
+            );
+        }
+        assert_eq!(HANDLERS.len(), ROUTES.len());
+    }
+}

@@ -1,0 +1,82 @@
+//! `/v1/sandboxes`. A selector is a UUID, a VMID or a name.
+
+use agentlab_api::{SandboxList, SandboxView};
+use axum::Json as JsonAnswer;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde::Deserialize;
+
+use super::Edge;
+use super::problem::Refusal;
+use super::request::{Json, Named, Params};
+
+const CONSOLE_BYTES: usize = 64 << 10;
+const MAX_CONSOLE_BYTES: usize = 1 << 20;
+
+/// Query of the list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SandboxQuery {
+    /// List destroyed ones too.
+    #[serde(default)]
+    include_destroyed: bool,
+}
+
+/// Body of a destroy request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DestroyRequest {
+    /// Also one that is held.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Query of a console.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConsoleQuery {
+    /// How much of its end; at most a MiB.
+    max_bytes: Option<usize>,
+}
+
+pub(super) async fn list(
+    State(edge): State<Edge>,
+    Params(query): Params<SandboxQuery>,
+) -> Result<JsonAnswer<SandboxList>, Refusal> {
+    Ok(JsonAnswer(edge.engine.sandboxes(query.include_destroyed).await?))
+}
+
+pub(super) async fn show(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+) -> Result<JsonAnswer<SandboxView>, Refusal> {
+    Ok(JsonAnswer(edge.engine.sandbox(&selector).await?))
+}
+
+/// 202: teardown goes on until nothing is left; the events say how far it is.
+pub(super) async fn destroy(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(request): Json<DestroyRequest>,
+) -> Result<(StatusCode, JsonAnswer<SandboxView>), Refusal> {
+    let sandbox = edge.engine.destroy_sandbox(&selector, request.force).await?;
+    Ok((StatusCode::ACCEPTED, JsonAnswer(sandbox)))
+}
+
+/// Bytes a guest chose, as they are: whoever shows them must escape control characters.
+pub(super) async fn console(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Params(query): Params<ConsoleQuery>,
+) -> Result<impl IntoResponse, Refusal> {
+    let max_bytes = query.max_bytes.unwrap_or(CONSOLE_BYTES).min(MAX_CONSOLE_BYTES);
+    let bytes = edge.engine.console(&selector, max_bytes).await?;
+    Ok((
+        [
+            (header::CONTENT_TYPE, "text/plain"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ],
+        bytes,
+    ))
+}
