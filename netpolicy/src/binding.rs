@@ -1,0 +1,115 @@
+//! A sandbox in the packet policy: a handful of set elements, and nothing else.
+
+use std::collections::BTreeSet;
+
+use crate::intent::{GuestPort, Trust};
+use crate::ruleset::{Element, Family, Value};
+use crate::{IfName, rules};
+
+/// A bound port as far as it is known. Elements of a sealed port say nothing but its name, so after a restart of the
+/// process a sealed port is only a name until somebody binds it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binding {
+    /// Bound by us, or read back with everything.
+    Known(GuestPort),
+    /// Sealed, read back from the kernel.
+    SealedName(IfName),
+}
+
+impl Binding {
+    /// The port.
+    #[must_use]
+    pub fn name(&self) -> &IfName {
+        match self {
+            Self::Known(port) => &port.name,
+            Self::SealedName(name) => name,
+        }
+    }
+
+    /// What it may reach.
+    #[must_use]
+    pub fn trust(&self) -> &Trust {
+        match self {
+            Self::Known(port) => &port.trust,
+            Self::SealedName(_) => &Trust::Sealed,
+        }
+    }
+
+    /// Its elements in all tables.
+    #[must_use]
+    pub fn elements(&self) -> Elements {
+        let mut elements = Elements::default();
+        let name = || Value::IfName(self.name().clone());
+        for family in [Family::Bridge, Family::Arp, Family::Inet] {
+            elements.add(family, rules::PORTS, vec![name()]);
+        }
+        let Self::Known(port) = self else { return elements };
+        let Some(chain) = rules::trust_chain(&port.trust) else {
+            return elements;
+        };
+        let address = || Value::Ipv4(port.address);
+        elements.add(
+            Family::Bridge,
+            rules::PINS,
+            vec![name(), Value::Ether(port.mac), address()],
+        );
+        elements.add(Family::Bridge, rules::ADDRESSES, vec![name(), address()]);
+        elements.lead(Family::Inet, rules::TRUST, vec![address()], chain);
+        if let Trust::Allowlist(destinations) = &port.trust {
+            for destination in destinations {
+                let network = Value::Network(destination.network);
+                match destination.ports {
+                    None => elements.add(Family::Inet, rules::ALLOWED, vec![address(), network]),
+                    Some(ports) => elements.add(
+                        Family::Inet,
+                        rules::ALLOWED_PORTS,
+                        vec![
+                            address(),
+                            network,
+                            Value::Protocol(ports.protocol),
+                            Value::Ports(ports),
+                        ],
+                    ),
+                }
+            }
+        }
+        elements
+    }
+}
+
+/// Set elements of one port, or the difference between two of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Elements(BTreeSet<(Family, &'static str, Element)>);
+
+impl Elements {
+    fn add(&mut self, family: Family, set: &'static str, key: Vec<Value>) {
+        self.0.insert((family, set, Element { key, chain: None }));
+    }
+
+    fn lead(&mut self, family: Family, set: &'static str, key: Vec<Value>, chain: &'static str) {
+        self.0.insert((
+            family,
+            set,
+            Element {
+                key,
+                chain: Some(chain),
+            },
+        ));
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Family, &'static str, Element)> {
+        self.0.iter()
+    }
+
+    /// What is here and not there.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self(self.0.difference(&other.0).cloned().collect())
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

@@ -1,0 +1,376 @@
+//! The one writer of the policy.
+//!
+//! Order is what keeps it closed: the policy stands before the bridge is up, a port is bound before it exists, flows
+//! are cut after the rules that would let them begin again are gone. A crash between two steps leaves less open than
+//! either.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use super::conntrack;
+use super::encode::Transaction;
+use super::error::EnforceError;
+use super::links::Link;
+use super::observer::{Denial, Observer, ruleset};
+use super::sysctl;
+use super::tap;
+use crate::binding::{Binding, Elements};
+use crate::plan::{check_port, skeleton};
+use crate::{Drift, GuestPort, HostPolicy, IfName, PlanError, Ruleset, Trust, check_host};
+
+/// Owns the kernel's state of one network namespace: that of the thread that started it. Calls block for well under a
+/// millisecond, except where they make or remove links. Dropping it removes nothing: the policy outlives the process.
+#[derive(Debug)]
+pub struct Enforcer {
+    host: HostPolicy,
+    /// The policy without guests: what the sets are like.
+    shape: Ruleset,
+    bindings: BTreeMap<IfName, Binding>,
+    kernel: Observer,
+}
+
+impl Enforcer {
+    /// Makes the host ready: policy first, then bridge, address and settings, and only then the bridge is brought up.
+    ///
+    /// A policy that stands exactly as it should is adopted with its bindings, so that guests which run keep running.
+    /// Anything else is replaced, in one transaction, by the policy without guests: sealed.
+    pub fn start(host: HostPolicy) -> Result<Self, EnforceError> {
+        check_host(&host)?;
+        let mut kernel = Observer::open()?;
+        if let Some(uplink) = &host.uplink
+            && kernel.links.find(uplink)?.is_none()
+        {
+            return Err(EnforceError::NoSuchUplink { name: uplink.clone() });
+        }
+        refuse_taken_subnet(&host, &kernel)?;
+        let bindings = stand_or_seal(&host, &mut kernel)?;
+        let mut enforcer = Self {
+            shape: skeleton(&host),
+            host,
+            bindings,
+            kernel,
+        };
+        enforcer.ready_links()?;
+        Ok(enforcer)
+    }
+
+    /// Whether this host can enforce a trust level; asked before anything is made.
+    pub fn supports(&self, trust: &Trust) -> Result<(), EnforceError> {
+        let unsupported = |reason: String| {
+            Err(EnforceError::Unsupported {
+                trust: trust.word(),
+                reason,
+            })
+        };
+        match &self.host.uplink {
+            _ if !trust.leaves_host() => Ok(()),
+            None => unsupported("no uplink is configured".to_owned()),
+            Some(uplink) if self.kernel.links.find(uplink)?.is_none() => {
+                unsupported(format!("uplink `{uplink}` does not exist"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Binds a port and makes its tap, in this order, and returns the tap's only descriptor: the link goes when the
+    /// last copy of it is closed, the binding stays until [`Self::detach`].
+    ///
+    /// The same port again gives a new tap of the same name; the old one, whoever held it, is gone.
+    pub fn attach(&mut self, port: &GuestPort) -> Result<OwnedFd, EnforceError> {
+        let bridge = self.bridge()?.index;
+        let old = self.kernel.links.find(&port.name)?;
+        if let Some(link) = &old
+            && !link.is_our_tap(bridge)
+        {
+            return Err(EnforceError::NotOurs {
+                name: port.name.clone(),
+            });
+        }
+        self.bind(port)?;
+        if let Some(link) = old {
+            self.kernel.links.delete(link.index, &port.name)?;
+        }
+        let tap = tap::create(&port.name).map_err(|source| EnforceError::Tap {
+            name: port.name.clone(),
+            source,
+        })?;
+        let link = self.link(&port.name)?;
+        for setting in sysctl::of_port(&port.name) {
+            setting.write()?;
+        }
+        self.kernel
+            .links
+            .enslave(link.index, bridge, self.host.bridge.mtu, &port.name)?;
+        self.kernel.links.settle(link.index, bridge, port)?;
+        self.kernel.links.up(link.index, &port.name)?;
+        Ok(tap)
+    }
+
+    /// Binds a port that exists already: one that a running VM holds, or that the hypervisor made.
+    pub fn adopt(&mut self, port: &GuestPort) -> Result<(), EnforceError> {
+        let bridge = self.bridge()?.index;
+        let link = self.link(&port.name)?;
+        if link.controller != Some(bridge) {
+            return Err(EnforceError::NotOurs {
+                name: port.name.clone(),
+            });
+        }
+        self.bind(port)?;
+        for setting in sysctl::of_port(&port.name) {
+            setting.write()?;
+        }
+        self.kernel.links.settle(link.index, bridge, port)
+    }
+
+    /// Changes what a bound port may pass. Flows that the new level would not have let begin are cut.
+    pub fn set_trust(&mut self, name: &IfName, trust: Trust) -> Result<(), EnforceError> {
+        match self.bindings.get(name) {
+            None => Err(EnforceError::UnknownPort { name: name.clone() }),
+            Some(Binding::SealedName(_)) if trust == Trust::Sealed => Ok(()),
+            Some(Binding::SealedName(_)) => Err(EnforceError::NameOnly { name: name.clone() }),
+            Some(Binding::Known(port)) => {
+                let port = GuestPort {
+                    trust,
+                    ..port.clone()
+                };
+                self.bind(&port)
+            }
+        }
+    }
+
+    /// Removes binding, flows and link. Absent is success.
+    pub fn detach(&mut self, name: &IfName) -> Result<(), EnforceError> {
+        let old = self.bindings.get(name).cloned();
+        if let Some(old) = &old {
+            self.change(&old.elements(), &Elements::default(), |bindings| {
+                bindings.remove(name);
+            })?;
+        }
+        let bridge = self.kernel.links.find(&self.host.bridge.name)?;
+        if let Some(Binding::Known(port)) = &old {
+            conntrack::cut(&mut self.kernel.netfilter, port.address)?;
+            if let Some(bridge) = &bridge {
+                self.kernel.links.forget(bridge.index, port.address, name)?;
+            }
+        }
+        match (self.kernel.links.find(name)?, bridge) {
+            (Some(link), Some(bridge)) if link.is_our_tap(bridge.index) => {
+                self.kernel.links.delete(link.index, name)
+            }
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+
+    /// Ports that are bound.
+    pub fn attached(&mut self) -> Result<Vec<IfName>, EnforceError> {
+        Ok(self.bindings.keys().cloned().collect())
+    }
+
+    /// Reads everything back, repairs what differs and reports it.
+    ///
+    /// Tables that differ are replaced as a whole; a port on the bridge that nobody bound is sealed by name and
+    /// isolated. Links that are gone are reported and not made again: their owner is gone too.
+    pub fn verify(&mut self) -> Result<Vec<Drift>, EnforceError> {
+        let reading = self.kernel.read()?;
+        let drifts = self
+            .kernel
+            .compare(&self.host, &reading, self.bindings.values())?;
+        if !drifts.is_empty() {
+            tracing::warn!(differences = drifts.len(), first = %drifts[0], "the packet policy had drifted and is repaired");
+            for link in self.kernel.links.ports(&self.host.bridge.name)? {
+                self.repair_port(&link)?;
+            }
+            self.replace()?;
+            self.ready_links()?;
+        }
+        Ok(drifts)
+    }
+
+    /// Takes all trust from every port, in one transaction, and cuts every flow. The ports stay bound.
+    pub fn seal(&mut self) -> Result<(), EnforceError> {
+        let known: Vec<GuestPort> = self.known().cloned().collect();
+        for port in &known {
+            let sealed = GuestPort {
+                trust: Trust::Sealed,
+                ..port.clone()
+            };
+            self.bindings.insert(port.name.clone(), Binding::Known(sealed));
+        }
+        self.replace()?;
+        for port in known {
+            conntrack::cut(&mut self.kernel.netfilter, port.address)?;
+        }
+        Ok(())
+    }
+
+    /// What was refused so far, most frequent first.
+    pub fn denials(&mut self) -> Result<Vec<Denial>, EnforceError> {
+        self.kernel.denials()
+    }
+
+    fn known(&self) -> impl Iterator<Item = &GuestPort> {
+        self.bindings.values().filter_map(|binding| match binding {
+            Binding::Known(port) => Some(port),
+            Binding::SealedName(_) => None,
+        })
+    }
+
+    fn bridge(&self) -> Result<Link, EnforceError> {
+        self.link(&self.host.bridge.name)
+    }
+
+    fn link(&self, name: &IfName) -> Result<Link, EnforceError> {
+        self.kernel.links.find(name)?.ok_or_else(|| EnforceError::Link {
+            action: "look up",
+            name: name.clone(),
+            reason: "it does not exist".to_owned(),
+        })
+    }
+
+    fn ready_links(&mut self) -> Result<(), EnforceError> {
+        let index = self.kernel.links.ensure_bridge(&self.host.bridge)?;
+        for setting in sysctl::of_host(&self.host) {
+            setting.write()?;
+        }
+        self.kernel.links.ensure_address(index, &self.host.bridge)?;
+        self.kernel.links.up(index, &self.host.bridge.name)
+    }
+
+    /// Writes a port's elements, whatever they were before, and cuts flows that lost their permission.
+    fn bind(&mut self, port: &GuestPort) -> Result<(), EnforceError> {
+        check_port(&self.host, port)?;
+        for other in self.known().filter(|other| other.name != port.name) {
+            let what = if other.address == port.address {
+                "address"
+            } else if other.mac == port.mac {
+                "MAC"
+            } else {
+                continue;
+            };
+            return Err(PlanError::Shared {
+                first: other.name.clone(),
+                second: port.name.clone(),
+                what,
+            }
+            .into());
+        }
+        let binding = Binding::Known(port.clone());
+        let old = self.bindings.get(&port.name).cloned();
+        let before = old.as_ref().map(Binding::elements).unwrap_or_default();
+        let after = binding.elements();
+        self.change(&before.without(&after), &after.without(&before), |bindings| {
+            bindings.insert(port.name.clone(), binding);
+        })?;
+        // A new name may be a recycled address, so only what was this very port before may keep its flows.
+        match old {
+            Some(Binding::Known(old)) if old.address == port.address && port.trust.contains(&old.trust) => {
+                Ok(())
+            }
+            Some(Binding::Known(old)) => {
+                conntrack::cut(&mut self.kernel.netfilter, old.address)?;
+                conntrack::cut(&mut self.kernel.netfilter, port.address).map(drop)
+            }
+            Some(Binding::SealedName(_)) | None => {
+                conntrack::cut(&mut self.kernel.netfilter, port.address).map(drop)
+            }
+        }
+    }
+
+    /// Performs a change of elements, and of our own books when the kernel took it. When the kernel does not know what
+    /// should be removed, somebody else was at our tables, and they are replaced as a whole.
+    fn change(
+        &mut self,
+        removed: &Elements,
+        added: &Elements,
+        note: impl FnOnce(&mut BTreeMap<IfName, Binding>),
+    ) -> Result<(), EnforceError> {
+        if removed.is_empty() && added.is_empty() {
+            note(&mut self.bindings);
+            return Ok(());
+        }
+        match self
+            .kernel
+            .netfilter
+            .commit(&Transaction::update(&self.shape, removed, added))
+        {
+            Ok(()) => {
+                note(&mut self.bindings);
+                Ok(())
+            }
+            Err(error @ EnforceError::Refused { .. }) => {
+                tracing::warn!(%error, "a change was refused, the whole policy is replaced");
+                let before = self.bindings.clone();
+                note(&mut self.bindings);
+                self.replace().inspect_err(|_| self.bindings = before)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    fn replace(&mut self) -> Result<(), EnforceError> {
+        let whole = ruleset(&self.host, self.bindings.values());
+        self.kernel.netfilter.commit(&Transaction::replace(&whole))
+    }
+
+    fn repair_port(&mut self, link: &Link) -> Result<(), EnforceError> {
+        let Ok(name) = link.name.parse::<IfName>() else {
+            return Ok(());
+        };
+        match self.bindings.get(&name).cloned() {
+            Some(Binding::Known(port)) => {
+                let bridge = self.bridge()?.index;
+                self.kernel.links.settle(link.index, bridge, &port)
+            }
+            Some(Binding::SealedName(_)) => self.kernel.links.isolate(link.index, &name),
+            None => {
+                self.bindings
+                    .insert(name.clone(), Binding::SealedName(name.clone()));
+                self.kernel.links.isolate(link.index, &name)
+            }
+        }
+    }
+}
+
+/// The bindings that stand, when the tables are exactly what they should be with them; otherwise none, and the policy
+/// without guests stands from here on.
+fn stand_or_seal(
+    host: &HostPolicy,
+    kernel: &mut Observer,
+) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
+    let reading = kernel.read()?;
+    let expected = Transaction::replace(&ruleset(host, reading.bindings.iter())).bytes()?;
+    let drifts = super::standing::Standing::expected(&expected).drift(&reading.standing);
+    if drifts.is_empty() {
+        return Ok(reading
+            .bindings
+            .into_iter()
+            .map(|binding| (binding.name().clone(), binding))
+            .collect());
+    }
+    tracing::info!(first = %drifts[0], "no policy to adopt, everything is sealed");
+    kernel.netfilter.commit(&Transaction::replace(&skeleton(host)))?;
+    for binding in reading.bindings {
+        if let Binding::Known(port) = binding {
+            conntrack::cut(&mut kernel.netfilter, port.address)?;
+        }
+    }
+    Ok(BTreeMap::new())
+}
+
+/// A subnet that is in use elsewhere would be routed to the wrong side, or answered by the wrong machine.
+fn refuse_taken_subnet(host: &HostPolicy, kernel: &Observer) -> Result<(), EnforceError> {
+    let subnet = host.bridge.subnet();
+    let taken = kernel
+        .links
+        .networks(&host.bridge.name)?
+        .into_iter()
+        .find(|(network, _)| network.overlaps(subnet));
+    match taken {
+        None => Ok(()),
+        Some((taken, index)) => Err(EnforceError::SubnetTaken {
+            subnet,
+            taken,
+            name: format!("interface {index}"),
+        }),
+    }
+}

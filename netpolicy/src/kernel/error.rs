@@ -1,0 +1,129 @@
+//! Why the policy does not stand.
+
+use std::io;
+
+use crate::{Cidr, IfName, PlanError};
+
+/// Why the kernel's state is not what was asked for. The old policy still stands: transactions are whole or nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum EnforceError {
+    /// The intent contradicts itself.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The kernel refused a transaction.
+    #[error("The kernel refused {object}{}: {code}{hint}", .text.as_ref().map_or_else(String::new, |text| format!(" ({text})")))]
+    Refused {
+        /// The object it named.
+        object: String,
+        /// Its own words.
+        text: Option<String>,
+        /// Its error.
+        code: io::Error,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// netfilter's socket failed.
+    #[error("Netfilter's netlink socket failed at {action}")]
+    Netfilter {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused a change of a link, an address or a neighbour.
+    #[error("Could not {action} `{name}`: {reason}")]
+    Link {
+        /// What was tried.
+        action: &'static str,
+        /// The interface.
+        name: IfName,
+        /// In the kernel's words.
+        reason: String,
+    },
+    /// A kernel setting could not be read or written.
+    #[error("Could not set {path} to {value}")]
+    Sysctl {
+        /// The file.
+        path: String,
+        /// What it should say.
+        value: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The bridge's name belongs to something else.
+    #[error("`{name}` exists and is not a bridge: remove it or choose another bridge name")]
+    NotABridge {
+        /// The name.
+        name: IfName,
+    },
+    /// The uplink does not exist.
+    #[error(
+        "Uplink `{name}` does not exist: name the interface that leads to the Internet, as `ip route` shows it"
+    )]
+    NoSuchUplink {
+        /// The name.
+        name: IfName,
+    },
+    /// The agent subnet is in use.
+    #[error("Agent subnet {subnet} overlaps {taken} of `{name}`: choose another subnet")]
+    SubnetTaken {
+        /// The agent subnet.
+        subnet: Cidr,
+        /// What it overlaps.
+        taken: Cidr,
+        /// Whose address that is.
+        name: String,
+    },
+    /// The tap device could not be made.
+    #[error("Could not make tap `{name}`")]
+    Tap {
+        /// The tap.
+        name: IfName,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A link with the port's name exists and is not ours.
+    #[error("`{name}` exists and is not a tap on our bridge: it was left alone")]
+    NotOurs {
+        /// The name.
+        name: IfName,
+    },
+    /// No such port.
+    #[error("No port `{name}` is bound")]
+    UnknownPort {
+        /// The name.
+        name: IfName,
+    },
+    /// The port was bound by an earlier process and sealed, so that its address is not known.
+    #[error("Port `{name}` is known by name only: bind it again with its MAC and address")]
+    NameOnly {
+        /// The name.
+        name: IfName,
+    },
+    /// This host cannot enforce a trust level.
+    #[error("Trust `{trust}` cannot be enforced here: {reason}")]
+    Unsupported {
+        /// The trust level.
+        trust: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The runtime that drives rtnetlink did not start.
+    #[error("Could not start the netlink runtime")]
+    Runtime(#[source] io::Error),
+}
+
+/// What an errno of nf_tables usually means to an operator.
+pub(crate) fn hint(code: &io::Error) -> &'static str {
+    match code.raw_os_error() {
+        Some(libc::EPERM) => ". It needs CAP_NET_ADMIN in this network namespace",
+        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
+            ". This kernel lacks a part of nf_tables that the policy needs"
+        }
+        Some(libc::ENOBUFS | libc::EMSGSIZE) => ". The socket buffers are too small: raise net.core.wmem_max",
+        _ => "",
+    }
+}

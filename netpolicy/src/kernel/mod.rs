@@ -1,0 +1,21 @@
+//! The half that talks to the kernel, and links libnftnl.
+//!
+//! What should stand is the byte stream of the transaction we would send; what stands is the kernel's dump. Both are
+//! read by one parser (`standing.rs`) and compared, so that a difference cannot hide between two encoders.
+
+mod attributes;
+mod conntrack;
+mod encode;
+mod enforcer;
+mod error;
+mod expressions;
+mod links;
+mod observer;
+mod socket;
+mod standing;
+mod sysctl;
+mod tap;
+
+pub use enforcer::Enforcer;
+pub use error::EnforceError;
+pub use observer::{Denial, Observer};

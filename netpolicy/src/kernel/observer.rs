@@ -1,0 +1,217 @@
+//! Reads what stands, and changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::Serialize;
+
+use super::encode::Transaction;
+use super::error::EnforceError;
+use super::links::{self, Links};
+use super::socket::NetfilterSocket;
+use super::standing::{Element, FAMILIES, Standing};
+use super::sysctl;
+use crate::binding::Binding;
+use crate::plan::skeleton;
+use crate::{
+    Cidr, Destination, Drift, GuestPort, HostPolicy, IfName, PortRange, Protocol, Ruleset, Trust, check_host,
+    rules,
+};
+
+/// Packets that a rule refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Denial {
+    /// Table and chain.
+    pub place: String,
+    /// The rule's own words.
+    pub reason: String,
+    /// Packets since the policy was last replaced.
+    pub packets: u64,
+    /// Bytes since then.
+    pub bytes: u64,
+}
+
+/// A view of what stands in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Observer {
+    pub(crate) netfilter: NetfilterSocket,
+    pub(crate) links: Links,
+}
+
+/// A reading, and the bindings it amounts to.
+pub(crate) struct Reading {
+    pub(crate) standing: Standing,
+    pub(crate) bindings: Vec<Binding>,
+}
+
+impl Observer {
+    /// Opens the sockets. Needs no privilege by itself.
+    pub fn open() -> Result<Self, EnforceError> {
+        Ok(Self {
+            netfilter: NetfilterSocket::open()?,
+            links: Links::open()?,
+        })
+    }
+
+    /// Ports that are bound, sealed ones by name only.
+    pub fn bindings(&mut self) -> Result<Vec<Binding>, EnforceError> {
+        Ok(self.read()?.bindings)
+    }
+
+    /// Every difference between what `host` and the bindings that stand should give, and what stands.
+    pub fn drift(&mut self, host: &HostPolicy) -> Result<Vec<Drift>, EnforceError> {
+        check_host(host)?;
+        let reading = self.read()?;
+        self.compare(host, &reading, reading.bindings.iter())
+    }
+
+    /// What was refused so far, most frequent first.
+    pub fn denials(&mut self) -> Result<Vec<Denial>, EnforceError> {
+        let standing = Standing::read(&mut self.netfilter)?;
+        let mut denials = Vec::new();
+        for (family, word) in FAMILIES {
+            let chains = standing
+                .tables
+                .get(&family)
+                .into_iter()
+                .flat_map(|table| &table.chains);
+            for (chain, rule) in
+                chains.flat_map(|(name, chain)| chain.rules.iter().map(move |rule| (name, rule)))
+            {
+                if let (Some((packets, bytes)), Some(reason)) = (rule.counter, &rule.comment) {
+                    denials.push(Denial {
+                        place: format!("{word} {chain}"),
+                        reason: reason.clone(),
+                        packets,
+                        bytes,
+                    });
+                }
+            }
+        }
+        denials.sort_by_key(|denial| std::cmp::Reverse(denial.packets));
+        Ok(denials)
+    }
+
+    pub(crate) fn read(&mut self) -> Result<Reading, EnforceError> {
+        let standing = Standing::read(&mut self.netfilter)?;
+        let bindings = decode(&standing);
+        Ok(Reading { standing, bindings })
+    }
+
+    /// Compares a reading, the links and the settings with what `bindings` should give.
+    pub(crate) fn compare<'a>(
+        &mut self,
+        host: &HostPolicy,
+        reading: &Reading,
+        bindings: impl Iterator<Item = &'a Binding> + Clone,
+    ) -> Result<Vec<Drift>, EnforceError> {
+        let expected = Transaction::replace(&ruleset(host, bindings.clone())).bytes()?;
+        let mut drifts = Standing::expected(&expected).drift(&reading.standing);
+        drifts.extend(self.links.bridge_drift(&host.bridge)?);
+        drifts.extend(sysctl::of_host(host).iter().filter_map(sysctl::Setting::drift));
+        let bound: std::collections::BTreeSet<&str> =
+            bindings.map(|binding| binding.name().as_str()).collect();
+        for link in self.links.ports(&host.bridge.name)? {
+            if bound.contains(link.name.as_str()) {
+                drifts.extend(links::port_drift(&link));
+            } else {
+                drifts.push(Drift::new(
+                    format!("port {}", link.name),
+                    "is on the bridge and nobody bound it",
+                ));
+            }
+        }
+        Ok(drifts)
+    }
+}
+
+/// The whole policy for a host and its bindings.
+pub(crate) fn ruleset<'a>(host: &HostPolicy, bindings: impl Iterator<Item = &'a Binding>) -> Ruleset {
+    let mut ruleset = skeleton(host);
+    for binding in bindings {
+        ruleset.insert(&binding.elements());
+    }
+    ruleset
+}
+
+/// Reads bindings back from set elements. Whatever does not fit together is left out, and then shows as drift.
+fn decode(standing: &Standing) -> Vec<Binding> {
+    let elements = |family: u8, set: &str| {
+        let set = standing.tables.get(&family).and_then(|table| table.sets.get(set));
+        set.into_iter().flat_map(|set| &set.elements)
+    };
+    let [(bridge, _), _, (inet, _)] = FAMILIES;
+    let chains: BTreeMap<&[u8], &str> = elements(inet, rules::TRUST)
+        .filter_map(|element| Some((element.key.as_slice(), element.chain.as_deref()?)))
+        .collect();
+    let mut destinations: BTreeMap<Ipv4Addr, Vec<Destination>> = BTreeMap::new();
+    for element in elements(inet, rules::ALLOWED).chain(elements(inet, rules::ALLOWED_PORTS)) {
+        if let Some((guest, destination)) = decode_destination(element) {
+            destinations.entry(guest).or_default().push(destination);
+        }
+    }
+    let mut known: BTreeMap<IfName, GuestPort> = elements(bridge, rules::PINS)
+        .filter_map(|element| decode_port(&element.key, &chains, &mut destinations))
+        .map(|port| (port.name.clone(), port))
+        .collect();
+    elements(bridge, rules::PORTS)
+        .filter_map(|element| decode_name(&element.key))
+        .map(|name| {
+            known
+                .remove(&name)
+                .map_or(Binding::SealedName(name), Binding::Known)
+        })
+        .collect()
+}
+
+fn decode_name(key: &[u8]) -> Option<IfName> {
+    let end = key.iter().take(IfName::SIZE).position(|byte| *byte == 0)?;
+    std::str::from_utf8(key.get(..end)?).ok()?.parse().ok()
+}
+
+fn decode_address(bytes: Option<&[u8]>) -> Option<Ipv4Addr> {
+    Some(Ipv4Addr::from(*bytes?.first_chunk::<4>()?))
+}
+
+fn decode_port(
+    key: &[u8],
+    chains: &BTreeMap<&[u8], &str>,
+    destinations: &mut BTreeMap<Ipv4Addr, Vec<Destination>>,
+) -> Option<GuestPort> {
+    let name = decode_name(key)?;
+    let mac: [u8; 6] = *key.get(16..22)?.first_chunk()?;
+    let address = decode_address(key.get(24..28))?;
+    let chain = *chains.get(address.octets().as_slice())?;
+    let allowlist = Trust::Allowlist(destinations.remove(&address).unwrap_or_default());
+    let mut levels = [Trust::BootstrapOnly, Trust::Off, Trust::Nat, allowlist].into_iter();
+    let trust = levels.find(|level| rules::trust_chain(level) == Some(chain))?;
+    Some(GuestPort {
+        name,
+        mac,
+        address,
+        trust,
+    })
+}
+
+fn decode_destination(element: &Element) -> Option<(Ipv4Addr, Destination)> {
+    let (first, last) = (&element.key, element.end.as_ref()?);
+    let guest = decode_address(first.get(..4))?;
+    let network = decode_address(first.get(4..8))?;
+    let differing = network.to_bits() ^ decode_address(last.get(4..8))?.to_bits();
+    let network = Cidr::containing(network, u8::try_from(differing.leading_zeros()).ok()?);
+    let ports = match first.get(8) {
+        None => None,
+        Some(number) => {
+            let protocol = [Protocol::Tcp, Protocol::Udp]
+                .into_iter()
+                .find(|protocol| protocol.number() == *number)?;
+            let port = |bytes: &[u8]| Some(u16::from_be_bytes(*bytes.get(12..14)?.first_chunk()?));
+            Some(PortRange {
+                protocol,
+                first: port(first)?,
+                last: port(last)?,
+            })
+        }
+    };
+    Some((guest, Destination { network, ports }))
+}

@@ -1,0 +1,109 @@
+//! Names of network interfaces: parsed once, then safe in rules, in paths under `/proc/sys` and in nft text.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A kernel interface name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IfName(String);
+
+/// Why a text is not an interface name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{}` is not an interface name: expected 1 to 15 printable ASCII characters without blank, `/`, `:`, `*`, `\"` or `\\`",
+    .0.escape_debug()
+)]
+pub struct IfNameError(String);
+
+impl IfName {
+    /// `IFNAMSIZ`: what the kernel reserves for a name, with its terminating zero.
+    pub const SIZE: usize = 16;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name as the kernel compares it: padded with zeros to [`Self::SIZE`].
+    #[must_use]
+    pub fn padded(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        for (place, byte) in bytes.iter_mut().zip(self.0.bytes()) {
+            *place = byte;
+        }
+        bytes
+    }
+}
+
+impl FromStr for IfName {
+    type Err = IfNameError;
+
+    /// The kernel's own rules (`dev_valid_name`), and no character that nft text or a wildcard would read otherwise.
+    fn from_str(text: &str) -> Result<Self, IfNameError> {
+        let fits = (1..Self::SIZE).contains(&text.len())
+            && text != "."
+            && text != ".."
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && !b"/:*\"\\".contains(&byte));
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(IfNameError(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for IfName {
+    type Error = IfNameError;
+
+    fn try_from(text: String) -> Result<Self, IfNameError> {
+        text.parse()
+    }
+}
+
+impl From<IfName> for String {
+    fn from(name: IfName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_or_nft_would_misread_are_refused() {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "sixteen-bytes-xx",
+            "a b",
+            "a/b",
+            "tap*",
+            "eth0:1",
+            "a\"b",
+            "tap\n",
+            "t\u{e4}p",
+        ] {
+            assert!(bad.parse::<IfName>().is_err(), "{bad:?} was accepted");
+        }
+        for good in ["a", "tap1000i0", "fwpr1000p0", "fifteen-bytes-x", "eth0.1"] {
+            assert_eq!(
+                good.parse::<IfName>().map(|name| name.to_string()),
+                Ok(good.to_owned())
+            );
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Everything between a guest and what is not a guest: the host, the uplink, and what lies behind it.
+
+use super::{ALLOWED, ALLOWED_PORTS, PORTS, TRUST, base_chain, chain, on_bridge, set};
+use crate::ruleset::{
+    Action, Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, Match, Rule, Selector, Set,
+    Side, Table, VERIFIED, Value,
+};
+use crate::{Cidr, HostPolicy, IfName, Protocol};
+
+const PUBLISHED: &str = "published";
+const DENIED: &str = "denied";
+
+/// Private and special ranges. No trust level opens any of them.
+const DENIED_NETWORKS: [&str; 14] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
+];
+
+/// Before defragmentation and connection tracking, so that what is dropped leaves no trace in either.
+const BEFORE_DEFRAGMENTATION: i32 = -450;
+/// Just before the usual filter chains: our drop comes first, our accept is not final.
+const BEFORE_FILTER: i32 = -5;
+const SOURCE_NAT: i32 = 100;
+
+/// Refusals sent per second and chain, beyond which the rest is dropped silently.
+const REFUSALS_PER_SECOND: u32 = 50;
+
+pub(super) fn table(host: &HostPolicy) -> Table {
+    let mut chains = vec![refuse_chain()];
+    chains.extend(trust_chains(host));
+    chains.extend([
+        from_bridge_chain(),
+        guest_input_chain(host),
+        guest_forward_chain(host),
+    ]);
+    chains.extend(to_guest_chains());
+    chains.extend(inet_base_chains(host));
+    Table {
+        family: Family::Inet,
+        sets: inet_sets(host),
+        chains,
+    }
+}
+
+fn inet_sets(host: &HostPolicy) -> Vec<Set> {
+    let mut published = set(PUBLISHED, &[Field::Protocol, Field::Service]);
+    published
+        .elements
+        .extend(host.guest_ports.iter().map(|service| Element {
+            key: vec![Value::Protocol(service.protocol), Value::Port(service.port)],
+            chain: None,
+        }));
+    let mut denied = Set {
+        interval: true,
+        ..set(DENIED, &[Field::Ipv4])
+    };
+    denied.elements.extend(DENIED_NETWORKS.iter().filter_map(|text| {
+        let network: Cidr = text.parse().ok()?;
+        Some(Element {
+            key: vec![Value::Network(network)],
+            chain: None,
+        })
+    }));
+    vec![
+        set(PORTS, &[Field::IfName]),
+        published,
+        denied,
+        Set {
+            interval: true,
+            ..set(ALLOWED, &[Field::Ipv4, Field::Ipv4])
+        },
+        Set {
+            interval: true,
+            ..set(
+                ALLOWED_PORTS,
+                &[Field::Ipv4, Field::Ipv4, Field::Protocol, Field::Service],
+            )
+        },
+        Set {
+            verdicts: true,
+            ..set(TRUST, &[Field::Ipv4])
+        },
+    ]
+}
+
+/// An agent that is refused should learn it at once instead of waiting for a timeout.
+fn refuse_chain() -> Chain {
+    let limit = Match::Limit(REFUSALS_PER_SECOND);
+    chain(
+        "refuse",
+        vec![
+            Rule::new([], Action::Continue).because("Refused"),
+            Rule::new(
+                [Match::TransportProtocol(Protocol::Tcp), limit.clone()],
+                Action::RejectWithReset,
+            ),
+            Rule::new([limit], Action::RejectProhibited),
+            Rule::new([], Action::Drop),
+        ],
+    )
+}
+
+/// What each trust level means. Reached with a packet to the host, through the uplink, or of a reply to the guest;
+/// private ranges and other ways out were refused before.
+fn trust_chains(host: &HostPolicy) -> Vec<Chain> {
+    use Action::{Accept, Goto};
+    let to_bridge_address = Match::Address(Side::Destination, Is::Equal, host.bridge.address);
+    let published = Rule::new(
+        [
+            Match::Ipv4(Is::Equal),
+            to_bridge_address.clone(),
+            Match::In(
+                &[Selector::IpProtocol, Selector::DestinationPort],
+                Is::Equal,
+                PUBLISHED,
+            ),
+        ],
+        Accept,
+    );
+    let resolver = |protocol| {
+        Rule::new(
+            [
+                Match::Ipv4(Is::Equal),
+                to_bridge_address.clone(),
+                Match::TransportProtocol(protocol),
+                Match::DestinationPort(53),
+            ],
+            Accept,
+        )
+    };
+    let confined = || {
+        vec![
+            Rule::deny(
+                [on_bridge(host, Direction::Out)],
+                "Reply from outside to a guest that must not get any",
+            ),
+            published.clone(),
+            Rule::new([], Goto("refuse")),
+        ]
+    };
+    let leaving = |ways_out: Vec<Rule>| {
+        let mut rules = vec![
+            Rule::new([on_bridge(host, Direction::Out)], Accept),
+            published.clone(),
+        ];
+        if host.dns {
+            rules.extend([resolver(Protocol::Udp), resolver(Protocol::Tcp)]);
+        }
+        rules.extend(ways_out);
+        rules.push(Rule::new([], Goto("refuse")));
+        rules
+    };
+    let through_uplink = |more: &[Match]| -> Vec<Rule> {
+        host.uplink
+            .iter()
+            .map(|uplink| {
+                let mut matches = vec![Match::Name(Direction::Out, Is::Equal, uplink.clone())];
+                matches.extend_from_slice(more);
+                Rule::new(matches, Accept)
+            })
+            .collect()
+    };
+    let to_network = Match::In(&[Selector::IpSource, Selector::IpDestination], Is::Equal, ALLOWED);
+    let to_port = Match::In(
+        &[
+            Selector::IpSource,
+            Selector::IpDestination,
+            Selector::IpProtocol,
+            Selector::DestinationPort,
+        ],
+        Is::Equal,
+        ALLOWED_PORTS,
+    );
+    let mut allowlist = through_uplink(&[Match::Ipv4(Is::Equal), to_network]);
+    allowlist.extend(through_uplink(&[Match::Ipv4(Is::Equal), to_port]));
+    vec![
+        chain("bootstrap", confined()),
+        chain("off", confined()),
+        chain("nat", leaving(through_uplink(&[]))),
+        chain("allowlist", leaving(allowlist)),
+    ]
+}
+
+fn from_bridge_chain() -> Chain {
+    chain(
+        "from_bridge",
+        vec![
+            Rule::deny(
+                [Match::Mark(Is::Not, VERIFIED)],
+                "Packet from a port that nobody bound",
+            ),
+            Rule::new([], Action::SetMark(0)),
+            Rule::deny(
+                [Match::NotToHost],
+                "Broadcast, multicast, or unicast in such a frame",
+            ),
+            Rule::deny([Match::Ipv4(Is::Not)], "IPv6"),
+        ],
+    )
+}
+
+fn guest_input_chain(host: &HostPolicy) -> Chain {
+    chain(
+        "guest_input",
+        vec![
+            Rule::deny([Match::CtInvalid], "Packet of no known flow, to the host"),
+            Rule::new(
+                [
+                    Match::Ipv4(Is::Equal),
+                    Match::Address(Side::Destination, Is::Not, host.bridge.address),
+                ],
+                Action::Goto("refuse"),
+            )
+            .because("Address of the host other than the bridge's"),
+            Rule::new(
+                [Match::Ipv4(Is::Equal), Match::Map(&[Selector::IpSource], TRUST)],
+                Action::Continue,
+            ),
+            Rule::deny([], "Guest without trust, to the host"),
+        ],
+    )
+}
+
+fn guest_forward_chain(host: &HostPolicy) -> Chain {
+    let mut rules = vec![Rule::deny(
+        [on_bridge(host, Direction::Out)],
+        "Guest to guest through the host's routing",
+    )];
+    match &host.uplink {
+        None => rules.push(Rule::new([], Action::Goto("refuse")).because("No uplink is configured")),
+        Some(uplink) => rules.extend([
+            Rule::deny([Match::CtInvalid], "Packet of no known flow, to the uplink"),
+            Rule::new(
+                [Match::Name(Direction::Out, Is::Not, uplink.clone())],
+                Action::Goto("refuse"),
+            )
+            .because("Way out other than the uplink"),
+            Rule::new(
+                [
+                    Match::Ipv4(Is::Equal),
+                    Match::In(&[Selector::IpDestination], Is::Equal, DENIED),
+                ],
+                Action::Goto("refuse"),
+            )
+            .because("Private or special range"),
+            Rule::deny(
+                [Match::DestinationNotUnicast],
+                "Destination that is the host's own, broadcast or multicast",
+            ),
+            Rule::new(
+                [Match::Ipv4(Is::Equal), Match::Map(&[Selector::IpSource], TRUST)],
+                Action::Continue,
+            ),
+            Rule::deny([], "Guest without trust, to the uplink"),
+        ]),
+    }
+    chain("guest_forward", rules)
+}
+
+fn to_guest_chains() -> [Chain; 2] {
+    [
+        chain(
+            "to_guest",
+            vec![
+                Rule::new(
+                    [
+                        Match::Ipv4(Is::Equal),
+                        Match::CtReply,
+                        Match::Map(&[Selector::IpDestination], TRUST),
+                    ],
+                    Action::Continue,
+                ),
+                Rule::deny([], "From outside to a guest that did not ask"),
+            ],
+        ),
+        chain(
+            "host_to_guest",
+            vec![
+                Rule::new([Match::Ipv4(Is::Equal), Match::CtReply], Action::Accept),
+                Rule::deny([], "From the host to a guest that did not ask"),
+            ],
+        ),
+    ]
+}
+
+fn inet_base_chains(host: &HostPolicy) -> Vec<Chain> {
+    let bridge_in = on_bridge(host, Direction::In);
+    let bridge_out = on_bridge(host, Direction::Out);
+    let not_in = |name: &IfName| Match::Name(Direction::In, Is::Not, name.clone());
+    let mut input = vec![Rule::new([bridge_in.clone()], Action::Goto("guest_input"))];
+    if let Ok(loopback) = "lo".parse() {
+        input.push(Rule::deny(
+            [
+                not_in(&loopback),
+                Match::Ipv4(Is::Equal),
+                Match::Address(Side::Destination, Is::Equal, host.bridge.address),
+            ],
+            "Bridge address from outside the bridge",
+        ));
+    }
+    let mut chains = vec![
+        base_chain(
+            "prerouting",
+            Hook::Prerouting,
+            BEFORE_DEFRAGMENTATION,
+            vec![
+                Rule::deny(
+                    [Match::In(&[Selector::InName], Is::Equal, PORTS)],
+                    "Packet delivered on a port itself",
+                ),
+                Rule::deny(
+                    [not_in(&host.bridge.name), Match::Mark(Is::Equal, VERIFIED)],
+                    "Guest's port that hangs on another bridge",
+                ),
+                Rule::new([bridge_in.clone()], Action::Goto("from_bridge")),
+            ],
+        ),
+        base_chain("input", Hook::Input, BEFORE_FILTER, input),
+        base_chain(
+            "forward",
+            Hook::Forward,
+            BEFORE_FILTER,
+            vec![
+                Rule::new([bridge_in], Action::Goto("guest_forward")),
+                Rule::new([bridge_out.clone()], Action::Goto("to_guest")),
+            ],
+        ),
+        base_chain(
+            "output",
+            Hook::Output,
+            BEFORE_FILTER,
+            vec![Rule::new([bridge_out], Action::Goto("host_to_guest"))],
+        ),
+    ];
+    if let Some(uplink) = &host.uplink {
+        chains.push(Chain {
+            name: "postrouting",
+            base: Some(Base {
+                kind: BaseKind::Nat,
+                hook: Hook::Postrouting,
+                priority: SOURCE_NAT,
+            }),
+            rules: vec![Rule::new(
+                [
+                    Match::Ipv4(Is::Equal),
+                    Match::Inside(Side::Source, host.bridge.subnet()),
+                    Match::Name(Direction::Out, Is::Equal, uplink.clone()),
+                ],
+                Action::Masquerade,
+            )],
+        });
+    }
+    chains
+}

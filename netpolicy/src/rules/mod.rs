@@ -1,0 +1,97 @@
+//! The rules themselves. They name no sandbox; `docs/security.md` lists what they guarantee, by number.
+
+mod bridge;
+mod inet;
+
+use std::collections::BTreeSet;
+
+use crate::ruleset::{
+    Base, BaseKind, Chain, Direction, Family, Field, Hook, Is, Match, Rule, Selector, Set, Table, VERIFIED,
+};
+use crate::{HostPolicy, Trust};
+
+/// Bound ports, by name.
+pub(crate) const PORTS: &str = "ports";
+/// (port, MAC, address) of every port that is not sealed.
+pub(crate) const PINS: &str = "pins";
+/// (port, address) of the same.
+pub(crate) const ADDRESSES: &str = "addresses";
+/// Guest address to the chain of its trust.
+pub(crate) const TRUST: &str = "trust";
+/// (guest, network) of allowlists.
+pub(crate) const ALLOWED: &str = "allowed";
+/// (guest, network, protocol, ports) of allowlists.
+pub(crate) const ALLOWED_PORTS: &str = "allowed_ports";
+
+/// The chain that judges guests of a trust level; a sealed guest reaches none.
+pub(crate) fn trust_chain(trust: &Trust) -> Option<&'static str> {
+    match trust {
+        Trust::Sealed => None,
+        Trust::BootstrapOnly => Some("bootstrap"),
+        Trust::Off => Some("off"),
+        Trust::Nat => Some("nat"),
+        Trust::Allowlist(_) => Some("allowlist"),
+    }
+}
+
+/// The three tables of a host without any guest.
+pub(crate) fn tables(host: &HostPolicy) -> Vec<Table> {
+    vec![bridge::table(), arp_table(host), inet::table(host)]
+}
+
+fn set(name: &'static str, fields: &'static [Field]) -> Set {
+    Set {
+        name,
+        fields,
+        interval: false,
+        verdicts: false,
+        elements: BTreeSet::new(),
+    }
+}
+
+fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name,
+        base: None,
+        rules,
+    }
+}
+
+fn base_chain(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name,
+        base: Some(Base {
+            kind: BaseKind::Filter,
+            hook,
+            priority,
+        }),
+        rules,
+    }
+}
+
+/// ARP decides whom the host believes to be whom, and no inet hook sees it.
+fn arp_table(host: &HostPolicy) -> Table {
+    Table {
+        family: Family::Arp,
+        sets: vec![set(PORTS, &[Field::IfName])],
+        chains: vec![base_chain(
+            "input",
+            Hook::Input,
+            0,
+            vec![
+                Rule::deny(
+                    [Match::In(&[Selector::InName], Is::Equal, PORTS)],
+                    "ARP packet delivered on a port itself",
+                ),
+                Rule::deny(
+                    [on_bridge(host, Direction::In), Match::Mark(Is::Not, VERIFIED)],
+                    "ARP packet from a port that nobody bound",
+                ),
+            ],
+        )],
+    }
+}
+
+fn on_bridge(host: &HostPolicy, direction: Direction) -> Match {
+    Match::Name(direction, Is::Equal, host.bridge.name.clone())
+}
