@@ -293,6 +293,19 @@ mod tests {
         }
     }
 
+    fn shell(script: &str, arguments: &[&str]) -> String {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a test may wait for a shell that ends at once"
+        )]
+        let output = std::process::Command::new("sh")
+            .args(["-c", script, "sh"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn mounted() -> (Mounted, SecretDir) {
         let base = Mounted(tempfile::tempdir().unwrap());
         let directory = SecretDir::mount(&base.0.path().join("run"), 60_901, 60_902).unwrap();
@@ -353,13 +366,8 @@ mod tests {
         let value = "it's \"$HOME\" `id` \\ \n two lines";
         let environment = BTreeMap::from([("A_KEY".to_owned(), SecretText::new(value.to_owned()))]);
         let path = directory.write_environment(&environment).unwrap().unwrap();
-        #[expect(clippy::disallowed_methods, reason = "a test may wait for printf")]
-        let output = std::process::Command::new("sh")
-            .args(["-c", ". \"$1\"; printf %s \"$A_KEY\"", "sh"])
-            .arg(path)
-            .output()
-            .unwrap();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), value);
+        let path = path.display().to_string();
+        assert_eq!(shell(". \"$1\"; printf %s \"$A_KEY\"", &[&path]), value);
         for name in ["", "1A", "A-B", "A=B", "A;id"] {
             let bad = BTreeMap::from([(name.to_owned(), SecretText::new("x".to_owned()))]);
             assert!(
@@ -400,6 +408,15 @@ mod tests {
             .unwrap();
         assert_eq!(access.config[0].0, "credential.https://git.example.helper");
         assert!(!access.config[0].1.contains("t0ken-value"));
+        let setting = format!("{}={}", access.config[0].0, access.config[0].1);
+        let ask = "printf 'url=%s\n\n' \"$2\" | GIT_TERMINAL_PROMPT=0 GIT_CONFIG_GLOBAL=/dev/null GIT_ASKPASS=/bin/false \
+                   git -c \"$1\" credential fill";
+        let told = shell(ask, &[&setting, "https://git.example/a/b"]);
+        assert!(told.contains("username=bot\npassword=t0ken-value\n"), "{told}");
+        assert!(
+            !shell(ask, &[&setting, "https://evil.example/a"]).contains("t0ken"),
+            "another host asks in vain"
+        );
         assert!(directory.write_git(&credentials, None).unwrap().config.is_empty());
     }
 }

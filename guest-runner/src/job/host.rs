@@ -8,17 +8,18 @@ use agentlab_protocol::message::{ArtifactName, ArtifactRole, Heartbeat, Heartbea
 use crate::link::{Link, LinkError};
 
 /// The host as a job sees it. Every call repeats by itself while the host is away; its error is final.
-pub trait HostLink: Clone + Send + Sync {
+/// A job runs on one thread and spawns nothing: no future need be `Send`.
+pub trait HostLink: Clone {
     /// One heartbeat.
-    fn heartbeat(&self, beat: Heartbeat) -> impl Future<Output = Result<HeartbeatAnswer, LinkError>> + Send;
+    fn heartbeat(&self, beat: Heartbeat) -> impl Future<Output = Result<HeartbeatAnswer, LinkError>>;
     /// Returns once the host has the batch.
-    fn logs(&self, batch: &LogBatch) -> impl Future<Output = Result<(), LinkError>> + Send;
+    fn logs(&self, batch: &LogBatch) -> impl Future<Output = Result<(), LinkError>>;
     /// Writes the job's bundle to `into` and returns its SHA-256 in lower-case hexadecimal.
     fn repository(
         &self,
         into: &mut tokio::fs::File,
         limit: u64,
-    ) -> impl Future<Output = Result<String, LinkError>> + Send;
+    ) -> impl Future<Output = Result<String, LinkError>>;
     /// Streams one file up.
     fn put_artifact(
         &self,
@@ -27,9 +28,9 @@ pub trait HostLink: Clone + Send + Sync {
         file: &Path,
         size: u64,
         sha256: &str,
-    ) -> impl Future<Output = Result<(), LinkError>> + Send;
+    ) -> impl Future<Output = Result<(), LinkError>>;
     /// Hands the report over.
-    fn report(&self, report: &Report) -> impl Future<Output = Result<(), LinkError>> + Send;
+    fn report(&self, report: &Report) -> impl Future<Output = Result<(), LinkError>>;
 }
 
 impl HostLink for Link {

@@ -172,6 +172,7 @@ impl<H: HostLink> Job<'_, H> {
         self.upload(&mut report, work).await;
         self.enter(Phase::Report);
         self.log.shipped(LOG_PATIENCE).await;
+        upload::fit_message(&mut report);
         let delivered = self.host.report(&report).await;
         JobOutcome { report, delivered }
     }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use agentlab_protocol::message::{ArtifactName, ArtifactRole, FILES_DIR, LOG_NAME, Limits, ReportedArtifact};
+use agentlab_protocol::message::{
+    ArtifactName, ArtifactRole, FILES_DIR, LOG_NAME, Limits, Report, ReportedArtifact,
+};
 
 use super::collect::Made;
 use super::files::{OpenFile, Tree};
@@ -13,6 +15,8 @@ use crate::link::LinkError;
 const REPORT_RESERVE: u64 = 256 * 1024;
 /// Entries of the list of what was left out; the rest is counted.
 const MAX_LEFT_OUT: usize = 200;
+/// The host takes messages of 1 MiB.
+const MAX_REPORT_MESSAGE: usize = 900 * 1024;
 
 /// Uploads one by one and keeps the books.
 #[derive(Debug)]
@@ -163,9 +167,29 @@ pub(crate) fn bounded(mut left_out: Vec<String>) -> Vec<String> {
         left_out.push(format!("and {rest} more"));
     }
     for entry in &mut left_out {
-        entry.truncate(entry.floor_char_boundary(1000));
+        entry.truncate(entry.floor_char_boundary(500));
     }
     left_out
+}
+
+/// Shortens the lists of a report that would be too large a message: the host has the artifacts themselves, and the
+/// whole list in `report.json`.
+pub(crate) fn fit_message(report: &mut Report) {
+    let size = |report: &Report| serde_json::to_vec(report).map_or(0, |bytes| bytes.len());
+    if size(report) <= MAX_REPORT_MESSAGE {
+        return;
+    }
+    let count = report.artifacts.len();
+    while size(report) > MAX_REPORT_MESSAGE && !(report.artifacts.is_empty() && report.left_out.is_empty()) {
+        report.artifacts.truncate(report.artifacts.len() / 2);
+        if report.artifacts.is_empty() {
+            report.left_out.truncate(report.left_out.len() / 2);
+        }
+    }
+    let listed = report.artifacts.len();
+    report.left_out.push(format!(
+        "this list: only {listed} of {count} uploaded artifacts are named here"
+    ));
 }
 
 /// The log's name for [`Upload::kept`].

@@ -1,5 +1,7 @@
 //! What comes back, and what a repository, an order or a host may do to it.
 
+use std::path::PathBuf;
+
 use agentlab_protocol::message::{GitCredentials, Phase, Report, ReportStatus, Repository, Stream};
 use agentlab_protocol::secret::SecretText;
 
@@ -143,6 +145,47 @@ async fn a_repository_that_does_not_clone_is_reported_in_the_words_of_git() {
 }
 
 #[tokio::test]
+async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
+    let mut lab = Lab::new("git log --format=%s; git remote get-url origin").await;
+    let source = lab.base.path().join("source");
+    shell(&source, "git checkout -q --detach; git commit -q --allow-empty -m pull; git update-ref refs/pull/7/head HEAD; \
+        git checkout -q main")
+        .await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let program = PathBuf::from(shell(&source, "git --exec-path").await).join("git-daemon");
+    let base = format!("--base-path={}", lab.base.path().display());
+    let _daemon = tokio::process::Command::new(program)
+        .args([
+            "--reuseaddr",
+            "--export-all",
+            "--listen=127.0.0.1",
+            &format!("--port={port}"),
+            &base,
+        ])
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let url = format!("git://127.0.0.1:{port}/source");
+    lab.order.repository = Repository::Url { url: url.clone() };
+    lab.order.reference = Some("refs/pull/7/head".to_owned());
+    let report = lab.run().await;
+    assert_eq!(report.status, ReportStatus::Completed, "{report:?}");
+    assert_eq!(
+        lab.host.text(Stream::Stdout),
+        format!("pull\nsecond\nfirst\n{url}\n")
+    );
+    assert_eq!((report.commits, report.uncommitted), (0, false));
+    assert!(lab.host.artifact("work.bundle").is_none());
+}
+
+#[tokio::test]
 async fn branch_tag_and_commit_are_checked_out_and_others_are_refused() {
     let lab = Lab::new("").await;
     let first = shell(&lab.base.path().join("source"), "git rev-parse v1").await;
@@ -225,6 +268,26 @@ async fn a_refused_artifact_is_named_and_a_host_that_is_away_fails_the_job() {
     assert_eq!(
         (report.status, report.failed_phase),
         (ReportStatus::Failed, Some(Phase::Upload))
+    );
+}
+
+#[tokio::test]
+async fn a_report_of_thousands_of_files_is_still_a_message_the_host_takes() {
+    let mut lab =
+        Lab::new("cd $AGENTLAB_ARTIFACTS_DIR; d=$(printf %0200d 0); mkdir $d; cd $d; seq 4000 | xargs touch")
+            .await;
+    lab.answer.limits.max_files = 5000;
+    let report = lab.run().await;
+    assert_eq!(report.status, ReportStatus::Completed);
+    assert!(serde_json::to_vec(&report).unwrap().len() < 1_000_000 && !report.artifacts.is_empty());
+    assert!(
+        report.left_out.iter().any(|entry| entry.contains("of 400")),
+        "{:?}",
+        report.left_out
+    );
+    assert!(
+        lab.host.artifact("report.json").unwrap().len() > 1_000_000,
+        "the file lists all"
     );
 }
 
