@@ -6,7 +6,7 @@ use agentlab_api::UploadedBundle;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use sha2::{Digest, Sha256};
@@ -44,6 +44,9 @@ impl Client {
         )
         .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
         .header(CONTENT_LENGTH, HeaderValue::from(size));
+        let announced = HeaderValue::from_str(&sha256)
+            .map_err(|_| ClientError::Protocol("A hash is not a header value".to_owned()))?;
+        call = call.header(HeaderName::from_static("x-agentlab-sha256"), announced);
         // As long as bytes flow there is no reason to give up on a large repository.
         call.patience = None;
         let uploaded: UploadedBundle = self.call(call).await?;

@@ -29,7 +29,7 @@ impl Daemon {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = Vec::new();
                 let mut piece = [0; 4096];
-                while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+                while !is_whole(&request) {
                     let read = stream.read(&mut piece).await.unwrap();
                     request.extend_from_slice(&piece[..read]);
                 }
@@ -48,6 +48,19 @@ impl Daemon {
     async fn requests(mut self) -> Vec<String> {
         self.tasks.join_next().await.unwrap().unwrap()
     }
+}
+
+/// Whether head and announced body are there.
+fn is_whole(request: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(request);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .map_or(0, |n| n.parse().unwrap());
+    body.len() >= length
 }
 
 fn answer(status: &str, kind: &str, body: &str) -> String {
@@ -114,6 +127,35 @@ async fn a_refusal_in_the_middle_of_following_ends_it() {
     assert!(stream.next().await.unwrap().is_some());
     assert!(
         matches!(stream.next().await, Err(ClientError::Problem(problem)) if problem.code == ErrorCode::NotFound)
+    );
+}
+
+#[tokio::test]
+async fn a_stream_given_up_with_a_reason_fails_with_it_and_a_stopping_daemon_is_looked_for_again() {
+    let given_up = |code| {
+        let problem = serde_json::to_string(&Problem::new(code, "x")).unwrap();
+        answer(
+            "200 OK",
+            "text/event-stream",
+            &format!("event: error\ndata: {problem}\n\n"),
+        )
+    };
+    let end = answer(
+        "200 OK",
+        "text/event-stream",
+        &format!("{}event: end\ndata: {{}}\n\n", log(2, "a")),
+    );
+    let daemon = Daemon::saying(vec![
+        given_up(ErrorCode::ShuttingDown),
+        end,
+        given_up(ErrorCode::Internal),
+    ]);
+    let client = Client::unix(&daemon.socket);
+    let mut stream = client.follow_job_log(&job(), None).await.unwrap();
+    assert!(stream.next().await.unwrap().is_some() && stream.next().await.unwrap().is_none());
+    let mut stream = client.follow_job_log(&job(), None).await.unwrap();
+    assert!(
+        matches!(stream.next().await, Err(ClientError::Problem(problem)) if problem.code == ErrorCode::Internal)
     );
 }
 

@@ -11,6 +11,7 @@ use crate::{Client, Stream};
 #[derive(Deserialize)]
 struct EventPage {
     events: Vec<Event>,
+    next: u64,
 }
 
 impl Client {
@@ -19,10 +20,7 @@ impl Client {
     /// # Errors
     /// See [`crate::ClientError`].
     pub async fn job_events(&self, id: &JobId) -> Result<Vec<Event>> {
-        Ok(self
-            .call::<EventPage>(Call::get(format!("/v1/jobs/{id}/events")))
-            .await?
-            .events)
+        self.events(&format!("/v1/jobs/{id}/events")).await
     }
 
     /// Events of a job and its sandbox, from the first and as they happen, until the job is over.
@@ -38,8 +36,8 @@ impl Client {
     /// # Errors
     /// See [`crate::ClientError`].
     pub async fn sandbox_events(&self, selector: &str) -> Result<Vec<Event>> {
-        let target = format!("/v1/sandboxes/{}/events", encode(selector, false));
-        Ok(self.call::<EventPage>(Call::get(target)).await?.events)
+        self.events(&format!("/v1/sandboxes/{}/events", encode(selector, false)))
+            .await
     }
 
     /// Events of a sandbox, from the first and as they happen.
@@ -53,5 +51,18 @@ impl Client {
             after,
         )
         .await
+    }
+
+    async fn events(&self, path: &str) -> Result<Vec<Event>> {
+        let mut all = Vec::new();
+        let mut after = 0;
+        loop {
+            let page: EventPage = self.call(Call::get(format!("{path}?after={after}"))).await?;
+            if page.events.is_empty() || page.next <= after {
+                return Ok(all);
+            }
+            all.extend(page.events);
+            after = page.next;
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
+use agentlab_api::{ErrorCode, Problem};
 use http::header::ACCEPT;
 use http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
@@ -65,6 +66,10 @@ impl<T: DeserializeOwned> Stream<T> {
                 if self.ended {
                     break;
                 }
+                if frame.event == "error" {
+                    self.fail(&frame.data)?;
+                    break;
+                }
                 if frame.id.is_some() {
                     self.last_id = frame.id;
                 }
@@ -84,6 +89,23 @@ impl<T: DeserializeOwned> Stream<T> {
                 self.reconnect().await?;
             }
             self.receive().await?;
+        }
+    }
+
+    /// The daemon gives up the stream, with a reason. One that is stopping is looked for again like a lost one.
+    fn fail(&mut self, data: &str) -> Result<()> {
+        self.connection = None;
+        self.ready.clear();
+        let problem: Problem = serde_json::from_str(data).map_err(|error| {
+            ClientError::Protocol(format!(
+                "{} ended for a reason not understood: {error}",
+                self.target
+            ))
+        })?;
+        if problem.code == ErrorCode::ShuttingDown {
+            Ok(())
+        } else {
+            Err(ClientError::Problem(Box::new(problem)))
         }
     }
 

@@ -9,16 +9,19 @@
 mod lines;
 mod view;
 
-use agentlab_api::{Event, JobOutcome, JobView, LogRecord};
+use agentlab_api::{Event, EventKind, JobOutcome, JobView, LogRecord};
 use agentlab_client::{ClientError, Stream};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Duration, interval};
+use tokio::time::{Duration, Instant, interval};
 
 use crate::Context;
 use crate::error::CommandError;
 use view::View;
+
+/// How long the end of the sandbox is waited for once its job is over. It goes on without us.
+const TEARDOWN: Duration = Duration::from_secs(30);
 
 /// How much of a job is shown while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,15 +58,27 @@ pub(crate) async fn follow(context: &Context, job: JobView, show: Show) -> Resul
     tasks.spawn(pump(events, sender.clone(), |event| News::Event(Box::new(event))));
     tasks.spawn(pump(log, sender, |record| News::Log(Box::new(record))));
     let mut tick = interval(Duration::from_millis(250));
+    let mut patience = None;
     loop {
         tokio::select! {
             news = receiver.recv() => match news {
-                Some(News::Event(event)) => view.event(&event)?,
+                Some(News::Event(event)) => {
+                    if event.kind == EventKind::JobFinished {
+                        patience = Some(Instant::now() + TEARDOWN);
+                    }
+                    view.event(&event)?;
+                }
                 Some(News::Log(record)) => view.log(&record)?,
                 Some(News::Lost(error)) => return Err(error.into()),
                 None => break,
             },
             _ = tick.tick() => view.tick()?,
+        }
+        if patience.is_some_and(|end| Instant::now() > end) {
+            context
+                .printer
+                .warning("the sandbox is still being taken down; `agentlab sandbox list` says how far it is");
+            break;
         }
     }
     view.end_of_output()?;
