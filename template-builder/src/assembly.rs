@@ -19,12 +19,11 @@ use crate::recipe::Recipe;
 use crate::rootfs::{self, ARCHITECTURE, EPOCH};
 use crate::runner::Runner;
 use crate::store::{BUILDING, Template, TemplateStore};
-use crate::strip::strip;
 use crate::tool::{Call, Toolbox};
 use crate::tree::Tree;
-use crate::{gc, initrd, store, tuning};
+use crate::{gc, initrd, store, strip, tuning};
 
-/// Counts up whenever the same recipe and runner would give another image.
+/// Counts up when the same recipe and runner would give another image for a reason that [`input_id`] does not hash.
 const BUILDER: &str = "agentlab-template 1";
 
 /// What to build.
@@ -61,6 +60,9 @@ pub fn input_id(recipe: &Recipe, runner_sha256: &str) -> String {
         .with("recipe", recipe.digest().as_bytes())
         .with("runner", runner_sha256.as_bytes())
         .with_all("command line", &COMMAND_LINE)
+        .with("tuning", tuning::digest().as_bytes())
+        .with("strip", strip::digest().as_bytes())
+        .with("initrd", initrd::digest().as_bytes())
         .finish()
 }
 
@@ -149,10 +151,10 @@ fn assemble(
     let tree = progress.step(Step::Unpack, "", || rootfs::unpack(order.tools, &tar, scratch))?;
     let packages = rootfs::installed(&tree)?;
     // Before the strip, which takes the kernel out of the tree.
-    let kernel = progress.step(Step::Kernel, "", || boot_files(&tree, image))?;
+    let kernel = progress.step(Step::Kernel, "", || boot_files(&tree, image, recipe.size_mb))?;
     let version = runner.version();
     progress.step(Step::Bake, version.as_deref().unwrap_or_default(), || {
-        strip(&tree)?;
+        strip::strip(&tree)?;
         bake(
             &tree,
             &Baking {
@@ -215,7 +217,7 @@ fn assemble(
     Ok(manifest)
 }
 
-fn boot_files(tree: &Tree, image: &Path) -> Result<Kernel> {
+fn boot_files(tree: &Tree, image: &Path, size_mb: u32) -> Result<Kernel> {
     let kernel = Kernel::from_tree(tree)?;
     let lacking = || TemplateError::Tree {
         problem: format!("lacks {}", initrd::BUSYBOX),
@@ -223,7 +225,7 @@ fn boot_files(tree: &Tree, image: &Path) -> Result<Kernel> {
     let busybox = tree.read(initrd::BUSYBOX)?.ok_or_else(lacking)?;
     for (name, bytes) in [
         (KERNEL, &kernel.image),
-        (INITRD, &initrd::build(&kernel, &busybox)),
+        (INITRD, &initrd::build(&kernel, &busybox, size_mb)),
     ] {
         let path = image.join(name);
         fs::write(&path, bytes).during("write", &path)?;

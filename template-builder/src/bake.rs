@@ -143,7 +143,7 @@ fn tune(tree: &Tree, recipe: &Recipe) -> Result<()> {
         0o644,
     )?;
     tree.link(&format!("{UNITS}/default.target"), tuning::TARGET)?;
-    // Grows the file system when the machine got a larger disk than the template's; nothing to do costs one process.
+    // Grows the file system of a machine that got a larger disk than the template's.
     let grow = format!("{UNITS}/{}.wants/systemd-growfs-root.service", tuning::TARGET);
     tree.link(&grow, "/usr/lib/systemd/system/systemd-growfs-root.service")
 }

@@ -1,16 +1,22 @@
 //! The initrd: a `newc` cpio archive of our own, with busybox, a handful of modules and thirty lines of shell.
 //!
 //! ```text
-//!   kernel ─► /init: devices, modules, wait for root= ─► mount it, /tmp as tmpfs ─► switch_root ─► systemd
+//!   kernel ─► /init: devices, modules, wait for root= ─► mount it, /run and /tmp ─► switch_root ─► systemd
 //! ```
+//!
+//! A disk larger than the template's leaves the mark [`GROW_MARK`], without which no process is spent on growing.
 //!
 //! It is not compressed: the hypervisor places it in memory at once, while an emulated processor would spend longer
 //! on unpacking it than on all of the script.
 
+use crate::fingerprint;
 use crate::kernel::Kernel;
 
 /// The tree's static busybox.
 pub const BUSYBOX: &str = "/usr/bin/busybox";
+
+/// Present in the guest when its disk is larger than the template's.
+pub const GROW_MARK: &str = "/run/agentlab-grow";
 
 const REGULAR: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
@@ -20,9 +26,20 @@ const LINK: u32 = 0o120_000;
 /// Applets that the script calls, by the names it calls them.
 const APPLETS: [&str; 7] = ["sh", "insmod", "mkdir", "mknod", "mount", "sleep", "switch_root"];
 
-/// Makes the archive.
+/// Hash of what every initrd does, whatever its kernel.
 #[must_use]
-pub fn build(kernel: &Kernel, busybox: &[u8]) -> Vec<u8> {
+pub fn digest() -> String {
+    let kernel = Kernel {
+        version: String::new(),
+        image: Vec::new(),
+        modules: Vec::new(),
+    };
+    fingerprint::of_bytes(&build(&kernel, &[], 0))
+}
+
+/// Makes the archive, for a disk of a size in MiB.
+#[must_use]
+pub fn build(kernel: &Kernel, busybox: &[u8], size_mb: u32) -> Vec<u8> {
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "root", "sys"] {
         archive.add(&Entry {
@@ -52,12 +69,12 @@ pub fn build(kernel: &Kernel, busybox: &[u8]) -> Vec<u8> {
     for (name, content) in &kernel.modules {
         archive.file(&format!("modules/{name}"), 0o644, content);
     }
-    archive.file("init", 0o755, script(kernel).as_bytes());
+    archive.file("init", 0o755, script(kernel, size_mb).as_bytes());
     archive.finish()
 }
 
 /// A script that fails ends: the kernel then panics, and `panic=-1` ends the machine with the reason on its console.
-fn script(kernel: &Kernel) -> String {
+fn script(kernel: &Kernel, size_mb: u32) -> String {
     let mut text = String::from(
         "#!/bin/sh\n\
          export PATH=/bin\n\
@@ -76,8 +93,8 @@ fn script(kernel: &Kernel) -> String {
     text.push_str(
         "mkdir -p /dev/net\n\
          mknod -m 0666 /dev/net/tun c 10 200\n\
-         mknod -m 0666 /dev/fuse c 10 229\n\
-         mknod -m 0600 /dev/loop-control c 10 237\n",
+         [ -e /dev/fuse ] || mknod -m 0666 /dev/fuse c 10 229\n\
+         [ -e /dev/loop-control ] || mknod -m 0600 /dev/loop-control c 10 237\n",
     );
     text.push_str(
         "disk=/dev/vda type=ext4\n\
@@ -88,8 +105,17 @@ fn script(kernel: &Kernel) -> String {
          tries=$((tries + 1)); [ $tries -gt 400 ] && lost \"$disk did not appear in 20 s\"; sleep 0.05\n\
          done\n\
          mount -t \"$type\" -o rw,noatime \"$disk\" /root || lost \"$disk cannot be mounted\"\n\
+         mount -t tmpfs -o mode=0755,nosuid,nodev,size=20%,nr_inodes=800k run /root/run || lost 'no /run'\n\
          mount -t tmpfs -o mode=1777,nosuid,nodev,size=50% tmp /root/tmp || lost 'no /tmp'\n\
-         mount -o move /dev /root/dev\n\
+         read -r size <\"/sys/class/block/${disk#/dev/}/size\" || size=0\n",
+    );
+    // In sectors of 512 bytes.
+    text.push_str(&format!(
+        "[ \"$size\" -gt {} ] && : >/root{GROW_MARK}\n",
+        u64::from(size_mb) << 11
+    ));
+    text.push_str(
+        "mount -o move /dev /root/dev\n\
          mount -o move /sys /root/sys\n\
          mount -o move /proc /root/proc\n\
          exec switch_root /root /sbin/init\n\
@@ -227,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_archive_reads_back_entry_by_entry() {
-        let entries = read(&build(&kernel(), b"busy"));
+        let entries = read(&build(&kernel(), b"busy", 2048));
         let find = |path: &str| entries.iter().find(|(name, ..)| name == path).unwrap();
         assert_eq!(
             find("bin/busybox"),
@@ -249,10 +275,11 @@ mod tests {
 
     #[test]
     fn the_script_loads_modules_in_order_before_it_waits_for_the_disk() {
-        let text = script(&kernel());
+        let text = script(&kernel(), 2048);
         let place = |part: &str| text.find(part).unwrap();
         assert!(place("insmod /modules/failover.ko") < place("insmod /modules/virtio_net.ko"));
         assert!(place("insmod /modules/virtio_net.ko") < place("while [ ! -b"));
+        assert!(text.contains("-gt 4194304 ]"));
         let called = |word: &str| {
             text.lines().any(|line| {
                 line.trim_start().starts_with(word)
@@ -268,7 +295,10 @@ mod tests {
     #[test]
     fn the_script_is_shell_that_parses() {
         let mut shell = std::process::Command::new("/bin/sh");
-        let status = shell.args(["-n", "-c", &script(&kernel())]).status().unwrap();
+        let status = shell
+            .args(["-n", "-c", &script(&kernel(), 2048)])
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 }

@@ -4,10 +4,11 @@
 //! its size and boots four seconds sooner under TCG.
 
 use crate::error::Result;
+use crate::fingerprint::Fingerprint;
 use crate::tree::Tree;
 
 /// Removed with all in it. A `*` at the end stands for the rest of one name.
-const REMOVED: [&str; 26] = [
+const REMOVED: [&str; 27] = [
     // Identity and secrets.
     "/etc/ssh/ssh_host_*",
     "/etc/hostname",
@@ -38,6 +39,8 @@ const REMOVED: [&str; 26] = [
     "/initrd.img*",
     "/vmlinuz*",
     "/var/lib/initramfs-tools",
+    // A link to a file of comments, for which a process would start at every boot.
+    "/etc/modules-load.d/modules.conf",
 ];
 
 /// Kept as directories, without any file in them.
@@ -49,6 +52,15 @@ const EMPTIED: [&str; 6] = [
     "/var/tmp",
     "/run",
 ];
+
+/// Hash of what is stripped.
+#[must_use]
+pub fn digest() -> String {
+    Fingerprint::of("strip")
+        .with_all("removed", &REMOVED)
+        .with_all("emptied", &EMPTIED)
+        .finish()
+}
 
 /// Strips a tree. Doing it twice changes nothing.
 ///

@@ -10,6 +10,8 @@
 //! minute. Nothing here weakens the guest for its agent: the machine lives for one job, has one user and no console
 //! to log in at, and its hardware is known.
 
+use crate::fingerprint::Fingerprint;
+
 /// Where the runner is in the guest.
 pub const RUNNER_PATH: &str = "/usr/lib/agentlab/agent-runner";
 /// The runner's unit.
@@ -18,7 +20,7 @@ pub const RUNNER_UNIT: &str = "agent-runner.service";
 pub const TARGET: &str = "agentlab.target";
 
 /// Units linked to `/dev/null`.
-pub const MASKED_UNITS: [&str; 68] = [
+pub const MASKED_UNITS: [&str; 72] = [
     // Nobody sits at a console.
     "autovt@.service",
     "console-getty.service",
@@ -70,7 +72,8 @@ pub const MASKED_UNITS: [&str; 68] = [
     "systemd-tpm2-setup.service",
     "systemd-pcrextend.socket",
     "systemd-pcrlock.socket",
-    // The initrd mounted the disk and /tmp, and loaded the drivers; devtmpfs made the nodes.
+    // The initrd mounted the disk and /tmp, and loaded the drivers; devtmpfs makes the nodes, of disks plugged in
+    // later too. A recipe that wants udev's links and rules keeps the four units of it.
     "systemd-fsck-root.service",
     "systemd-remount-fs.service",
     "kmod-static-nodes.service",
@@ -78,10 +81,14 @@ pub const MASKED_UNITS: [&str; 68] = [
     "systemd-tmpfiles-setup-dev.service",
     "systemd-udev-trigger.service",
     "systemd-udev-settle.service",
+    "systemd-udevd-control.socket",
+    "systemd-udevd-kernel.socket",
+    "systemd-udevd.service",
     "systemd-udev-load-credentials.service",
     // File systems that an agent's work does not need before it asks for them.
     "dev-hugepages.mount",
     "dev-mqueue.mount",
+    "run-lock.mount",
     "sys-fs-fuse-connections.mount",
     "sys-kernel-config.mount",
     "sys-kernel-debug.mount",
@@ -150,7 +157,7 @@ AllowIsolate=yes
 ";
 
 /// Small files, as `(path, text)`.
-pub const FILES: [(&str, &str); 7] = [
+pub const FILES: [(&str, &str); 8] = [
     (
         "/etc/systemd/journald.conf.d/agentlab.conf",
         "# The disk is thrown away with the machine; writing to it twice would only be slower.\n\
@@ -162,6 +169,11 @@ pub const FILES: [(&str, &str); 7] = [
     ),
     // pam_nologin would wait for systemd-user-sessions.service.
     ("/etc/tmpfiles.d/systemd-nologin.conf", ""),
+    (
+        "/etc/systemd/system/systemd-growfs-root.service.d/agentlab.conf",
+        "# The initrd leaves this mark when the disk is larger than the template's.\n\
+         [Unit]\nConditionPathExists=/run/agentlab-grow\n",
+    ),
     ("/etc/fstab", "# The initrd mounts the disk and /tmp.\n"),
     ("/etc/hostname", "agentlab\n"),
     (
@@ -170,3 +182,17 @@ pub const FILES: [(&str, &str); 7] = [
     ),
     ("/etc/resolv.conf", "# The runner names the DNS server here.\n"),
 ];
+
+/// Hash of all of it.
+#[must_use]
+pub fn digest() -> String {
+    let start = Fingerprint::of("tuning")
+        .with_all("masked units", &MASKED_UNITS)
+        .with_all("masked generators", &MASKED_GENERATORS)
+        .with("runner", RUNNER_SERVICE.as_bytes())
+        .with("target", TARGET_UNIT.as_bytes());
+    FILES
+        .iter()
+        .fold(start, |print, (path, text)| print.with(path, text.as_bytes()))
+        .finish()
+}
