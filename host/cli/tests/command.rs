@@ -1,0 +1,423 @@
+//! The whole command against a socket that answers as a test says: what it prints, where, and how it exits.
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+
+    const ID: &str = "job_000000000000";
+
+    /// Method and path, status, content type, body.
+    type Route = (&'static str, u16, &'static str, String);
+
+    struct Daemon {
+        dir: tempfile::TempDir,
+        requests: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Daemon {
+        fn answering(routes: Vec<Route>) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+            let requests = Arc::new(Mutex::new(Vec::new()));
+            let seen = Arc::clone(&requests);
+            // Ends with the test's process.
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    answer(stream.unwrap(), &routes, &seen);
+                }
+            });
+            Self { dir, requests }
+        }
+
+        fn run(&self, arguments: &[&str]) -> Ran {
+            run(&self.dir.path().join("socket"), self.dir.path(), arguments)
+        }
+
+        fn asked(&self, start: &str) -> String {
+            let requests = self.requests.lock().unwrap();
+            requests
+                .iter()
+                .find(|request| request.starts_with(start))
+                .cloned()
+                .unwrap_or_default()
+        }
+    }
+
+    #[derive(Debug)]
+    struct Ran {
+        code: i32,
+        stdout: String,
+        stderr: String,
+    }
+
+    fn run(socket: &Path, dir: &Path, arguments: &[&str]) -> Ran {
+        let path = |name: &str| -> PathBuf { dir.join(name) };
+        let status = Command::new(env!("CARGO_BIN_EXE_agentlab"))
+            .args(arguments)
+            .current_dir(dir)
+            .env("AGENTLAB_SOCKET", socket)
+            .stdout(File::create(path("stdout")).unwrap())
+            .stderr(File::create(path("stderr")).unwrap())
+            .status()
+            .unwrap();
+        let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+        Ran {
+            code: status.code().unwrap(),
+            stdout: read("stdout"),
+            stderr: read("stderr"),
+        }
+    }
+
+    fn answer(mut stream: UnixStream, routes: &[Route], seen: &Mutex<Vec<String>>) {
+        let mut request = Vec::new();
+        let mut piece = [0; 65_536];
+        let text = loop {
+            let text = String::from_utf8_lossy(&request).into_owned();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length: "));
+                if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
+                    break text;
+                }
+            }
+            match stream.read(&mut piece).unwrap() {
+                0 => return,
+                read => request.extend_from_slice(&piece[..read]),
+            }
+        };
+        let target = text.split(" HTTP/1.1").next().unwrap_or_default().to_owned();
+        let route = routes
+            .iter()
+            .find(|(route, ..)| target == *route || target.starts_with(&format!("{route}?")));
+        let (status, kind, body) = match route {
+            Some((_, status, kind, body)) => (*status, *kind, body.clone()),
+            None => (
+                404,
+                "application/problem+json",
+                problem("not_found", "No such thing", 404),
+            ),
+        };
+        seen.lock().unwrap().push(text);
+        let head = format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        // A client that has seen enough may be gone.
+        let _ = stream
+            .write_all(head.as_bytes())
+            .and_then(|()| stream.write_all(body.as_bytes()));
+    }
+
+    fn problem(code: &str, detail: &str, status: u16) -> String {
+        json!({ "type": format!("urn:agentlab:problem:{code}"), "title": code, "status": status, "detail": detail,
+                "code": code, "stage": "Clone", "hint": "look there" })
+        .to_string()
+    }
+
+    fn job(state: &str, more: Value) -> String {
+        let mut job = json!({
+            "id": ID, "state": state, "repository": { "kind": "url", "url": "https://example.org/r" },
+            "task": "true", "profile": "demo", "agent": "shell", "deadline_seconds": 300,
+            "created_at": "2026-01-01T00:00:00Z",
+        });
+        job.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        job.to_string()
+    }
+
+    fn event(seq: u64, second: u32, kind: &str, message: &str) -> String {
+        let data = json!({ "seq": seq, "time": format!("2026-01-01T00:00:{second:02}.250Z"), "kind": kind, "job": ID, "message": message });
+        format!("id: {seq}\nevent: {kind}\ndata: {data}\n\n")
+    }
+
+    fn log(offset: u64, stream: &str, text: &str) -> String {
+        let data =
+            json!({ "offset": offset, "time": "2026-01-01T00:00:02Z", "stream": stream, "text": text });
+        format!("id: {offset}\nevent: log\ndata: {data}\n\n")
+    }
+
+    fn a_job_that_ends(end: String) -> Daemon {
+        const JSON: &str = "application/json";
+        const SSE: &str = "text/event-stream";
+        let events = format!(
+            "{}{}event: end\ndata: {{}}\n\n",
+            event(1, 1, "sandbox.step", "Clone done (0.08 s)"),
+            event(2, 3, "job.finished", "job is over \u{1b}]0;x\u{7}")
+        );
+        let logs = format!(
+            "{}{}{}event: end\ndata: {{}}\n\n",
+            log(9, "stdout", "one\ntw"),
+            log(20, "stderr", "bad \u{1b}[2J\u{1b}[31mthing\u{1b}[0m\n"),
+            log(30, "stdout", "o")
+        );
+        let artifact = json!({ "artifacts": [{ "name": "work.bundle", "kind": "bundle", "size_bytes": 1536,
+            "sha256": "00", "created_at": "2026-01-01T00:00:03Z" }] });
+        Daemon::answering(vec![
+            ("POST /v1/jobs", 202, JSON, job("QUEUED", json!({}))),
+            ("GET /v1/jobs/job_000000000000/events", 200, SSE, events),
+            ("GET /v1/jobs/job_000000000000/logs", 200, SSE, logs),
+            (
+                "GET /v1/jobs/job_000000000000/artifacts",
+                200,
+                JSON,
+                artifact.to_string(),
+            ),
+            ("GET /v1/jobs/job_000000000000", 200, JSON, end),
+        ])
+    }
+
+    const RUN: [&str; 8] = [
+        "job",
+        "run",
+        "--repo",
+        "https://example.org/r",
+        "--task",
+        "true",
+        "--profile",
+        "demo",
+    ];
+
+    fn completed() -> String {
+        let outcome = json!({ "exit_code": 0, "base_commit": "1111111aaaa", "head_commit": "2222222bbbb", "commits": 1,
+                              "uncommitted": false, "agent_milliseconds": 400 });
+        job(
+            "COMPLETED",
+            json!({ "outcome": outcome, "finished_at": "2026-01-01T00:00:03Z" }),
+        )
+    }
+
+    #[test]
+    fn a_followed_job_is_shown_as_it_happens_and_summed_up() {
+        let daemon = a_job_that_ends(completed());
+        let ran = daemon.run(&RUN);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+        for line in [
+            "+  1.2s  Clone done (0.08 s)",
+            "+  3.2s  job is over \\x1b]0;x\\x07",
+            "│ one",
+            "│ two",
+            "│ bad \\x1b[2Jthing",
+            "exit code  0",
+            "commits    1 (1111111..2222222)",
+            "artifacts  work.bundle  1.5 KiB",
+        ] {
+            assert!(
+                ran.stdout.lines().any(|shown| shown == line),
+                "no {line:?} in\n{}",
+                ran.stdout
+            );
+        }
+        assert!(
+            ran.stdout.contains("COMPLETED  job_000000000000 after 3.0 s"),
+            "{}",
+            ran.stdout
+        );
+        assert!(
+            ran.stdout.contains("agentlab job apply job_000000000000"),
+            "{}",
+            ran.stdout
+        );
+        assert!(
+            !ran.stdout.contains('\u{1b}'),
+            "control characters reached the terminal"
+        );
+        let request = daemon.asked("POST /v1/jobs ");
+        assert!(
+            request.contains("idempotency-key: ") && request.contains("\"profile\":\"demo\""),
+            "{request}"
+        );
+    }
+
+    #[test]
+    fn the_agents_own_code_is_returned_and_json_is_one_document() {
+        let failure = json!({ "failure": { "code": "agent_failed", "stage": "agent", "message": "it ended with 3" },
+            "outcome": { "exit_code": 3, "commits": 0, "uncommitted": false, "agent_milliseconds": 1 } });
+        let daemon = a_job_that_ends(job("FAILED", failure));
+        let ran = daemon.run(&[&["--json"], &RUN[..]].concat());
+        assert_eq!((ran.code, ran.stderr.as_str()), (3, ""), "{ran:?}");
+        let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(
+            (document["state"].as_str(), ran.stdout.starts_with("{\n  \"id\"")),
+            (Some("FAILED"), true)
+        );
+        let ran = daemon.run(&RUN);
+        assert!(
+            ran.stdout.contains("agent_failed at agent: it ended with 3"),
+            "{}",
+            ran.stdout
+        );
+        let ran = daemon.run(&[&RUN[..], &["--detach"]].concat());
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (0, "job_000000000000\n"),
+            "{ran:?}"
+        );
+    }
+
+    #[test]
+    fn work_of_a_job_that_failed_is_not_applied_by_accident() {
+        let daemon = a_job_that_ends(job("FAILED", json!({})));
+        let ran = daemon.run(&["job", "apply", ID]);
+        assert!(
+            ran.code == 5 && ran.stderr.contains("not COMPLETED") && ran.stderr.contains("--force"),
+            "{ran:?}"
+        );
+    }
+
+    #[test]
+    fn problems_are_told_in_words_or_as_the_document() {
+        let body = problem("state_conflict", "Sandbox is \u{1b}[2Jbusy", 409);
+        let daemon = Daemon::answering(vec![(
+            "POST /v1/sandboxes/1000/destroy",
+            409,
+            "application/problem+json",
+            body.clone(),
+        )]);
+        let ran = daemon.run(&["sandbox", "delete", "1000"]);
+        assert_eq!(ran.code, 5);
+        assert_eq!(
+            ran.stderr,
+            "error: Sandbox is \\x1b[2Jbusy (at Clone)\nhint: look there\n"
+        );
+        let ran = daemon.run(&["rm", "1000", "--json"]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (5, ""));
+        assert_eq!(
+            serde_json::from_str::<Value>(&ran.stdout).unwrap(),
+            serde_json::from_str::<Value>(&body).unwrap()
+        );
+        let ran = daemon.run(&["job", "show", ID]);
+        assert_eq!(ran.code, 3);
+    }
+
+    #[test]
+    fn without_a_daemon_the_code_is_six_and_the_hint_says_what_to_look_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let ran = run(&dir.path().join("absent"), dir.path(), &["status"]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (6, ""));
+        assert!(
+            ran.stderr.starts_with("error: No daemon could be reached at "),
+            "{}",
+            ran.stderr
+        );
+        assert!(
+            ran.stderr.contains("\nhint: is agentlabd running?"),
+            "{}",
+            ran.stderr
+        );
+        let ran = run(&dir.path().join("absent"), dir.path(), &["--json", "status"]);
+        let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(
+            (ran.code, document["code"].as_str()),
+            (6, Some("daemon_unreachable"))
+        );
+    }
+
+    #[test]
+    fn usage_is_two_also_in_json_and_nothing_at_all_is_help() {
+        let dir = tempfile::tempdir().unwrap();
+        let nowhere = dir.path().join("absent");
+        let ran = run(&nowhere, dir.path(), &["job", "runn"]);
+        assert!(ran.code == 2 && ran.stderr.contains("'run'"), "{ran:?}");
+        let ran = run(&nowhere, dir.path(), &["--json", "stauts"]);
+        assert_eq!(
+            serde_json::from_str::<Value>(&ran.stdout).unwrap()["code"],
+            "invalid_value"
+        );
+        assert_eq!(ran.code, 2);
+        let ran = run(&nowhere, dir.path(), &[]);
+        assert!(ran.code == 0 && ran.stdout.contains("Usage: agentlab"), "{ran:?}");
+        let ran = run(&nowhere, dir.path(), &["--version"]);
+        assert!(
+            ran.code == 0 && ran.stdout.starts_with("version=") && ran.stdout.lines().count() == 1,
+            "{ran:?}"
+        );
+        let ran = run(&nowhere, dir.path(), &["completion", "bash"]);
+        assert!(ran.code == 0 && ran.stdout.contains("complete"), "{}", ran.stderr);
+    }
+
+    #[test]
+    fn a_missing_helper_is_named_and_one_beside_the_command_is_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let alone = dir.path().join("agentlab");
+        std::fs::copy(env!("CARGO_BIN_EXE_agentlab"), &alone).unwrap();
+        let run = || {
+            let stderr = dir.path().join("stderr");
+            let status = Command::new(&alone)
+                .args(["net", "status", "--help"])
+                .env("PATH", "/nonexistent")
+                .stderr(File::create(&stderr).unwrap())
+                .status()
+                .unwrap();
+            (status.code(), std::fs::read_to_string(stderr).unwrap())
+        };
+        let (code, stderr) = run();
+        assert!(
+            code == Some(1)
+                && stderr.contains("`agentlab-net` could not be run")
+                && stderr.contains("hint: "),
+            "{stderr}"
+        );
+        let helper = dir.path().join("agentlab-net");
+        std::fs::write(&helper, "#!/bin/sh\n[ \"$*\" = 'status --help' ] && exit 23\n").unwrap();
+        std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert_eq!(run().0, Some(23));
+    }
+
+    #[test]
+    fn profiles_are_validated_without_a_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.yaml"), "name: a\ntemplate_vmid: 9000\n").unwrap();
+        std::fs::write(dir.path().join("b.yaml"), "name: a\ntemplate_vmid: 9000\n").unwrap();
+        let nowhere = dir.path().join("absent");
+        let ran = run(&nowhere, dir.path(), &["profile", "validate", "a.yaml"]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (0, "a.yaml:1: a is valid\n"));
+        let ran = run(&nowhere, dir.path(), &["profile", "validate", "a.yaml", "b.yaml"]);
+        assert_eq!(
+            (ran.code, ran.stderr.as_str()),
+            (1, "error: b.yaml:1:1: profile `a` stands already at a.yaml:1\n")
+        );
+        let ran = run(
+            &nowhere,
+            dir.path(),
+            &["--json", "profile", "validate", "b.yaml", "a.yaml"],
+        );
+        let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert!(
+            document["errors"][0]["detail"]
+                .as_str()
+                .unwrap()
+                .starts_with("a.yaml:1:1: "),
+            "{document}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_profile_is_named_with_the_nearest_before_anything_is_packed() {
+        let profiles = json!({ "profiles": [{ "name": "over-serial", "template_vmid": 9000 }] }).to_string();
+        let daemon = Daemon::answering(vec![("GET /v1/profiles", 200, "application/json", profiles)]);
+        let ran = daemon.run(&[
+            "job",
+            "run",
+            "--repo",
+            ".",
+            "--task",
+            "true",
+            "--profile",
+            "over-serail",
+        ]);
+        assert!(
+            ran.code == 3 && ran.stderr.contains("did you mean `over-serial`?"),
+            "{ran:?}"
+        );
+        assert_eq!(daemon.asked("POST"), "");
+    }
+}
