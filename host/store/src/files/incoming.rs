@@ -145,6 +145,8 @@ impl Incoming {
             .received
             .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         if self.received > self.limit {
+            // Waited for and dropped: the refusal is not heard before the file is gone.
+            drop(self.idle().await);
             return Err(StoreError::TooLarge {
                 what: self.what,
                 limit: self.limit,
