@@ -1,20 +1,45 @@
-//! The facade: what the daemon's two edges call.
+//! The facade: what the daemon's two edges call, besides jobs (`job.rs`) and guests (`guest.rs`).
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use agentlab_api::{
-    ArtifactView, ErrorCode, JobId, JobList, JobRequest, JobView, Problem, Profile, SandboxList, SandboxView,
-    StatusView,
+    BackendStatus, ErrorCode, Problem, Profile, SandboxId, SandboxList, SandboxView, StatusView,
+    TemplateView, Vmid,
 };
-use agentlab_store::{Incoming, Store};
+use agentlab_store::{SandboxRecord, Store, StoreError};
+use tokio::time::timeout;
 
+use crate::sandbox::inbox::Message;
+use crate::sandbox::machine::{Request, State};
+use crate::sandbox::perform::chain;
+use crate::sandbox::reserve::bounds;
 use crate::settings::{Parts, Settings};
+use crate::shared::Shared;
+use crate::view;
 
-/// Everything of a running daemon that decides. Used as `Arc<Engine>`.
-#[derive(Debug)]
+/// How long drivers may take to stop; what they leave half done is journalled.
+const STOP: Duration = Duration::from_secs(5);
+/// A status is shown even when the hypervisor is slow.
+const STATUS: Duration = Duration::from_secs(5);
+const CONSOLE: Duration = Duration::from_secs(10);
+
+/// Everything of a running daemon that decides. Used as `Arc<Engine>`. Dropping it stops its tasks without waiting
+/// for them; machines go on running either way.
 pub struct Engine {
-    settings: Settings,
-    parts: Parts,
+    pub(crate) shared: Arc<Shared>,
+    /// Everything that an earlier process left has a driver again.
+    settled: AtomicBool,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("settled", &self.is_settled())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why the engine cannot run.
@@ -25,77 +50,313 @@ pub enum StartError {
     Settings(String),
     /// The records cannot be read.
     #[error("The records cannot be read")]
-    Store(#[from] agentlab_store::StoreError),
+    Store(#[from] StoreError),
     /// The hypervisor refused to say what runs.
     #[error("The back end cannot take up what an earlier process left running")]
     Backend(#[from] agentlab_backend::BackendError),
 }
 
-fn absent() -> Problem {
-    Problem::new(ErrorCode::Internal, "Not there yet")
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
 }
 
-#[expect(
-    missing_docs,
-    clippy::missing_errors_doc,
-    clippy::unused_async,
-    reason = "signatures first"
-)]
 impl Engine {
+    /// Takes up what an earlier process left, and begins. Slow work goes on in tasks of its own; a hypervisor that
+    /// cannot be reached yet is asked again until it answers.
+    ///
+    /// # Errors
+    /// The settings, the records or the back end do not allow it.
     pub async fn start(settings: Settings, parts: Parts) -> Result<Arc<Self>, StartError> {
-        Ok(Arc::new(Self { settings, parts }))
+        check(&settings)?;
+        let shared = Arc::new(Shared::new(settings, parts));
+        let engine = Arc::new(Self {
+            shared,
+            settled: AtomicBool::new(false),
+        });
+        if crate::recover::adopt(&engine.shared).await? {
+            crate::recover::take_up(&engine.shared).await?;
+            engine.settle();
+        }
+        let (weak, shared) = (Arc::downgrade(&engine), engine.shared.clone());
+        engine.shared.tasks.spawn(crate::reconcile::run(weak, shared));
+        Ok(engine)
     }
+
+    pub(crate) fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire) && !self.shared.stop.is_cancelled()
+    }
+
+    /// Refuses new work while stopping, or before the old is taken up.
+    pub(crate) fn accepting(&self) -> Result<(), Problem> {
+        if self.shared.stop.is_cancelled() {
+            return Err(Problem::new(ErrorCode::ShuttingDown, "The daemon is stopping"));
+        }
+        if !self.is_settled() {
+            return Err(Problem::new(
+                ErrorCode::BackendUnreachable,
+                "The back end has not answered since the start",
+            )
+            .with_hint("`agentlab status` shows why"));
+        }
+        Ok(())
+    }
+
+    /// Stops all drivers, within five seconds. Machines go on running and are found again by the next start.
     pub async fn shutdown(&self) {
-        let _ = &self.settings;
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        if timeout(STOP, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("some drivers did not stop in time; the journal knows what they were at");
+        }
     }
-    pub async fn create_job(
-        &self,
-        _request: JobRequest,
-        _idempotency_key: Option<String>,
-    ) -> Result<JobView, Problem> {
+
+    /// Sandboxes, newest first.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn sandboxes(&self, include_destroyed: bool) -> Result<SandboxList, Problem> {
+        let records = self
+            .shared
+            .store
+            .sandboxes(include_destroyed)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        Ok(SandboxList {
+            sandboxes: records.into_iter().map(view::sandbox).collect(),
+        })
+    }
+
+    /// One sandbox by UUID, VMID or name. VMIDs and names are used again: the living one comes first, then the newest.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn sandbox(&self, selector: &str) -> Result<SandboxView, Problem> {
+        self.select(selector).await.map(view::sandbox)
+    }
+
+    async fn select(&self, selector: &str) -> Result<SandboxRecord, Problem> {
+        let store = &self.shared.store;
+        let absent = || {
+            let shown: String = selector.escape_debug().take(80).collect();
+            Problem::new(ErrorCode::NotFound, format!("There is no sandbox `{shown}`"))
+                .with_hint("`agentlab sandbox list` shows all; a UUID, a VMID or a name is taken")
+        };
+        if let Ok(id) = selector.parse::<SandboxId>() {
+            return store
+                .sandbox(id)
+                .await
+                .map_err(|error| store_problem(&error))?
+                .ok_or_else(absent);
+        }
+        let vmid = selector.parse::<Vmid>().ok();
+        let fits = |record: &SandboxRecord| Some(record.vmid) == vmid || record.name == selector;
+        for include_destroyed in [false, true] {
+            let records = store
+                .sandboxes(include_destroyed)
+                .await
+                .map_err(|error| store_problem(&error))?;
+            if let Some(record) = records.into_iter().find(fits) {
+                return Ok(record);
+            }
+        }
         Err(absent())
     }
-    pub async fn job(&self, _id: &JobId) -> Result<JobView, Problem> {
-        Err(absent())
+
+    /// Asks for a sandbox to be taken down and returns at once; safe to repeat.
+    ///
+    /// # Errors
+    /// There is none, or its state does not allow it without `force`.
+    pub async fn destroy_sandbox(&self, selector: &str, force: bool) -> Result<SandboxView, Problem> {
+        let record = self.select(selector).await?;
+        if State::of(&record) == State::Destroyed {
+            return Ok(view::sandbox(record));
+        }
+        let handle = self.shared.driver(record.id).ok_or_else(no_answer)?;
+        let request = Request::Destroy { force };
+        match handle.ask(|reply| Message::Request { request, reply }).await {
+            Ok(Ok(record)) => Ok(view::sandbox(record)),
+            Ok(Err(problem)) => Err(problem),
+            Err(_) => Err(no_answer()),
+        }
     }
-    pub async fn jobs(&self, _cursor: Option<String>, _limit: Option<u32>) -> Result<JobList, Problem> {
-        Err(absent())
+
+    /// The last bytes of a machine's console, as the guest chose them.
+    ///
+    /// # Errors
+    /// There is no such sandbox, or its machine is gone.
+    pub async fn console(&self, selector: &str, max_bytes: usize) -> Result<Vec<u8>, Problem> {
+        let record = self.select(selector).await?;
+        if !State::of(&record).holds_something() {
+            let text = format!(
+                "Sandbox {} is {}: its console is gone with its machine",
+                record.vmid, record.state
+            );
+            return Err(Problem::new(ErrorCode::StateConflict, text)
+                .with_hint("`agentlab job logs` keeps what the agent printed"));
+        }
+        match timeout(CONSOLE, self.shared.backend.console(record.vmid, max_bytes)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(agentlab_backend::BackendError::NoSuchMachine { .. })) => Err(Problem::new(
+                ErrorCode::NotFound,
+                format!("Sandbox {} has no machine yet", record.vmid),
+            )),
+            Ok(Err(error)) => {
+                let failure = crate::sandbox::perform::backend_failure("Console", &error);
+                Err(Problem::new(failure.code, failure.message))
+            }
+            Err(_) => Err(Problem::new(
+                ErrorCode::BackendUnreachable,
+                "The back end did not show the console in time",
+            )),
+        }
     }
-    pub async fn cancel_job(&self, _id: &JobId) -> Result<JobView, Problem> {
-        Err(absent())
-    }
-    pub async fn job_artifacts(&self, _id: &JobId) -> Result<Vec<ArtifactView>, Problem> {
-        Err(absent())
-    }
-    pub async fn open_artifact(
-        &self,
-        _id: &JobId,
-        _name: &str,
-    ) -> Result<(ArtifactView, tokio::fs::File), Problem> {
-        Err(absent())
-    }
-    pub async fn sandboxes(&self, _include_destroyed: bool) -> Result<SandboxList, Problem> {
-        Err(absent())
-    }
-    pub async fn sandbox(&self, _selector: &str) -> Result<SandboxView, Problem> {
-        Err(absent())
-    }
-    pub async fn destroy_sandbox(&self, _selector: &str, _force: bool) -> Result<SandboxView, Problem> {
-        Err(absent())
-    }
-    pub async fn console(&self, _selector: &str, _max_bytes: usize) -> Result<Vec<u8>, Problem> {
-        Err(absent())
-    }
+
+    /// Profiles as they were at start.
+    #[must_use]
     pub fn profiles(&self) -> &[Profile] {
-        &self.parts.profiles
+        &self.shared.profiles
     }
-    pub async fn status(&self) -> Result<StatusView, Problem> {
-        Err(absent())
-    }
+
+    /// The store, for reading events and logs.
+    #[must_use]
     pub fn store(&self) -> &Store {
-        &self.parts.store
+        &self.shared.store
     }
-    pub async fn receive_bundle(&self) -> Result<Incoming, Problem> {
-        Err(absent())
+
+    /// How the daemon is. A hypervisor that does not answer is an alarm in it, not an error.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn status(&self) -> Result<StatusView, Problem> {
+        let shared = &self.shared;
+        let counts = shared
+            .store
+            .counts()
+            .await
+            .map_err(|error| store_problem(&error))?;
+        let live = shared
+            .store
+            .sandboxes(false)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        let free = shared
+            .store
+            .files()
+            .free_bytes()
+            .await
+            .map_err(|error| store_problem(&error))?;
+        let mut alarms = shared.alarms();
+        for record in live.iter().filter(|record| !record.left_behind.is_empty()) {
+            alarms.push(format!(
+                "Sandbox {} left behind: {}",
+                record.vmid,
+                record.left_behind.join("; ")
+            ));
+        }
+        if free < shared.settings.artifact_disk_floor {
+            alarms.push(format!(
+                "Only {free} bytes are free for artifacts; uploads are refused"
+            ));
+        }
+        let backend = self.backend_status(&mut alarms).await;
+        Ok(StatusView {
+            version: shared.settings.daemon_version.clone(),
+            started_at: shared.started_at,
+            backend,
+            sandboxes: counts.sandboxes,
+            jobs: counts.jobs,
+            artifact_free_bytes: free,
+            alarms,
+        })
     }
+
+    async fn backend_status(&self, alarms: &mut Vec<String>) -> BackendStatus {
+        let backend = &self.shared.backend;
+        let both = async {
+            let info = backend.info().await?;
+            Ok::<_, agentlab_backend::BackendError>((info, backend.templates().await?))
+        };
+        let (info, templates) = match timeout(STATUS, both).await {
+            Ok(Ok((info, templates))) => {
+                self.shared.remember_info(info.clone());
+                (Some(info), templates)
+            }
+            Ok(Err(error)) => {
+                alarms.push(chain(&error));
+                (self.shared.last_info(), Vec::new())
+            }
+            Err(_) => {
+                alarms.push(format!(
+                    "The back end did not answer within {} s",
+                    STATUS.as_secs()
+                ));
+                (self.shared.last_info(), Vec::new())
+            }
+        };
+        let templates = templates.into_iter().map(|template| TemplateView {
+            name: template.name,
+            vmid: template.vmid,
+            id: template.id,
+            runner_version: template.runner_version.unwrap_or_else(|| "unknown".to_owned()),
+        });
+        BackendStatus {
+            kind: info
+                .as_ref()
+                .map_or_else(|| "unknown".to_owned(), |info| info.kind.to_owned()),
+            version: info.as_ref().map(|info| info.version.clone()).unwrap_or_default(),
+            accelerator: info.as_ref().and_then(|info| info.accelerator.clone()),
+            accelerator_reason: info.and_then(|info| info.accelerator_reason),
+            templates: templates.collect(),
+        }
+    }
+}
+
+fn check(settings: &Settings) -> Result<(), StartError> {
+    let wrong = |text: String| Err(StartError::Settings(text));
+    if settings.vmid_first > settings.vmid_last {
+        return wrong(format!(
+            "VMID range {} to {} is empty",
+            settings.vmid_first, settings.vmid_last
+        ));
+    }
+    let (subnet, prefix) = settings.subnet;
+    if !(1..=30).contains(&prefix) {
+        return wrong(format!("subnet {subnet}/{prefix} leaves no room for guests"));
+    }
+    let (network, broadcast) = bounds(settings.subnet);
+    if !(network..=broadcast).contains(&u32::from(settings.gateway)) {
+        return wrong(format!(
+            "gateway {} is not in {subnet}/{prefix}",
+            settings.gateway
+        ));
+    }
+    Ok(())
+}
+
+/// The driver is gone or stuck; the request was not taken.
+pub(crate) fn no_answer() -> Problem {
+    Problem::new(ErrorCode::ShuttingDown, "The sandbox's driver did not answer")
+        .with_hint("try again in a few seconds")
+}
+
+pub(crate) fn store_problem(error: &StoreError) -> Problem {
+    let code = match error {
+        StoreError::TooLarge { .. } => ErrorCode::TooLarge,
+        StoreError::DiskFloor { .. } => ErrorCode::LimitReached,
+        StoreError::Mismatch { .. } | StoreError::Name(_) => ErrorCode::InvalidValue,
+        StoreError::Conflict(_) => ErrorCode::StateConflict,
+        StoreError::Closed => ErrorCode::ShuttingDown,
+        StoreError::Database { .. }
+        | StoreError::Unusable { .. }
+        | StoreError::Migration { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::File { .. } => ErrorCode::Internal,
+    };
+    Problem::new(code, chain(error))
 }

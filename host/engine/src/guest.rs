@@ -1,15 +1,21 @@
-//! The guest edge: what a sandbox may say, and what it is worth.
+//! The guest edge: what a sandbox may say, and what it is worth. A guest is found by where its request came from,
+//! never by what it says of itself.
 
 use std::net::Ipv4Addr;
 
-use agentlab_api::{JobId, SandboxId};
+use agentlab_api::{ArtifactRules, ChannelKind, JobId, RepositorySource, SandboxId};
 use agentlab_protocol::message::{
     ArtifactName, ArtifactRole, Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, RedeemRequest, Report,
 };
 use agentlab_protocol::secret::Secret32;
-use agentlab_store::{Incoming, Received};
+use agentlab_protocol::session::{decode_secret, derive, sha256};
+use agentlab_store::{ArtifactRecord, Incoming, Received, StoreError};
 
 use crate::engine::Engine;
+use crate::report::{kind_of, name_fits};
+use crate::sandbox::inbox::{Message, Redemption};
+use crate::sandbox::perform::chain;
+use crate::shared::{Handle, NoAnswer};
 
 /// Where a guest's request came from, as the host itself knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,65 +57,319 @@ pub enum GuestRefusal {
     Unavailable(String),
 }
 
-fn absent<T>() -> Result<T, GuestRefusal> {
-    Err(GuestRefusal::Unavailable("not there yet".to_owned()))
+impl From<NoAnswer> for GuestRefusal {
+    fn from(_: NoAnswer) -> Self {
+        Self::Unavailable("try again".to_owned())
+    }
 }
 
-#[expect(
-    missing_docs,
-    clippy::missing_errors_doc,
-    clippy::unused_async,
-    reason = "signatures first"
-)]
+fn stored(error: &StoreError) -> GuestRefusal {
+    match error {
+        StoreError::TooLarge { .. } => GuestRefusal::TooLarge(error.to_string()),
+        StoreError::DiskFloor { .. } => GuestRefusal::TooLarge("the host's disk is too full".to_owned()),
+        StoreError::Database { .. }
+        | StoreError::Unusable { .. }
+        | StoreError::Name(_)
+        | StoreError::Migration { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::File { .. }
+        | StoreError::Mismatch { .. }
+        | StoreError::Conflict(_)
+        | StoreError::Closed => {
+            tracing::error!(error = %chain(error), "a guest's request failed in the store");
+            GuestRefusal::Unavailable("try again".to_owned())
+        }
+    }
+}
+
+/// What is left of a job's bounds for one more file of this name, in bytes.
+///
+/// # Errors
+/// A bound is reached, or `size_bytes` exceeds what is left.
+pub(crate) fn within_quota(
+    rules: &ArtifactRules,
+    kept: &[ArtifactRecord],
+    name: &str,
+    size_bytes: u64,
+) -> Result<u64, GuestRefusal> {
+    let others = || kept.iter().filter(|file| file.name != name);
+    let count = u32::try_from(others().count()).unwrap_or(u32::MAX);
+    if count >= rules.max_files {
+        return Err(GuestRefusal::TooLarge(format!(
+            "a job may leave {} files",
+            rules.max_files
+        )));
+    }
+    let used = others().fold(0u64, |sum, file| sum.saturating_add(file.size_bytes));
+    let left = rules
+        .max_total_bytes
+        .saturating_sub(used)
+        .min(rules.max_file_bytes);
+    if left == 0 || size_bytes > left {
+        return Err(GuestRefusal::TooLarge(format!(
+            "a job may leave {} bytes, {} per file",
+            rules.max_total_bytes, rules.max_file_bytes
+        )));
+    }
+    Ok(left)
+}
+
 impl Engine {
+    fn guest(&self, origin: GuestOrigin) -> Result<Handle, GuestRefusal> {
+        let found = match origin {
+            GuestOrigin::Address(address) => self.shared.driver_at(address),
+            GuestOrigin::Channel(sandbox) => self.shared.driver(sandbox),
+        };
+        match found {
+            Some(handle) => Ok(handle),
+            // While stopping, or before everything is taken up, absence proves nothing.
+            None if !self.is_settled() => Err(GuestRefusal::Unavailable("try again".to_owned())),
+            None => Err(GuestRefusal::Unauthorized),
+        }
+    }
+
+    fn guest_of(&self, session: &GuestSession) -> Result<Handle, GuestRefusal> {
+        self.guest(GuestOrigin::Channel(session.sandbox))
+    }
+
+    /// Trades a token for a session and an order, once per token and runner key.
+    ///
+    /// # Errors
+    /// Everything that is wrong about the token, the key or the place is [`GuestRefusal::Unauthorized`].
     pub async fn redeem(
         &self,
-        _origin: GuestOrigin,
-        _request: RedeemRequest,
+        origin: GuestOrigin,
+        request: RedeemRequest,
     ) -> Result<RedeemAnswer, GuestRefusal> {
-        absent()
+        let handle = self.guest(origin)?;
+        let token = decode_secret(request.token.expose()).ok_or(GuestRefusal::Unauthorized)?;
+        let key = decode_secret(request.runner_key.expose()).ok_or(GuestRefusal::Unauthorized)?;
+        if u32::from(handle.record().vmid) != request.vmid {
+            return Err(GuestRefusal::Unauthorized);
+        }
+        let redemption = Redemption {
+            token_sha256: hex::encode(sha256(token.expose())),
+            key_sha256: sha256(key.expose()),
+            runner_version: request.runner_version,
+            channel: match origin {
+                GuestOrigin::Address(_) => ChannelKind::Tls,
+                GuestOrigin::Channel(_) => ChannelKind::Serial,
+            },
+        };
+        handle.ask(|reply| Message::Redeem { redemption, reply }).await?
     }
+
+    /// Knows a guest by the place it speaks from and the session it shows.
+    ///
+    /// # Errors
+    /// [`GuestRefusal::Unauthorized`] unless both belong together.
+    #[expect(
+        clippy::unused_async,
+        reason = "the signature leaves room for a look into the store"
+    )]
     pub async fn authenticate(
         &self,
-        _origin: GuestOrigin,
-        _session: &Secret32,
+        origin: GuestOrigin,
+        session: &Secret32,
     ) -> Result<GuestSession, GuestRefusal> {
-        absent()
+        let record = self.guest(origin)?.record();
+        let key = record
+            .runner_key_sha256
+            .as_deref()
+            .and_then(|text| hex::decode(text).ok());
+        let key = key.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
+        // Compared even without a key, so that the time tells nothing.
+        let expected = derive(
+            &self.shared.host_key,
+            record.id.as_bytes(),
+            &key.unwrap_or_default(),
+        );
+        if expected != *session || key.is_none() {
+            return Err(GuestRefusal::Unauthorized);
+        }
+        Ok(GuestSession {
+            sandbox: record.id,
+            job: record.job.clone(),
+            proof: (),
+        })
     }
-    pub async fn acknowledge(&self, _session: &GuestSession) -> Result<(), GuestRefusal> {
-        absent()
+
+    /// The answer to the redemption arrived; the token is worthless from here on.
+    ///
+    /// # Errors
+    /// It could not be recorded.
+    pub async fn acknowledge(&self, session: &GuestSession) -> Result<(), GuestRefusal> {
+        self.guest_of(session)?
+            .ask(|reply| Message::Acknowledge { reply })
+            .await?
     }
+
+    /// A sign of life, answered with whether to end the job.
+    ///
+    /// # Errors
+    /// It could not be recorded.
     pub async fn heartbeat(
         &self,
-        _session: &GuestSession,
-        _beat: Heartbeat,
+        session: &GuestSession,
+        beat: Heartbeat,
     ) -> Result<HeartbeatAnswer, GuestRefusal> {
-        absent()
+        self.guest_of(session)?
+            .ask(|reply| Message::Heartbeat { beat, reply })
+            .await?
     }
-    pub async fn guest_logs(&self, _session: &GuestSession, _batch: LogBatch) -> Result<(), GuestRefusal> {
-        absent()
+
+    /// Appends output; pieces that are here already are dropped.
+    ///
+    /// # Errors
+    /// The batch is larger than allowed, or could not be recorded.
+    pub async fn guest_logs(&self, session: &GuestSession, batch: LogBatch) -> Result<(), GuestRefusal> {
+        self.guest_of(session)?
+            .ask(|reply| Message::Logs { batch, reply })
+            .await?
     }
-    pub async fn repository(&self, _session: &GuestSession) -> Result<(tokio::fs::File, u64), GuestRefusal> {
-        absent()
+
+    /// The uploaded bundle of the guest's job, and its size.
+    ///
+    /// # Errors
+    /// [`GuestRefusal::NotFound`] when its job has none, or has ended.
+    pub async fn repository(&self, session: &GuestSession) -> Result<(tokio::fs::File, u64), GuestRefusal> {
+        let handle = self.guest_of(session)?;
+        let id = handle.record().job.clone().ok_or(GuestRefusal::NotFound)?;
+        let job = self.shared.store.job(&id).await.map_err(|error| stored(&error))?;
+        let job = job
+            .filter(|job| !job.state.is_final())
+            .ok_or(GuestRefusal::NotFound)?;
+        let RepositorySource::Bundle { sha256, .. } = &job.repository else {
+            return Err(GuestRefusal::NotFound);
+        };
+        let opened = self
+            .shared
+            .store
+            .files()
+            .open_bundle(sha256)
+            .await
+            .map_err(|error| stored(&error))?;
+        drop(handle.inbox.try_send(Message::Heard));
+        opened.ok_or(GuestRefusal::NotFound)
     }
+
+    /// Begins the upload of one file, within the bounds of the job's profile and above the disk floor.
+    ///
+    /// # Errors
+    /// A bound is reached, the name does not fit its role, or the job has ended.
     pub async fn receive_artifact(
         &self,
-        _session: &GuestSession,
-        _name: ArtifactName,
-        _role: ArtifactRole,
+        session: &GuestSession,
+        name: ArtifactName,
+        role: ArtifactRole,
     ) -> Result<Incoming, GuestRefusal> {
-        absent()
+        let handle = self.guest_of(session)?;
+        if !name_fits(role, &name) {
+            return Err(GuestRefusal::Conflict(format!(
+                "{role:?} is not the role of {name}"
+            )));
+        }
+        let job = self.unfinished_job(&handle).await?;
+        drop(handle.inbox.try_send(Message::Heard));
+        let (store, settings) = (&self.shared.store, &self.shared.settings);
+        let kept = store.artifacts(&job).await.map_err(|error| stored(&error))?;
+        let limit = within_quota(&handle.record().profile.artifacts, &kept, name.as_str(), 0)?;
+        let free = store.files().free_bytes().await.map_err(|error| stored(&error))?;
+        let above = free.saturating_sub(settings.artifact_disk_floor);
+        if above == 0 {
+            return Err(GuestRefusal::TooLarge("the host's disk is too full".to_owned()));
+        }
+        if !handle.begin_upload(name.as_str()) {
+            return Err(GuestRefusal::Unavailable("too many uploads at once".to_owned()));
+        }
+        let incoming = store
+            .files()
+            .receive_artifact(&job, name.as_str(), limit.min(above))
+            .await;
+        incoming.map_err(|error| stored(&error))
     }
+
+    async fn unfinished_job(&self, handle: &Handle) -> Result<JobId, GuestRefusal> {
+        let ended = || GuestRefusal::Conflict("the job has ended".to_owned());
+        let id = handle.record().job.clone().ok_or_else(ended)?;
+        let job = self.shared.store.job(&id).await.map_err(|error| stored(&error))?;
+        job.filter(|job| !job.state.is_final())
+            .map(|job| job.id)
+            .ok_or_else(ended)
+    }
+
+    /// A file arrived whole and is on disk; the same name again replaces it.
+    ///
+    /// # Errors
+    /// A bound is exceeded together with what arrived meanwhile, or the job has ended.
     pub async fn artifact_received(
         &self,
-        _session: &GuestSession,
-        _name: ArtifactName,
-        _role: ArtifactRole,
-        _received: Received,
+        session: &GuestSession,
+        name: ArtifactName,
+        role: ArtifactRole,
+        received: Received,
     ) -> Result<(), GuestRefusal> {
-        absent()
+        let handle = self.guest_of(session)?;
+        handle.end_upload(name.as_str());
+        let artifact = ArtifactRecord {
+            job: self.unfinished_job(&handle).await?,
+            name: name.into(),
+            kind: kind_of(role),
+            size_bytes: received.size_bytes,
+            sha256: received.sha256,
+            created_at: self.shared.now(),
+        };
+        handle.ask(|reply| Message::Stored { artifact, reply }).await?
     }
-    pub async fn report(&self, _session: &GuestSession, _report: Report) -> Result<(), GuestRefusal> {
-        absent()
+
+    /// The guest's last word on its job. Returns at once; the teardown is the driver's.
+    ///
+    /// # Errors
+    /// It is not about the guest's own job, or could not be recorded.
+    pub async fn report(&self, session: &GuestSession, report: Report) -> Result<(), GuestRefusal> {
+        let report = Box::new(report);
+        self.guest_of(session)?
+            .ask(|reply| Message::Report { report, reply })
+            .await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentlab_api::ArtifactKind;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn file(name: &str, size_bytes: u64) -> ArtifactRecord {
+        ArtifactRecord {
+            job: "job_0123456789ab".parse().unwrap(),
+            name: name.into(),
+            kind: ArtifactKind::File,
+            size_bytes,
+            sha256: String::new(),
+            created_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_job_cannot_leave_more_than_its_profile_allows() {
+        let rules = ArtifactRules {
+            max_file_bytes: 10,
+            max_total_bytes: 15,
+            max_files: 2,
+        };
+        assert_eq!(within_quota(&rules, &[], "a", 0), Ok(10));
+        assert_eq!(within_quota(&rules, &[file("a", 10)], "b", 5), Ok(5));
+        assert!(within_quota(&rules, &[file("a", 10)], "b", 6).is_err());
+        assert!(
+            within_quota(&rules, &[file("a", 1), file("b", 1)], "c", 0).is_err(),
+            "a third file"
+        );
+        assert_eq!(
+            within_quota(&rules, &[file("a", 10), file("b", 5)], "a", 10),
+            Ok(10),
+            "the same name again"
+        );
     }
 }

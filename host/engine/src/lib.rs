@@ -8,10 +8,19 @@
 //! ```
 
 mod engine;
+mod event;
 mod guest;
+mod job;
+mod lease;
 pub mod port;
+mod reconcile;
+mod recover;
+mod report;
+mod request;
 pub mod sandbox;
 mod settings;
+mod shared;
+mod view;
 
 pub use engine::{Engine, StartError};
 pub use guest::{GuestOrigin, GuestRefusal, GuestSession};

@@ -619,4 +619,4 @@ fn unwind_failed(cause: &Failure) -> Option<Transition> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

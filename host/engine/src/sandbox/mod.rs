@@ -1,4 +1,19 @@
 //! One sandbox: what it may do (`machine`), how it is made and taken away (`step`), and who does so (`driver`).
+//!
+//! ```text
+//!   machine, step, reserve                  pure decisions
+//!   driver ─ pursue ─ unwind ─ session      one task: inbox, clocks, commits
+//!   perform, watch                          calls to the back end and the network
+//! ```
 
+pub(crate) mod clocks;
+pub(crate) mod driver;
+pub(crate) mod inbox;
 pub mod machine;
+pub(crate) mod perform;
+mod pursue;
+pub(crate) mod reserve;
+pub(crate) mod session;
 pub mod step;
+mod unwind;
+mod watch;

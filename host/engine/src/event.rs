@@ -1,0 +1,178 @@
+//! What is told to people and programs. One place, so that words and data stay the same everywhere.
+
+use std::time::Duration;
+
+use agentlab_api::{EventKind, JobState, SandboxState};
+use agentlab_store::{JobRecord, NewEvent, SandboxRecord, Write};
+use serde_json::{Value, json};
+
+use crate::sandbox::step::Step;
+
+/// How a step went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StepEnd<'a> {
+    Done,
+    Failed(&'a str),
+}
+
+fn event(kind: EventKind, record: &SandboxRecord, message: String, data: Value) -> Write {
+    Write::Event(NewEvent {
+        kind,
+        sandbox: Some(record.id),
+        job: record.job.clone(),
+        message,
+        data,
+    })
+}
+
+fn of_job(kind: EventKind, job: &JobRecord, message: String, data: Value) -> Write {
+    Write::Event(NewEvent {
+        kind,
+        sandbox: job.sandbox,
+        job: Some(job.id.clone()),
+        message,
+        data,
+    })
+}
+
+pub(crate) fn milliseconds(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A step, or its undo, ended.
+pub(crate) fn step(
+    record: &SandboxRecord,
+    step: Step,
+    undo: bool,
+    took: Duration,
+    end: &StepEnd<'_>,
+) -> Write {
+    let milliseconds = milliseconds(took);
+    let (word, what) = match (end, undo) {
+        (StepEnd::Done, false) => ("done", format!("{step} done in {milliseconds} ms")),
+        (StepEnd::Done, true) => ("undone", format!("{step} undone in {milliseconds} ms")),
+        (StepEnd::Failed(reason), false) => ("failed", format!("{step} failed: {reason}")),
+        (StepEnd::Failed(reason), true) => ("left", format!("{step} could not be undone yet: {reason}")),
+    };
+    let data = json!({
+        "step": step.as_str(), "milliseconds": milliseconds, "undo": undo, "outcome": word, "vmid": record.vmid,
+    });
+    event(EventKind::SandboxStep, record, what, data)
+}
+
+/// A sandbox shows another state.
+pub(crate) fn state(record: &SandboxRecord, previous: SandboxState) -> Write {
+    let mut message = format!("Sandbox {} is {}", record.vmid, record.state);
+    if record.state == SandboxState::Failed
+        && let Some(failure) = &record.failure
+    {
+        message = format!("{message}: {failure}");
+    }
+    let data = json!({
+        "state": record.state, "previous": previous, "vmid": record.vmid, "failure": record.failure,
+    });
+    event(EventKind::SandboxState, record, message, data)
+}
+
+/// A sandbox was recorded.
+pub(crate) fn requested(record: &SandboxRecord) -> Write {
+    let message = format!("Sandbox {} is {} as {}", record.vmid, record.state, record.name);
+    let data = json!({"state": record.state, "vmid": record.vmid, "profile": record.profile.name});
+    event(EventKind::SandboxState, record, message, data)
+}
+
+/// A guest redeemed its token.
+pub(crate) fn redeemed(record: &SandboxRecord) -> Write {
+    let version = record.runner_version.as_deref().unwrap_or("?");
+    let message = format!("Guest of {} redeemed its token, runner {version}", record.vmid);
+    let data = json!({"vmid": record.vmid, "channel": record.channel, "runner_version": version});
+    event(EventKind::SandboxRedeemed, record, message, data)
+}
+
+/// The lease is about to end.
+pub(crate) fn lease_expiring(record: &SandboxRecord, left: Duration) -> Write {
+    let message = format!("Lease of sandbox {} ends in {} s", record.vmid, left.as_secs());
+    event(
+        EventKind::LeaseExpiring,
+        record,
+        message,
+        json!({"vmid": record.vmid, "seconds": left.as_secs()}),
+    )
+}
+
+/// Something an operator should look at.
+pub(crate) fn alarm(record: &SandboxRecord, message: String) -> Write {
+    event(EventKind::Alarm, record, message, json!({"vmid": record.vmid}))
+}
+
+/// The same, of no sandbox of ours.
+pub(crate) fn host_alarm(message: String) -> Write {
+    Write::Event(NewEvent {
+        kind: EventKind::Alarm,
+        sandbox: None,
+        job: None,
+        message,
+        data: Value::Null,
+    })
+}
+
+/// A job was recorded.
+pub(crate) fn job_queued(job: &JobRecord) -> Write {
+    let message = format!("Job {} is queued with profile {}", job.id, job.profile);
+    of_job(
+        EventKind::JobQueued,
+        job,
+        message,
+        json!({"profile": job.profile, "vmid": job.vmid}),
+    )
+}
+
+/// A guest began a job.
+pub(crate) fn job_started(job: &JobRecord) -> Write {
+    let message = format!("Job {} is running", job.id);
+    of_job(
+        EventKind::JobStarted,
+        job,
+        message,
+        json!({"channel": job.channel, "vmid": job.vmid}),
+    )
+}
+
+/// The guest does something else now. The text is the guest's, cleaned and cut.
+pub(crate) fn job_progress(job: &JobRecord, phase: &str, said: &str) -> Write {
+    let message = if said.is_empty() {
+        format!("Phase {phase}")
+    } else {
+        format!("Phase {phase}: {said}")
+    };
+    of_job(
+        EventKind::JobProgress,
+        job,
+        message,
+        json!({"phase": phase, "message": said}),
+    )
+}
+
+/// A job is final.
+pub(crate) fn job_finished(job: &JobRecord) -> Write {
+    let exit_code = job.outcome.as_ref().and_then(|outcome| outcome.exit_code);
+    let message = match (&job.failure, job.state) {
+        (Some(failure), state) => format!("Job {} is {state}: {}", job.id, failure.message),
+        (None, JobState::Completed) => {
+            let commits = job.outcome.as_ref().map_or(0, |outcome| outcome.commits);
+            format!("Job {} is COMPLETED with {commits} commits", job.id)
+        }
+        (None, state) => format!("Job {} is {state}", job.id),
+    };
+    let data = json!({
+        "state": job.state, "exit_code": exit_code, "outcome": job.outcome, "failure": job.failure,
+    });
+    of_job(EventKind::JobFinished, job, message, data)
+}
+
+/// A file arrived.
+pub(crate) fn artifact_stored(record: &SandboxRecord, name: &str, size_bytes: u64, sha256: &str) -> Write {
+    let message = format!("Artifact {name} arrived, {size_bytes} bytes");
+    let data = json!({"name": name, "size_bytes": size_bytes, "sha256": sha256});
+    event(EventKind::ArtifactStored, record, message, data)
+}

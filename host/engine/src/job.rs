@@ -1,0 +1,429 @@
+//! Jobs as an operator asks for them: recorded whole, together with their sandbox, or refused.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use agentlab_api::{
+    ArtifactView, ErrorCode, JobId, JobList, JobRequest, JobState, JobView, Problem, Profile,
+    RepositorySource, SandboxId, SandboxState, Vmid,
+};
+use agentlab_store::{IdempotencyRecord, Incoming, JobRecord, SandboxRecord, StoreError, Write};
+use tokio::time::{Instant, timeout};
+
+use crate::engine::{Engine, store_problem};
+use crate::event::{self, StepEnd};
+use crate::request::{self, Settled};
+use crate::sandbox::inbox::Message;
+use crate::sandbox::machine::granted;
+use crate::sandbox::perform::{backend_failure, chain};
+use crate::sandbox::step::Step;
+use crate::sandbox::{driver, reserve};
+use crate::view;
+
+/// How long a request waits for the hypervisor before anything is recorded.
+const ASK: Duration = Duration::from_secs(20);
+const PAGE: u32 = 50;
+const LONGEST_PAGE: u32 = 500;
+
+impl Engine {
+    /// Records a job and its sandbox and returns; provisioning goes on without the caller. The same idempotency key
+    /// with the same request answers with the job it made.
+    ///
+    /// # Errors
+    /// Anything about the request that cannot be done, before anything is recorded.
+    pub async fn create_job(
+        &self,
+        request: JobRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<JobView, Problem> {
+        self.accepting()?;
+        let key = idempotency_key
+            .map(|key| idempotency(key, &request))
+            .transpose()?;
+        if let Some(known) = self.repeated(key.as_ref()).await? {
+            return Ok(known);
+        }
+        let began = Instant::now();
+        let profile = request::profile(&self.shared.profiles, &request.profile)?.clone();
+        let settled = request::settle(&request, &profile)?;
+        self.enforceable(&profile).await?;
+        let occupied = self.inventory(&profile).await?;
+        let (job, sandbox) = self.draft(&request, profile, settled)?;
+        // Nobody removes the bundle between the look and the record that needs it.
+        let bundles = self.shared.bundles.lock().await;
+        self.bundle_is_here(&job.repository).await?;
+        let made = self.record(job, sandbox, key.clone(), occupied, began).await;
+        drop(bundles);
+        match made {
+            Ok((job, sandbox)) => {
+                tracing::info!(job = %job.id, sandbox = %sandbox.id, vmid = %sandbox.vmid, "job queued");
+                driver::spawn(&self.shared, sandbox, Some(job.clone()), false);
+                Ok(view::job(job))
+            }
+            // The same key may have been recorded a moment ago.
+            Err(StoreError::Conflict(reason)) => match self.repeated(key.as_ref()).await? {
+                Some(known) => Ok(known),
+                None => Err(Problem::new(ErrorCode::LimitReached, reason)
+                    .with_stage(Step::Reserve.as_str())
+                    .with_hint("destroy sandboxes that are no longer needed, or raise the limit")),
+            },
+            Err(error) => Err(store_problem(&error)),
+        }
+    }
+
+    async fn repeated(&self, key: Option<&IdempotencyRecord>) -> Result<Option<JobView>, Problem> {
+        let Some(key) = key else { return Ok(None) };
+        let known = self
+            .shared
+            .store
+            .idempotent_job(&key.key)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        match known {
+            None => Ok(None),
+            Some(known) if known.request_sha256 == key.request_sha256 => self.job(&known.job).await.map(Some),
+            Some(known) => Err(Problem::new(
+                ErrorCode::IdempotencyConflict,
+                format!("This idempotency key made {} from another request", known.job),
+            )
+            .with_hint("use a new key for a new request")),
+        }
+    }
+
+    /// Asked before anything is made: a mode that cannot be enforced is no mode at all.
+    async fn enforceable(&self, profile: &Profile) -> Result<(), Problem> {
+        if self.shared.channels_of(profile).is_empty() {
+            let text = format!(
+                "Profile `{}` names no way to its guest that this back end has",
+                profile.name
+            );
+            return Err(Problem::new(ErrorCode::InvalidValue, text)
+                .with_field("/profile", "no usable channel")
+                .with_hint("leave `network.channels` out, or add tls"));
+        }
+        let trust = granted(profile.network.mode);
+        match timeout(ASK, self.shared.network.supports(trust)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(
+                Problem::new(ErrorCode::NetworkUnenforced, error.to_string()).with_hint(format!(
+                    "profile `{}` asks for network mode {}",
+                    profile.name, profile.network.mode
+                )),
+            ),
+            Err(_) => Err(Problem::new(
+                ErrorCode::NetworkUnenforced,
+                "The packet policy did not answer in time",
+            )),
+        }
+    }
+
+    /// Checks the template and says which VMIDs the hypervisor has given away.
+    async fn inventory(&self, profile: &Profile) -> Result<HashSet<Vmid>, Problem> {
+        let backend = &self.shared.backend;
+        let both = async {
+            let templates = backend.templates().await?;
+            Ok::<_, agentlab_backend::BackendError>((templates, backend.list().await?))
+        };
+        let (templates, machines) = match timeout(ASK, both).await {
+            Ok(Ok(both)) => both,
+            Ok(Err(error)) => {
+                let failure = backend_failure(Step::Reserve.as_str(), &error);
+                return Err(Problem::new(failure.code, failure.message).with_stage(failure.stage));
+            }
+            Err(_) => {
+                return Err(Problem::new(
+                    ErrorCode::BackendUnreachable,
+                    format!("The back end did not answer within {} s", ASK.as_secs()),
+                ));
+            }
+        };
+        request::template(&templates, profile, &self.shared.settings.runner_version)?;
+        Ok(machines.into_iter().map(|machine| machine.vmid).collect())
+    }
+
+    async fn bundle_is_here(&self, repository: &RepositorySource) -> Result<(), Problem> {
+        let RepositorySource::Bundle { sha256, .. } = repository else {
+            return Ok(());
+        };
+        let opened = self.shared.store.files().open_bundle(sha256).await;
+        match opened.map_err(|error| store_problem(&error))? {
+            Some(_) => Ok(()),
+            None => {
+                let text = "the bundle was not uploaded, or has been removed since";
+                Err(Problem::new(ErrorCode::InvalidValue, text)
+                    .with_field("/repository/sha256", text)
+                    .with_hint("upload it with POST /v1/bundles and ask again"))
+            }
+        }
+    }
+
+    /// Both records as they will be written; the numbers are chosen in the transaction.
+    fn draft(
+        &self,
+        request: &JobRequest,
+        profile: Profile,
+        settled: Settled,
+    ) -> Result<(JobRecord, SandboxRecord), Problem> {
+        let random = |error: getrandom::Error| {
+            Problem::new(
+                ErrorCode::Internal,
+                format!("The kernel gave no random bytes: {error}"),
+            )
+        };
+        let mut nonce = [0u8; 16];
+        getrandom::fill(&mut nonce).map_err(random)?;
+        let id = JobId::generate().map_err(random)?;
+        let (now, sandbox) = (self.shared.now(), SandboxId::generate());
+        let lease = Duration::from_secs(u64::from(settled.ttl_minutes) * 60);
+        let job = JobRecord {
+            id: id.clone(),
+            state: JobState::Queued,
+            repository: request.repository.clone(),
+            reference: request.reference.clone(),
+            task: request.task.clone(),
+            profile: profile.name.clone(),
+            agent: settled.agent,
+            deadline_seconds: settled.deadline_seconds,
+            sandbox: Some(sandbox),
+            vmid: None,
+            channel: None,
+            cancel_requested: false,
+            next_log_piece: 0,
+            outcome: None,
+            failure: None,
+            created_at: now,
+            started_at: None,
+            finished_at: None,
+        };
+        let record = SandboxRecord {
+            id: sandbox,
+            vmid: self.shared.settings.vmid_first,
+            name: id.as_str().replace('_', "-"),
+            profile,
+            state: SandboxState::Requested,
+            cursor: Step::Reserve.as_str().to_owned(),
+            unwinding: false,
+            nonce: hex::encode(nonce),
+            mac: reserve::mac_of(sandbox),
+            address: self.shared.settings.gateway,
+            job: Some(id),
+            keepalive: settled.keepalive,
+            lease_expires_at: Some(now + lease),
+            lease_warned: false,
+            runner_key_sha256: None,
+            acknowledged: false,
+            runner_version: None,
+            channel: None,
+            last_heard_at: None,
+            powered_on_at: None,
+            failure: None,
+            left_behind: Vec::new(),
+            created_at: now,
+            updated_at: now,
+        };
+        Ok((job, record))
+    }
+
+    async fn record(
+        &self,
+        mut job: JobRecord,
+        mut sandbox: SandboxRecord,
+        key: Option<IdempotencyRecord>,
+        occupied: HashSet<Vmid>,
+        began: Instant,
+    ) -> Result<(JobRecord, SandboxRecord), StoreError> {
+        let settings = self.shared.settings.clone();
+        let reserved = self.shared.store.reserve(move |live| {
+            reserve::below_limit(&settings, live)?;
+            sandbox.vmid = reserve::free_vmid(&settings, live, &occupied)?;
+            sandbox.address = reserve::free_address(&settings, live)?;
+            job.vmid = Some(sandbox.vmid);
+            let mut writes = vec![
+                Write::Sandbox(Box::new(sandbox.clone())),
+                Write::Job(Box::new(job.clone())),
+            ];
+            if let Some(mut key) = key {
+                key.job = job.id.clone();
+                writes.push(Write::Idempotency(key));
+            }
+            writes.push(event::job_queued(&job));
+            writes.push(event::requested(&sandbox));
+            writes.push(event::step(
+                &sandbox,
+                Step::Reserve,
+                false,
+                began.elapsed(),
+                &StepEnd::Done,
+            ));
+            Ok(((job, sandbox), writes))
+        });
+        reserved.await.map(|(records, _)| records)
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// There is none of that id.
+    pub async fn job(&self, id: &JobId) -> Result<JobView, Problem> {
+        self.job_record(id).await.map(view::job)
+    }
+
+    async fn job_record(&self, id: &JobId) -> Result<JobRecord, Problem> {
+        let found = self
+            .shared
+            .store
+            .job(id)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        found.ok_or_else(|| {
+            Problem::new(ErrorCode::NotFound, format!("There is no job {id}"))
+                .with_hint("`agentlab job list` shows all")
+        })
+    }
+
+    /// A page of jobs, newest first.
+    ///
+    /// # Errors
+    /// The cursor is not one of ours.
+    pub async fn jobs(&self, cursor: Option<String>, limit: Option<u32>) -> Result<JobList, Problem> {
+        let before =
+            cursor
+                .map(|text| text.parse())
+                .transpose()
+                .map_err(|error: agentlab_store::CursorError| {
+                    Problem::new(ErrorCode::InvalidValue, error.to_string())
+                        .with_field("/cursor", error.to_string())
+                })?;
+        let limit = limit.unwrap_or(PAGE).clamp(1, LONGEST_PAGE);
+        let page = self.shared.store.jobs(before, limit).await;
+        let (jobs, next) = page.map_err(|error| store_problem(&error))?;
+        Ok(JobList {
+            jobs: jobs.into_iter().map(view::job).collect(),
+            next_cursor: next.map(|cursor| cursor.to_string()),
+        })
+    }
+
+    /// Ends a job: at once when its guest has not begun, otherwise by asking the guest and, if need be, without it.
+    /// A job that has ended is answered as it is.
+    ///
+    /// # Errors
+    /// There is no such job, or the request could not be recorded.
+    pub async fn cancel_job(&self, id: &JobId) -> Result<JobView, Problem> {
+        let job = self.job_record(id).await?;
+        if job.state.is_final() {
+            return Ok(view::job(job));
+        }
+        let handle = job
+            .sandbox
+            .and_then(|sandbox| self.shared.driver(sandbox))
+            .ok_or_else(|| {
+                Problem::new(
+                    ErrorCode::ShuttingDown,
+                    format!("Job {id} is not being driven at the moment"),
+                )
+                .with_hint("try again in a few seconds")
+            })?;
+        match handle.ask(|reply| Message::Cancel { reply }).await {
+            Ok(Ok(job)) => Ok(view::job(job)),
+            // It may have ended between the look and the request.
+            Ok(Err(problem)) => {
+                let now = self.job_record(id).await?;
+                if now.state.is_final() {
+                    Ok(view::job(now))
+                } else {
+                    Err(problem)
+                }
+            }
+            Err(_) => Err(crate::engine::no_answer()),
+        }
+    }
+
+    /// Files a job left, by name.
+    ///
+    /// # Errors
+    /// There is no such job.
+    pub async fn job_artifacts(&self, id: &JobId) -> Result<Vec<ArtifactView>, Problem> {
+        self.job_record(id).await?;
+        let files = self
+            .shared
+            .store
+            .artifacts(id)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        Ok(files.into_iter().map(view::artifact).collect())
+    }
+
+    /// One of them, opened.
+    ///
+    /// # Errors
+    /// There is no such file, or it is no longer what was recorded.
+    pub async fn open_artifact(
+        &self,
+        id: &JobId,
+        name: &str,
+    ) -> Result<(ArtifactView, tokio::fs::File), Problem> {
+        self.job_record(id).await?;
+        let shown: String = name.escape_debug().take(200).collect();
+        let absent = || {
+            Problem::new(ErrorCode::NotFound, format!("Job {id} left no file `{shown}`"))
+                .with_hint(format!("`agentlab job artifacts {id}` lists what there is"))
+        };
+        let store = &self.shared.store;
+        let record = store
+            .artifact(id, name)
+            .await
+            .map_err(|error| store_problem(&error))?
+            .ok_or_else(absent)?;
+        let opened = store
+            .files()
+            .open_artifact(id, name)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        match opened {
+            Some((file, size)) if size == record.size_bytes => Ok((view::artifact(record), file)),
+            Some((_, size)) => Err(Problem::new(
+                ErrorCode::Internal,
+                format!(
+                    "File `{shown}` of job {id} has {size} bytes on disk, {} were recorded",
+                    record.size_bytes
+                ),
+            )),
+            None => Err(absent()),
+        }
+    }
+
+    /// Begins the upload of a repository.
+    ///
+    /// # Errors
+    /// The disk is too full.
+    pub async fn receive_bundle(&self) -> Result<Incoming, Problem> {
+        self.accepting()?;
+        let limit = self.shared.settings.max_bundle_bytes;
+        self.shared
+            .store
+            .files()
+            .receive_bundle(limit)
+            .await
+            .map_err(|error| store_problem(&error))
+    }
+}
+
+/// A key with what it stands for; the job's id is filled in when there is one.
+fn idempotency(key: String, request: &JobRequest) -> Result<IdempotencyRecord, Problem> {
+    if key.is_empty() || key.len() > 255 || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let text = "an idempotency key has 1 to 255 printable ASCII characters";
+        return Err(Problem::new(ErrorCode::InvalidValue, text));
+    }
+    let body = serde_json::to_vec(request).map_err(|error| {
+        Problem::new(
+            ErrorCode::Internal,
+            format!("The request cannot be hashed: {}", chain(&error)),
+        )
+    })?;
+    let nobody = JobId::generate().map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
+    Ok(IdempotencyRecord {
+        key,
+        request_sha256: hex::encode(agentlab_protocol::session::sha256(&body)),
+        job: nobody,
+    })
+}

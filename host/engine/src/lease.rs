@@ -1,0 +1,124 @@
+//! The lease clock. What is stored is wall time, so that a lease survives a restart; what is waited for is the time
+//! left when the driver began, so that a clock set forward while the daemon runs never destroys anything.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+/// How long before its end a warning is given.
+pub(crate) const WARNING: Duration = Duration::from_secs(300);
+
+/// One sandbox's lease.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lease {
+    ends_at: Option<Instant>,
+    warned: bool,
+}
+
+/// What the clock says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    Warn { left: Duration },
+    Expired,
+}
+
+impl Lease {
+    pub(crate) fn begin(expires_at: Option<Timestamp>, warned: bool, wall: Timestamp, now: Instant) -> Self {
+        Self {
+            ends_at: expires_at.map(|end| now + until(wall, end)),
+            warned,
+        }
+    }
+
+    /// When to look again.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        let end = self.ends_at?;
+        if self.warned {
+            Some(end)
+        } else {
+            Some(end.checked_sub(WARNING).unwrap_or(end))
+        }
+    }
+
+    pub(crate) fn due(&self, now: Instant) -> Due {
+        let Some(end) = self.ends_at else {
+            return Due::Nothing;
+        };
+        let left = end.saturating_duration_since(now);
+        if left.is_zero() {
+            Due::Expired
+        } else if !self.warned && left <= WARNING {
+            Due::Warn { left }
+        } else {
+            Due::Nothing
+        }
+    }
+
+    /// The warning is recorded.
+    pub(crate) fn warned(&mut self) {
+        self.warned = true;
+    }
+
+    /// Its end could not be acted upon; it comes again.
+    pub(crate) fn put_off(&mut self, wait: Duration) {
+        self.ends_at = Some(Instant::now() + wait);
+    }
+
+    /// The end was acted upon.
+    pub(crate) fn over(&mut self) {
+        self.ends_at = None;
+    }
+}
+
+/// From one wall time to another, zero when it is past.
+pub(crate) fn until(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_warns_once_and_then_ends() {
+        let mut lease = Lease::begin(Some(at(1000)), false, at(0), Instant::now());
+        assert_eq!(lease.due(Instant::now()), Due::Nothing);
+        tokio::time::sleep_until(lease.wake_at().unwrap()).await;
+        assert_eq!(lease.due(Instant::now()), Due::Warn { left: WARNING });
+        lease.warned();
+        assert_eq!(lease.due(Instant::now()), Due::Nothing);
+        tokio::time::sleep_until(lease.wake_at().unwrap()).await;
+        assert_eq!(lease.due(Instant::now()), Due::Expired);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_lease_warns_at_once_and_a_past_one_is_over() {
+        let lease = Lease::begin(Some(at(60)), false, at(0), Instant::now());
+        assert_eq!(
+            lease.due(Instant::now()),
+            Due::Warn {
+                left: Duration::from_secs(60)
+            }
+        );
+        assert_eq!(
+            Lease::begin(Some(at(5)), false, at(9), Instant::now()).due(Instant::now()),
+            Due::Expired
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_lease_never_ends() {
+        let lease = Lease::begin(None, false, at(0), Instant::now());
+        assert_eq!(lease.wake_at(), None);
+        assert_eq!(
+            lease.due(Instant::now() + Duration::from_secs(1 << 30)),
+            Due::Nothing
+        );
+    }
+}

@@ -1,0 +1,69 @@
+//! What a start does with what an earlier process left. Every live record gets a driver, which goes on from its
+//! cursor; what has no record is reconciliation's business.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentlab_backend::BackendError;
+use agentlab_store::StoreError;
+use tokio::time::timeout;
+
+use crate::sandbox::driver;
+use crate::sandbox::perform::chain;
+use crate::shared::Shared;
+
+/// How long the hypervisor may take to report what runs.
+const ADOPT: Duration = Duration::from_secs(60);
+const UNREACHABLE: &str = "The back end cannot be reached";
+/// Jobs looked at for bundles that nobody needs any more.
+const RECENT: u32 = 200;
+
+/// Asks the back end to take up what runs. False when it could not be reached: nothing is concluded then.
+pub(crate) async fn adopt(shared: &Shared) -> Result<bool, BackendError> {
+    match timeout(ADOPT, shared.backend.adopt()).await {
+        Ok(Ok(machines)) => {
+            tracing::info!(machines = machines.len(), "back end adopted");
+            reached(shared);
+            Ok(true)
+        }
+        Ok(Err(error)) if error.is_transient() => {
+            unreached(shared, &chain(&error));
+            Ok(false)
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            unreached(shared, &format!("no answer within {} s", ADOPT.as_secs()));
+            Ok(false)
+        }
+    }
+}
+
+/// Says once that the hypervisor does not answer.
+pub(crate) fn unreached(shared: &Shared, reason: &str) -> bool {
+    tracing::warn!(%reason, "back end unreachable; nothing is concluded");
+    shared.clear(UNREACHABLE);
+    shared.raise(&format!("{UNREACHABLE}: {reason}"))
+}
+
+pub(crate) fn reached(shared: &Shared) {
+    shared.clear(UNREACHABLE);
+}
+
+/// Gives every live record a driver. Only records are read here; the drivers do the slow part.
+pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let mut jobs = shared.store.unfinished_jobs().await?;
+    for record in shared.store.sandboxes(false).await? {
+        if shared.has_living_driver(record.id) {
+            continue;
+        }
+        let mine = jobs.iter().position(|job| job.sandbox == Some(record.id));
+        let job = mine.map(|position| jobs.swap_remove(position));
+        driver::spawn(shared, record, job, true);
+    }
+    for job in shared.store.jobs(None, RECENT).await?.0 {
+        if job.state.is_final() {
+            shared.release_bundle(&job);
+        }
+    }
+    Ok(())
+}

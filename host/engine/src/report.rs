@@ -1,0 +1,312 @@
+//! What a guest's report is worth. Everything in it is a guest's word: checked, cut and completed here, pure.
+
+use agentlab_api::{ArtifactKind, ErrorCode, Failure, JobOutcome, JobState};
+use agentlab_protocol::message::{
+    ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, LOG_NAME, PATCH_NAME, Phase, REPORT_NAME,
+    Report, ReportStatus,
+};
+use agentlab_store::{ArtifactRecord, JobRecord};
+
+use crate::sandbox::driver::JobEnd;
+
+/// Longest text of a guest's that is kept.
+const MESSAGE: usize = 4000;
+/// More commits than anybody makes in one job.
+const COMMITS: u32 = 1_000_000;
+
+/// Takes control characters out of a guest's text, keeps line ends and tabs, and cuts it.
+pub(crate) fn clean(text: &str, limit: usize) -> String {
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .take(limit)
+        .collect()
+}
+
+/// One line of it.
+pub(crate) fn clean_line(text: &str, limit: usize) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(limit)
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+/// Name of a phase as a stage.
+pub(crate) fn stage_of(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Idle => "Idle",
+        Phase::Repository => "Repository",
+        Phase::Agent => "Agent",
+        Phase::Collect => "Collect",
+        Phase::Upload => "Upload",
+        Phase::Report => "Report",
+    }
+}
+
+/// How a job ends by its guest's report and by what has really arrived.
+pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord], longest: u64) -> JobEnd {
+    let outcome = JobOutcome {
+        exit_code: report.exit_code,
+        base_commit: report.base_commit.as_deref().and_then(commit),
+        head_commit: report.head_commit.as_deref().and_then(commit),
+        commits: report.commits.min(COMMITS),
+        uncommitted: report.uncommitted,
+        agent_milliseconds: report.agent_milliseconds.min(longest),
+    };
+    let (state, failure) = verdict(report, job, stored);
+    JobEnd {
+        state,
+        outcome: Some(outcome),
+        failure,
+    }
+}
+
+fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobState, Option<Failure>) {
+    let said = report
+        .message
+        .as_deref()
+        .map(|text| clean(text, MESSAGE))
+        .filter(|text| !text.is_empty());
+    let failed = |code, stage: &str, text: String| {
+        (
+            JobState::Failed,
+            Some(Failure {
+                code,
+                stage: stage.to_owned(),
+                message: text,
+                hint: None,
+            }),
+        )
+    };
+    match report.status {
+        ReportStatus::Completed => match (report.exit_code, missing(report, stored)) {
+            (Some(0), None) => (JobState::Completed, None),
+            (Some(0), Some(name)) => failed(
+                ErrorCode::AgentFailed,
+                "Upload",
+                format!("The guest reported {name}, which has not arrived"),
+            ),
+            (Some(code), _) => failed(
+                ErrorCode::AgentFailed,
+                "Agent",
+                format!("The guest reported success with exit status {code}"),
+            ),
+            (None, _) => failed(
+                ErrorCode::AgentFailed,
+                "Agent",
+                "The guest reported success without an exit status".to_owned(),
+            ),
+        },
+        _ if job.cancel_requested => {
+            let text = said.unwrap_or_else(|| "Cancelled by an operator".to_owned());
+            let stage = stage_of(report.failed_phase.unwrap_or(Phase::Agent)).to_owned();
+            (
+                JobState::Cancelled,
+                Some(Failure {
+                    code: ErrorCode::Cancelled,
+                    stage,
+                    message: text,
+                    hint: None,
+                }),
+            )
+        }
+        ReportStatus::Timeout => {
+            let text = said.unwrap_or_else(|| {
+                format!(
+                    "The agent was still running after its deadline of {} s",
+                    job.deadline_seconds
+                )
+            });
+            let failure = Failure {
+                code: ErrorCode::AgentTimeout,
+                stage: "Agent".to_owned(),
+                message: text,
+                hint: None,
+            };
+            (JobState::Timeout, Some(failure))
+        }
+        ReportStatus::Failed | ReportStatus::Cancelled => {
+            let phase = report.failed_phase.unwrap_or(Phase::Agent);
+            let code = match phase {
+                Phase::Repository => ErrorCode::RepositoryUnavailable,
+                Phase::Idle | Phase::Agent | Phase::Collect | Phase::Upload | Phase::Report => {
+                    ErrorCode::AgentFailed
+                }
+            };
+            let text = said.unwrap_or_else(|| match report.exit_code {
+                Some(status) => format!("The agent ended with status {status}"),
+                None => "The guest gave no reason".to_owned(),
+            });
+            failed(code, stage_of(phase), text)
+        }
+    }
+}
+
+/// The first file the report names that is not here as reported.
+fn missing(report: &Report, stored: &[ArtifactRecord]) -> Option<String> {
+    report
+        .artifacts
+        .iter()
+        .find(|said| {
+            !stored.iter().any(|file| {
+                file.name == said.name.as_str()
+                    && file.size_bytes == said.size_bytes
+                    && file.sha256.eq_ignore_ascii_case(&said.sha256)
+            })
+        })
+        .map(|said| clean_line(said.name.as_str(), 200))
+}
+
+/// A commit id, or nothing.
+fn commit(text: &str) -> Option<String> {
+    let fits = matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    fits.then(|| text.to_ascii_lowercase())
+}
+
+/// What a role is called outside of the guest protocol.
+pub(crate) fn kind_of(role: ArtifactRole) -> ArtifactKind {
+    match role {
+        ArtifactRole::Bundle => ArtifactKind::Bundle,
+        ArtifactRole::Patch => ArtifactKind::Patch,
+        ArtifactRole::Diff => ArtifactKind::Diff,
+        ArtifactRole::Log => ArtifactKind::Log,
+        ArtifactRole::Report => ArtifactKind::Report,
+        ArtifactRole::File => ArtifactKind::File,
+    }
+}
+
+/// Whether a file of this role may have this name: a guest's own file never poses as one of the runner's.
+pub(crate) fn name_fits(role: ArtifactRole, name: &ArtifactName) -> bool {
+    let name = name.as_str();
+    match role {
+        ArtifactRole::Bundle => name == BUNDLE_NAME,
+        ArtifactRole::Patch => name == PATCH_NAME,
+        ArtifactRole::Diff => name == DIFF_NAME,
+        ArtifactRole::Log => name == LOG_NAME,
+        ArtifactRole::Report => name == REPORT_NAME,
+        ArtifactRole::File => name.starts_with(FILES_DIR),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentlab_api::RepositorySource;
+    use agentlab_protocol::message::ReportedArtifact;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn job() -> JobRecord {
+        JobRecord {
+            id: "job_0123456789ab".parse().unwrap(),
+            state: JobState::Running,
+            repository: RepositorySource::Url {
+                url: "https://example.org/a.git".into(),
+            },
+            reference: None,
+            task: "true".into(),
+            profile: "demo".into(),
+            agent: "shell".into(),
+            deadline_seconds: 60,
+            sandbox: None,
+            vmid: None,
+            channel: None,
+            cancel_requested: false,
+            next_log_piece: 0,
+            outcome: None,
+            failure: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
+    fn report(status: ReportStatus, exit_code: Option<u8>) -> Report {
+        Report {
+            version: 1,
+            job: "job_0123456789ab".into(),
+            status,
+            failed_phase: None,
+            message: None,
+            exit_code,
+            base_commit: Some("z".repeat(40)),
+            head_commit: Some("A".repeat(40)),
+            commits: u32::MAX,
+            uncommitted: false,
+            agent_milliseconds: u64::MAX,
+            artifacts: vec![],
+            left_out: vec![],
+            inner_sandbox: "bubblewrap".into(),
+        }
+    }
+
+    #[test]
+    fn completed_needs_status_zero_and_every_file_it_names() {
+        let state = |report: &Report| judge(report, &job(), &[], 1000).state;
+        assert_eq!(
+            state(&report(ReportStatus::Completed, Some(0))),
+            JobState::Completed
+        );
+        assert_eq!(state(&report(ReportStatus::Completed, Some(1))), JobState::Failed);
+        assert_eq!(state(&report(ReportStatus::Completed, None)), JobState::Failed);
+        let mut lying = report(ReportStatus::Completed, Some(0));
+        lying.artifacts.push(ReportedArtifact {
+            name: "work.bundle".parse().unwrap(),
+            role: ArtifactRole::Bundle,
+            size_bytes: 1,
+            sha256: "0".repeat(64),
+        });
+        let end = judge(&lying, &job(), &[], 1000);
+        assert_eq!(end.state, JobState::Failed);
+        assert!(end.failure.unwrap().message.contains("work.bundle"));
+    }
+
+    #[test]
+    fn a_guest_cannot_cancel_its_own_job_but_an_operator_can() {
+        let said = report(ReportStatus::Cancelled, Some(143));
+        assert_eq!(judge(&said, &job(), &[], 1000).state, JobState::Failed);
+        let asked = JobRecord {
+            cancel_requested: true,
+            ..job()
+        };
+        assert_eq!(judge(&said, &asked, &[], 1000).state, JobState::Cancelled);
+        let done = report(ReportStatus::Completed, Some(0));
+        assert_eq!(judge(&done, &asked, &[], 1000).state, JobState::Completed);
+    }
+
+    #[test]
+    fn numbers_and_texts_of_a_guest_are_bounded() {
+        let mut said = report(ReportStatus::Failed, Some(3));
+        said.message = Some(format!("\u{1b}[2J{}", "x".repeat(10_000)));
+        let end = judge(&said, &job(), &[], 1000);
+        let outcome = end.outcome.unwrap();
+        assert_eq!((outcome.commits, outcome.agent_milliseconds), (COMMITS, 1000));
+        assert_eq!(outcome.base_commit, None);
+        assert_eq!(outcome.head_commit, Some("a".repeat(40)));
+        let failure = end.failure.unwrap();
+        assert_eq!(failure.message.chars().count(), MESSAGE);
+        assert!(!failure.message.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_repository_that_does_not_clone_is_not_the_agents_fault() {
+        let mut said = report(ReportStatus::Failed, None);
+        said.failed_phase = Some(Phase::Repository);
+        said.message = Some("fatal: repository not found".into());
+        let failure = judge(&said, &job(), &[], 1000).failure.unwrap();
+        assert_eq!(failure.code, ErrorCode::RepositoryUnavailable);
+        assert_eq!(
+            (failure.stage.as_str(), failure.message.as_str()),
+            ("Repository", "fatal: repository not found")
+        );
+    }
+
+    #[test]
+    fn a_file_of_the_agent_never_poses_as_one_of_the_runner() {
+        let name = |text: &str| text.parse::<ArtifactName>().unwrap();
+        assert!(name_fits(ArtifactRole::File, &name("files/report.json")));
+        assert!(!name_fits(ArtifactRole::File, &name("report.json")));
+        assert!(!name_fits(ArtifactRole::Report, &name("files/report.json")));
+    }
+}

@@ -1,0 +1,394 @@
+//! What an operator may ask for. Pure: every refusal names the field, the reason and what to do instead.
+
+use agentlab_api::{ErrorCode, JobRequest, Problem, Profile, RepositorySource};
+use agentlab_backend::Template;
+
+/// Longest task in bytes.
+const TASK_BYTES: usize = 256 << 10;
+/// Longest deadline: a week.
+const DEADLINE_SECONDS: u32 = 7 * 24 * 3600;
+/// Longest lease: thirty days.
+const TTL_MINUTES: u32 = 30 * 24 * 60;
+/// What a lease must have beyond the deadline when nobody asked for a shorter one, in minutes.
+const LEASE_SLACK_MINUTES: u32 = 30;
+const URL_BYTES: usize = 2048;
+const REFERENCE_BYTES: usize = 255;
+
+/// A request with the profile's defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) agent: String,
+    pub(crate) deadline_seconds: u32,
+    pub(crate) ttl_minutes: u32,
+    pub(crate) keepalive: bool,
+}
+
+fn invalid(pointer: &str, detail: impl Into<String>) -> Problem {
+    let detail = detail.into();
+    Problem::new(ErrorCode::InvalidValue, detail.clone()).with_field(pointer, detail)
+}
+
+/// The profile of a name, or the nearest name.
+pub(crate) fn profile<'a>(profiles: &'a [Profile], name: &str) -> Result<&'a Profile, Problem> {
+    if let Some(found) = profiles.iter().find(|profile| profile.name == name) {
+        return Ok(found);
+    }
+    let shown: String = name.escape_debug().take(80).collect();
+    let nearest = profiles
+        .iter()
+        .map(|profile| (strsim::jaro_winkler(&profile.name, name), profile.name.as_str()))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|(left, _), (right, _)| left.total_cmp(right));
+    let hint = match nearest {
+        Some((_, near)) => format!("did you mean `{near}`?"),
+        None if profiles.is_empty() => "there is no profile at all; add one and reload".to_owned(),
+        None => {
+            let names: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();
+            format!("there are: {}", names.join(", "))
+        }
+    };
+    Err(Problem::new(
+        ErrorCode::UnknownProfile,
+        format!("There is no profile `{shown}`"),
+    )
+    .with_field("/profile", "no such profile")
+    .with_hint(hint))
+}
+
+/// Checks everything that can be checked without asking anybody.
+pub(crate) fn settle(request: &JobRequest, profile: &Profile) -> Result<Settled, Problem> {
+    repository(&request.repository)?;
+    if let Some(text) = &request.reference {
+        reference(text)?;
+    }
+    task(&request.task)?;
+    let behavior = &profile.behavior;
+    let agent = request.agent.clone().unwrap_or_else(|| profile.agent.clone());
+    if agent != "shell" {
+        let shown: String = agent.escape_debug().take(80).collect();
+        return Err(
+            invalid("/agent", format!("Agent `{shown}` is not supported")).with_hint("supported: shell")
+        );
+    }
+    let deadline_seconds = request
+        .deadline_seconds
+        .unwrap_or(behavior.deadline_seconds_default);
+    if deadline_seconds == 0 || deadline_seconds > DEADLINE_SECONDS {
+        return Err(invalid(
+            "/deadline_seconds",
+            format!("expected 1 to {DEADLINE_SECONDS} seconds"),
+        ));
+    }
+    let least = deadline_seconds.div_ceil(60);
+    let ttl_minutes = match request.ttl_minutes {
+        Some(minutes) if minutes == 0 || minutes > TTL_MINUTES => {
+            return Err(invalid(
+                "/ttl_minutes",
+                format!("expected 1 to {TTL_MINUTES} minutes"),
+            ));
+        }
+        Some(minutes) if minutes < least => {
+            let text = format!("a lease of {minutes} min ends before the deadline of {deadline_seconds} s");
+            return Err(invalid("/ttl_minutes", text).with_hint(format!("ask for {least} minutes or more")));
+        }
+        Some(minutes) => minutes,
+        // The profile's own lease was not made for this deadline.
+        None => behavior
+            .ttl_minutes_default
+            .max(least.saturating_add(LEASE_SLACK_MINUTES)),
+    };
+    let keepalive = request.keepalive.unwrap_or(behavior.keepalive_default);
+    Ok(Settled {
+        agent,
+        deadline_seconds,
+        ttl_minutes,
+        keepalive,
+    })
+}
+
+fn task(text: &str) -> Result<(), Problem> {
+    if text.trim().is_empty() {
+        return Err(invalid("/task", "the task is empty"));
+    }
+    if text.len() > TASK_BYTES {
+        return Err(invalid(
+            "/task",
+            format!(
+                "the task has {} bytes, at most {TASK_BYTES} are taken",
+                text.len()
+            ),
+        )
+        .with_hint("put long instructions into a file of the repository"));
+    }
+    if text.contains('\0') {
+        return Err(invalid("/task", "the task holds a NUL byte"));
+    }
+    Ok(())
+}
+
+fn reference(text: &str) -> Result<(), Problem> {
+    // git-check-ref-format, and nothing that git could take for an option.
+    let bad = |c: char| c.is_whitespace() || c.is_control() || "~^:?*[\\".contains(c);
+    if text.is_empty()
+        || text.len() > REFERENCE_BYTES
+        || text.starts_with(['-', '/'])
+        || text.ends_with(['/', '.'])
+        || text.contains("..")
+        || text.contains("@{")
+        || text.chars().any(bad)
+    {
+        return Err(invalid(
+            "/reference",
+            "not the name of a branch, a tag or a commit",
+        ));
+    }
+    Ok(())
+}
+
+fn repository(source: &RepositorySource) -> Result<(), Problem> {
+    match source {
+        RepositorySource::Url { url } => repository_url(url),
+        RepositorySource::Bundle { sha256, .. } => {
+            let fits = sha256.len() == 64
+                && sha256
+                    .bytes()
+                    .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+            if fits {
+                Ok(())
+            } else {
+                Err(invalid(
+                    "/repository/sha256",
+                    "expected 64 lower-case hexadecimal digits",
+                ))
+            }
+        }
+    }
+}
+
+fn repository_url(url: &str) -> Result<(), Problem> {
+    let refuse = |text: &str| invalid("/repository/url", text);
+    if url.is_empty() || url.len() > URL_BYTES || url.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(refuse("not a repository URL"));
+    }
+    let lower = url.to_ascii_lowercase();
+    if let Some(rest) = lower
+        .strip_prefix("https://")
+        .or_else(|| lower.strip_prefix("ssh://"))
+    {
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        if host.is_empty() || host.starts_with(['-', ':']) || user.starts_with('-') {
+            return Err(refuse("the URL names no host"));
+        }
+        // It would stand in records, events and logs. A user name alone may be a token just as well.
+        if user.contains(':') || (lower.starts_with("https://") && !user.is_empty()) {
+            return Err(refuse("the URL carries credentials")
+                .with_hint("take them out of the URL; git credentials belong into the profile's secrets"));
+        }
+        return Ok(());
+    }
+    if lower.starts_with("http://") || lower.starts_with("git://") {
+        return Err(refuse("unencrypted repository URLs are refused").with_hint("use https:// or ssh://"));
+    }
+    if lower.starts_with("file:") || url.starts_with(['/', '.', '~']) {
+        return Err(refuse("the daemon opens no path that a client names")
+            .with_hint("`agentlab job run --repo <path>` bundles a local repository and uploads it"));
+    }
+    // scp-like: user@host:path
+    if let Some((user, rest)) = url.split_once('@')
+        && let Some((host, path)) = rest.split_once(':')
+    {
+        let plain = |text: &str, extra: &str| {
+            !text.is_empty()
+                && !text.starts_with('-')
+                && text
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
+        };
+        if plain(user, "._-") && plain(host, ".-") && !path.is_empty() && !path.starts_with('-') {
+            return Ok(());
+        }
+    }
+    Err(refuse("not a repository URL that can be cloned over the network")
+        .with_hint("https://…, ssh://… or git@host:path"))
+}
+
+/// The template a profile names, if it is there and carries the right runner.
+pub(crate) fn template(
+    templates: &[Template],
+    profile: &Profile,
+    runner_version: &str,
+) -> Result<(), Problem> {
+    let unavailable = |text: String| {
+        Problem::new(ErrorCode::TemplateUnavailable, text)
+            .with_hint("`agentlab-template build` makes one that fits")
+    };
+    let vmid = profile.template_vmid;
+    let Some(found) = templates.iter().find(|template| template.vmid == vmid) else {
+        return Err(unavailable(format!(
+            "Profile `{}` names template {vmid}, which does not exist",
+            profile.name
+        )));
+    };
+    let wanted = major_minor(runner_version);
+    match found.runner_version.as_deref() {
+        Some(version) if wanted.is_some() && major_minor(version) == wanted => Ok(()),
+        Some(version) => Err(unavailable(format!(
+            "Template {vmid} ({}) carries runner {}, this daemon needs {runner_version}",
+            found.name,
+            version.escape_debug().take(40).collect::<String>()
+        ))),
+        None => Err(unavailable(format!(
+            "Template {vmid} ({}) does not say which runner it carries; this daemon needs {runner_version}",
+            found.name
+        ))),
+    }
+}
+
+fn major_minor(version: &str) -> Option<(u64, u64)> {
+    let mut parts = version.trim_start_matches('v').split('.');
+    Some((
+        parts.next()?.parse().ok()?,
+        parts.next()?.split(['-', '+']).next()?.parse().ok()?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demo() -> Profile {
+        serde_json::from_value(serde_json::json!({"name": "demo", "template_vmid": 9000})).unwrap()
+    }
+
+    fn request(url: &str) -> JobRequest {
+        JobRequest {
+            repository: RepositorySource::Url { url: url.into() },
+            reference: None,
+            task: "true".into(),
+            profile: "demo".into(),
+            agent: None,
+            deadline_seconds: None,
+            ttl_minutes: None,
+            keepalive: None,
+        }
+    }
+
+    #[test]
+    fn only_what_git_clones_over_an_encrypted_network_is_taken() {
+        for url in [
+            "https://example.org/a.git",
+            "ssh://git@example.org:22/a",
+            "git@example.org:a/b.git",
+        ] {
+            assert!(settle(&request(url), &demo()).is_ok(), "{url}");
+        }
+        for url in [
+            "",
+            "/srv/repo",
+            "./repo",
+            "~/repo",
+            "file:///srv/repo",
+            "FILE:/srv/repo",
+            "http://example.org/a",
+            "git://example.org/a",
+            "ext::sh -c id",
+            "ext::sh",
+            "--upload-pack=id",
+            "ssh://-oProxyCommand=id/a",
+            "-oProxyCommand=id@host:a",
+            "git@-oProxyCommand=id:a",
+            "https://user:secret@example.org/a",
+            "https://token@example.org/a",
+            "https:///a",
+            "https://example.org/a\nb",
+        ] {
+            let problem = settle(&request(url), &demo()).unwrap_err();
+            assert_eq!(problem.code, ErrorCode::InvalidValue, "{url}");
+            assert!(!problem.detail.contains("secret"));
+        }
+        let local = settle(&request("/srv/repo"), &demo()).unwrap_err();
+        assert!(local.hint.unwrap().contains("bundles"));
+    }
+
+    #[test]
+    fn an_unknown_profile_is_answered_with_the_nearest_one() {
+        let problem = profile(&[demo()], "dmeo").unwrap_err();
+        assert_eq!(problem.code, ErrorCode::UnknownProfile);
+        assert_eq!(problem.hint.as_deref(), Some("did you mean `demo`?"));
+        assert!(
+            profile(&[demo()], "zzz")
+                .unwrap_err()
+                .hint
+                .unwrap()
+                .contains("there are: demo")
+        );
+    }
+
+    #[test]
+    fn a_template_of_another_runner_is_refused() {
+        let of = |version: Option<&str>| {
+            vec![Template {
+                name: "debian".into(),
+                vmid: demo().template_vmid,
+                id: "x".into(),
+                runner_version: version.map(str::to_owned),
+            }]
+        };
+        assert!(template(&of(Some("0.1.9")), &demo(), "0.1.0").is_ok());
+        for version in [Some("0.2.0"), Some("1.1.0"), Some("nonsense"), None] {
+            let problem = template(&of(version), &demo(), "0.1.0").unwrap_err();
+            assert_eq!(problem.code, ErrorCode::TemplateUnavailable, "{version:?}");
+            assert!(problem.hint.unwrap().contains("agentlab-template build"));
+        }
+        assert!(template(&[], &demo(), "0.1.0").is_err());
+    }
+
+    #[test]
+    fn a_lease_never_ends_before_its_deadline() {
+        let with = |deadline, ttl| {
+            let request = JobRequest {
+                deadline_seconds: deadline,
+                ttl_minutes: ttl,
+                ..request("https://example.org/a")
+            };
+            settle(&request, &demo())
+        };
+        assert_eq!(with(Some(6 * 3600), None).unwrap().ttl_minutes, 390);
+        assert_eq!(with(Some(60), None).unwrap().ttl_minutes, 180);
+        assert_eq!(with(Some(600), Some(10)).unwrap().ttl_minutes, 10);
+        for (deadline, ttl) in [
+            (Some(601), Some(10)),
+            (Some(0), None),
+            (Some(u32::MAX), None),
+            (None, Some(0)),
+        ] {
+            assert!(with(deadline, ttl).is_err(), "{deadline:?} {ttl:?}");
+        }
+    }
+
+    #[test]
+    fn a_task_is_neither_empty_nor_endless_and_a_reference_is_no_option() {
+        let base = request("https://example.org/a");
+        for task in [
+            String::new(),
+            " \n".into(),
+            "x".repeat(TASK_BYTES + 1),
+            "a\0b".into(),
+        ] {
+            assert!(settle(&JobRequest { task, ..base.clone() }, &demo()).is_err());
+        }
+        for bad in ["", "-b", "a..b", "a b", "a:b", "a\\b", "x@{1}", "a/"] {
+            let request = JobRequest {
+                reference: Some(bad.into()),
+                ..base.clone()
+            };
+            assert!(settle(&request, &demo()).is_err(), "{bad:?}");
+        }
+        let request = JobRequest {
+            reference: Some("feature/x-1".into()),
+            ..base
+        };
+        assert!(settle(&request, &demo()).is_ok());
+    }
+}

@@ -1,0 +1,185 @@
+//! Everything a driver waits for. By tokio's clock, which nobody sets back; wall time only says where to begin.
+
+use std::time::Duration;
+
+use agentlab_store::{JobRecord, SandboxRecord};
+use tokio::time::Instant;
+
+use super::machine::State;
+use crate::lease::{Lease, until};
+use crate::settings::Settings;
+use crate::shared::Shared;
+
+/// A silence seen this much too late was our own: the process, or the host, did not run.
+const STALL: Duration = Duration::from_secs(5);
+/// How fast the host expects artifacts to arrive at the least.
+const UPLOAD_BYTES_PER_SECOND: u64 = 8 << 20;
+/// What the host adds to the kill grace before it ends a cancelled job itself.
+const CANCEL_SLACK: Duration = Duration::from_secs(30);
+
+/// What has come due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Lease,
+    Boot,
+    JobDeadline,
+    Silence,
+    Cancel,
+    Retry,
+    Abandon,
+}
+
+#[derive(Debug)]
+pub(crate) struct Clocks {
+    pub(crate) lease: Lease,
+    boot: Option<Instant>,
+    job_deadline: Option<Instant>,
+    silence: Option<Instant>,
+    cancel: Option<Instant>,
+    retry: Option<Instant>,
+    abandon: Option<Instant>,
+}
+
+impl Clocks {
+    pub(crate) fn begin(record: &SandboxRecord, shared: &Shared) -> Self {
+        let lease = Lease::begin(
+            record.lease_expires_at,
+            record.lease_warned,
+            shared.now(),
+            Instant::now(),
+        );
+        Self {
+            lease,
+            boot: None,
+            job_deadline: None,
+            silence: None,
+            cancel: None,
+            retry: None,
+            abandon: None,
+        }
+    }
+
+    /// The earliest of all.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let all = [
+            self.lease.wake_at(),
+            self.boot,
+            self.job_deadline,
+            self.silence,
+            self.cancel,
+            self.retry,
+            self.abandon,
+        ];
+        all.into_iter().flatten().min()
+    }
+
+    /// What has come due, each once. The lease is asked for its own reading.
+    pub(crate) fn due(&mut self, now: Instant, settings: &Settings) -> Vec<Due> {
+        let mut due = Vec::new();
+        if self.lease.wake_at().is_some_and(|at| at <= now) {
+            due.push(Due::Lease);
+        }
+        if let Some(at) = self.silence.filter(|at| *at + STALL < now) {
+            tracing::warn!(late = ?(now - at), "the daemon itself did not run; guests get another chance to speak");
+            self.silence = Some(now + settings.heartbeat_silence);
+        }
+        let slots = [
+            (&mut self.boot, Due::Boot),
+            (&mut self.job_deadline, Due::JobDeadline),
+            (&mut self.silence, Due::Silence),
+            (&mut self.cancel, Due::Cancel),
+            (&mut self.retry, Due::Retry),
+            (&mut self.abandon, Due::Abandon),
+        ];
+        for (slot, what) in slots {
+            if slot.is_some_and(|at| at <= now) {
+                *slot = None;
+                due.push(what);
+            }
+        }
+        due
+    }
+
+    /// Another state was entered. `abandon`: how long a call under way may still take, when there is one.
+    pub(crate) fn entered(&mut self, state: &State, settings: &Settings, abandon: Option<Duration>) {
+        let now = Instant::now();
+        self.retry = None;
+        self.boot = matches!(state, State::Booting).then(|| now + settings.boot_timeout);
+        if matches!(state, State::Unwinding { .. }) {
+            self.abandon = abandon.map(|patience| now + patience);
+        }
+        if !state.holds_something() || matches!(state, State::Unwinding { .. } | State::TimedOut) {
+            self.lease.over();
+        }
+    }
+
+    /// A FAILED record of which nothing is left still ends with its lease.
+    pub(crate) fn keep_lease(&mut self, lease: Lease) {
+        self.lease = lease;
+    }
+
+    /// The guest works on a job from here on; after a restart with what is left of its time.
+    pub(crate) fn job_begins(&mut self, job: &JobRecord, record: &SandboxRecord, shared: &Shared) {
+        let settings = &shared.settings;
+        let whole = host_deadline(job, record, settings);
+        let spent = job
+            .started_at
+            .map_or(Duration::ZERO, |started| until(started, shared.now()));
+        self.job_deadline = Some(Instant::now() + whole.saturating_sub(spent));
+        self.heard(settings);
+        if job.cancel_requested {
+            self.cancel_requested(settings);
+        }
+    }
+
+    /// A sign of life.
+    pub(crate) fn heard(&mut self, settings: &Settings) {
+        if self.job_deadline.is_some() {
+            self.silence = Some(Instant::now() + settings.heartbeat_silence);
+        }
+    }
+
+    /// The guest has been told, or will be at its next word.
+    pub(crate) fn cancel_requested(&mut self, settings: &Settings) {
+        if self.cancel.is_none() {
+            self.cancel = Some(Instant::now() + settings.kill_grace + CANCEL_SLACK);
+        }
+    }
+
+    pub(crate) fn job_over(&mut self) {
+        self.job_deadline = None;
+        self.silence = None;
+        self.cancel = None;
+    }
+
+    pub(crate) fn retry_after(&mut self, wait: Duration) {
+        self.retry = Some(Instant::now() + wait);
+    }
+
+    /// Brings something back that has come due and could not be dealt with.
+    pub(crate) fn again(&mut self, due: Due, wait: Duration) {
+        let at = Some(Instant::now() + wait);
+        match due {
+            Due::Lease => self.lease.put_off(wait),
+            Due::Boot => self.boot = at,
+            Due::JobDeadline => self.job_deadline = at,
+            Due::Silence => self.silence = at,
+            Due::Cancel => self.cancel = at,
+            Due::Retry => self.retry = at,
+            Due::Abandon => self.abandon = at,
+        }
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.retry.is_some()
+    }
+}
+
+/// When the host ends a job that its guest will not end.
+pub(crate) fn host_deadline(job: &JobRecord, record: &SandboxRecord, settings: &Settings) -> Duration {
+    let upload = Duration::from_secs(record.profile.artifacts.max_total_bytes / UPLOAD_BYTES_PER_SECOND);
+    Duration::from_secs(u64::from(job.deadline_seconds))
+        .saturating_add(settings.kill_grace)
+        .saturating_add(settings.host_deadline_slack)
+        .saturating_add(upload)
+}

@@ -1,0 +1,527 @@
+//! One task and one ordered inbox per sandbox: the only writer of its record.
+//!
+//! ```text
+//!   inbox ─────────┐
+//!   slow call done ┼─► event ─► machine.rs ─► commit (record, job, intent, events: one transaction) ─► pursue
+//!   clocks ────────┘                                                                                    │
+//!            ▲                                    at most one slow call at a time, never awaited in line │
+//!            └───────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! What to do next is read from the recorded state, never remembered beside it: a driver that is dropped at any
+//! instruction and begun again goes on from the same place.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentlab_api::{Failure, JobOutcome, JobState, Vmid};
+use agentlab_backend::BackendError;
+use agentlab_protocol::secret::Secret32;
+use agentlab_store::{Intent, JobRecord, SandboxRecord, StoreError, Write};
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::clocks::Clocks;
+use super::inbox::Message;
+use super::machine::{Event, Holder, State, Transition};
+use super::perform::{Kit, PowerChange, Produced, StepError, chain, stamp_of};
+use super::step::{Seen, Step};
+use super::unwind::Unwinding;
+use super::watch::Ended;
+use crate::event::{self, StepEnd};
+use crate::port::Trust;
+use crate::shared::{Handle, Shared};
+
+/// Messages that may wait; a guest that sends faster waits for its answers.
+const INBOX: usize = 64;
+/// Wait before a refused commit is tried again.
+pub(crate) const STORE_RETRY: Duration = Duration::from_secs(2);
+/// How long a step under way may go on after its sandbox was given up, so that its outcome need not be guessed.
+const ABANDON: Duration = Duration::from_secs(3);
+
+/// How a job ends.
+#[derive(Debug, Clone)]
+pub(crate) struct JobEnd {
+    pub(crate) state: JobState,
+    pub(crate) outcome: Option<JobOutcome>,
+    pub(crate) failure: Option<Failure>,
+}
+
+/// What a slow call came to.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Step {
+        step: Step,
+        took: Duration,
+        result: Result<Produced, StepError>,
+    },
+    Undo {
+        step: Step,
+        took: Duration,
+        result: Result<(), String>,
+    },
+    Power {
+        change: PowerChange,
+        result: Result<(), BackendError>,
+    },
+    Looked(Seen),
+}
+
+type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// See the module.
+pub(crate) struct Driver {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) record: SandboxRecord,
+    pub(crate) state: State,
+    /// The job that holds it, until it is final.
+    pub(crate) job: Option<JobRecord>,
+    inbox: mpsc::Receiver<Message>,
+    known: watch::Sender<Arc<SandboxRecord>>,
+    pub(crate) work: Option<Work>,
+    /// The state asks for something that has not been begun.
+    pub(crate) pending: bool,
+    pub(crate) look_wanted: bool,
+    pub(crate) token: Option<Secret32>,
+    tap: Option<std::os::fd::OwnedFd>,
+    /// VMIDs that turned out to be taken.
+    tried: BTreeSet<Vmid>,
+    pub(crate) clocks: Clocks,
+    pub(crate) unwinding: Unwinding,
+    /// Channel and watch of a running machine.
+    pub(crate) tasks: JoinSet<Ended>,
+    pub(crate) powered_on: Option<Instant>,
+    /// The trust that stands, as far as this driver has set it.
+    pub(crate) enforced: Option<Trust>,
+    /// The cable may have to be bound anew before trust is set.
+    pub(crate) rebind: bool,
+    /// The power change that was made for the present state.
+    pub(crate) powered: Option<PowerChange>,
+    /// The present state was entered from a frozen one.
+    pub(crate) thaw: bool,
+    /// What the guest said it is busy with.
+    pub(crate) progress: super::session::Progress,
+    pub(crate) resumed: bool,
+}
+
+/// Adds a driver for a recorded sandbox. `resumed` for one that an earlier process, or a lost driver, had begun.
+/// Nothing happens when a living one exists.
+pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<JobRecord>, resumed: bool) {
+    let (sender, inbox) = mpsc::channel(INBOX);
+    let (known, watching) = watch::channel(Arc::new(record.clone()));
+    if !shared.register(&record, Handle::new(sender, watching)) {
+        return;
+    }
+    let state = State::of(&record);
+    let clocks = Clocks::begin(&record, shared);
+    let driver = Driver {
+        shared: shared.clone(),
+        state,
+        job: job.filter(|job| !job.state.is_final()),
+        inbox,
+        known,
+        work: None,
+        pending: !resumed,
+        look_wanted: false,
+        token: None,
+        tap: None,
+        tried: BTreeSet::new(),
+        clocks,
+        unwinding: Unwinding::new(&shared.settings),
+        tasks: JoinSet::new(),
+        powered_on: None,
+        enforced: None,
+        rebind: resumed,
+        powered: None,
+        thaw: false,
+        progress: super::session::Progress::default(),
+        resumed,
+        record,
+    };
+    shared.tasks.spawn(driver.run());
+}
+
+impl Driver {
+    async fn run(mut self) {
+        let stop = self.shared.stop.clone();
+        if self.resumed {
+            self.take_up().await;
+        }
+        loop {
+            while std::mem::take(&mut self.pending) && !stop.is_cancelled() {
+                self.pursue().await;
+            }
+            if self.state == State::Destroyed {
+                break;
+            }
+            let wake = self.clocks.next();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.receive(message).await,
+                    None => break,
+                },
+                done = under_way(&mut self.work) => {
+                    self.work = None;
+                    self.done(done).await;
+                }
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.tick().await,
+            }
+        }
+        if self.state == State::Destroyed {
+            self.shared.unregister(&self.record);
+        }
+    }
+
+    /// Feeds an event to the machine and records what follows, with `extra` in the same transaction. False when
+    /// the event changes nothing here; `extra` is then recorded alone.
+    pub(crate) async fn apply(
+        &mut self,
+        event: &Event,
+        job_end: Option<JobEnd>,
+        extra: Vec<Write>,
+    ) -> Result<bool, StoreError> {
+        match self.state.event(event, self.record.keepalive) {
+            Some(transition) => self.enter(transition, job_end, extra).await.map(|()| true),
+            None => {
+                if !extra.is_empty() {
+                    self.shared.store.commit(extra).await?;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// The same where nobody waits for an answer. False when it could not be recorded: then nothing has changed,
+    /// and the state is pursued again in a moment.
+    pub(crate) async fn happen(&mut self, event: &Event, job_end: Option<JobEnd>, extra: Vec<Write>) -> bool {
+        match self.apply(event, job_end, extra).await {
+            Ok(_) => true,
+            Err(error) => {
+                self.store_failed(&error);
+                false
+            }
+        }
+    }
+
+    /// An effect that cannot be journalled is not tried.
+    pub(crate) fn store_failed(&mut self, error: &StoreError) {
+        tracing::error!(sandbox = %self.record.id, error = %chain(error), "could not record; trying again");
+        self.clocks.retry_after(STORE_RETRY);
+    }
+
+    /// Records a transition: sandbox, job, intent and events in one commit. Effects follow in `pursue`.
+    pub(crate) async fn enter(
+        &mut self,
+        transition: Transition,
+        job_end: Option<JobEnd>,
+        mut writes: Vec<Write>,
+    ) -> Result<(), StoreError> {
+        let mut record = self.record.clone();
+        let previous = record.state;
+        transition.next.write_to(&mut record);
+        if let Some(step) = begun(&transition.next) {
+            writes.push(intent(&record, step, false));
+        }
+        let mut job = self.job.clone();
+        let end = job_end.or_else(|| self.forced_end(&transition.next));
+        if let (Some(job), Some(end)) = (job.as_mut(), end) {
+            self.finish_job(job, end, &mut writes);
+        }
+        if !transition.next.holds_something() {
+            writes.push(Write::ForgetTokens(record.id));
+            record.left_behind.clear();
+            for step in Step::ALL {
+                writes.push(Write::Fact {
+                    sandbox: record.id,
+                    step: step.as_str().to_owned(),
+                    undo: false,
+                });
+            }
+        }
+        if record.state != previous {
+            tracing::info!(sandbox = %record.id, vmid = %record.vmid, state = %record.state, "sandbox");
+            writes.push(event::state(&record, previous));
+        }
+        writes.push(Write::Sandbox(Box::new(record.clone())));
+        self.shared.store.commit(writes).await?;
+        self.adopt(record);
+        self.job = job.filter(|job| !job.state.is_final());
+        let giving_up = self.work.is_some() && !matches!(self.state, State::Unwinding { .. });
+        self.clocks.entered(
+            &transition.next,
+            &self.shared.settings,
+            giving_up.then_some(ABANDON),
+        );
+        if self.job.is_none() {
+            self.clocks.job_over();
+        }
+        self.thaw = matches!(self.state, State::Suspended { .. });
+        self.powered = None;
+        self.state = transition.next;
+        self.pending = true;
+        Ok(())
+    }
+
+    /// Takes over a record that was just committed.
+    pub(crate) fn adopt(&mut self, record: SandboxRecord) {
+        self.record = record;
+        self.known.send_replace(Arc::new(self.record.clone()));
+    }
+
+    /// A job does not outlive the state that could carry it.
+    fn forced_end(&self, next: &State) -> Option<JobEnd> {
+        self.job.as_ref()?;
+        let failed = |failure: &Failure| JobEnd {
+            state: JobState::Failed,
+            outcome: None,
+            failure: Some(failure.clone()),
+        };
+        match next {
+            State::Unwinding {
+                cause: Some(cause), ..
+            }
+            | State::Failed { cause, .. } => Some(failed(cause)),
+            State::Unwinding { cause: None, .. } | State::Stopped | State::TimedOut | State::Destroyed => {
+                let cause = super::perform::failure(
+                    agentlab_api::ErrorCode::Cancelled,
+                    &self.record.cursor,
+                    "Its sandbox was taken away by an operator",
+                );
+                Some(JobEnd {
+                    state: JobState::Cancelled,
+                    outcome: None,
+                    failure: Some(cause),
+                })
+            }
+            State::Requested
+            | State::Provisioning { .. }
+            | State::Booting
+            | State::Ready
+            | State::Running { .. }
+            | State::Suspended { .. } => None,
+        }
+    }
+
+    fn finish_job(&self, job: &mut JobRecord, end: JobEnd, writes: &mut Vec<Write>) {
+        job.state = end.state;
+        job.outcome = end.outcome;
+        job.failure = end.failure;
+        job.finished_at = Some(self.shared.now());
+        tracing::info!(job = %job.id, sandbox = %self.record.id, state = %job.state, "job");
+        writes.push(event::job_finished(job));
+        writes.push(Write::Job(Box::new(job.clone())));
+        self.shared.release_bundle(job);
+    }
+
+    /// A slow call has ended.
+    async fn done(&mut self, done: Done) {
+        match done {
+            Done::Step { step, took, result } => self.step_ended(step, took, result).await,
+            Done::Undo { step, took, result } => self.undo_ended(step, took, result),
+            Done::Power { change, result } => self.power_ended(change, result).await,
+            Done::Looked(seen) => self.looked(seen).await,
+        }
+        self.pending = true;
+    }
+
+    async fn step_ended(&mut self, step: Step, took: Duration, result: Result<Produced, StepError>) {
+        let fact = Write::Fact {
+            sandbox: self.record.id,
+            step: step.as_str().to_owned(),
+            undo: false,
+        };
+        match result {
+            Ok(Produced::Occupied(occupied)) => {
+                self.choose_again(occupied, took).await;
+            }
+            Ok(produced) => {
+                let mut extra = vec![fact, event::step(&self.record, step, false, took, &StepEnd::Done)];
+                extra.extend(self.keep(step, produced));
+                self.happen(&Event::StepDone(step), None, extra).await;
+            }
+            Err(StepError::Taken(failure)) if self.tried.len() < super::reserve::TRIES => {
+                self.tried.insert(self.record.vmid);
+                let failed = StepEnd::Failed(&failure.message);
+                let extra = vec![fact, event::step(&self.record, step, false, took, &failed)];
+                self.happen(&Event::VmidTaken, None, extra).await;
+            }
+            Err(StepError::Taken(failure) | StepError::Failed(failure)) => {
+                tracing::warn!(sandbox = %self.record.id, %step, %failure, "step failed");
+                let failed = StepEnd::Failed(&failure.message);
+                let extra = vec![event::step(&self.record, step, false, took, &failed)];
+                self.happen(&Event::StepFailed(failure), None, extra).await;
+            }
+        }
+    }
+
+    /// Keeps what a step made, and says what else must be recorded with it.
+    fn keep(&mut self, step: Step, produced: Produced) -> Option<Write> {
+        match produced {
+            Produced::Tap(tap) => self.tap = tap,
+            Produced::Token(token) => {
+                // A new token means a new guest: what an earlier one said no longer counts.
+                self.record.runner_key_sha256 = None;
+                self.record.acknowledged = false;
+                self.record.channel = None;
+                self.token = Some(token);
+                return self.token_write();
+            }
+            Produced::Nothing if step == Step::PowerOn => {
+                self.powered_on = Some(Instant::now());
+                self.record.powered_on_at = Some(self.shared.now());
+                self.enforced = Some(Trust::BootstrapOnly);
+                self.rebind = false;
+                let again = self.token_write();
+                self.token = None;
+                // The time to redeem counts from here; waiting for a turn to start must not eat it.
+                return again;
+            }
+            Produced::Nothing | Produced::Occupied(_) => {}
+        }
+        None
+    }
+
+    fn token_write(&self) -> Option<Write> {
+        let token = self.token.as_ref()?;
+        Some(Write::Token(agentlab_store::TokenRecord {
+            sha256: hex::encode(agentlab_protocol::session::sha256(token.expose())),
+            sandbox: self.record.id,
+            expires_at: self.shared.now() + self.shared.settings.token_ttl,
+        }))
+    }
+
+    /// Takes another VMID after the first turned out to be somebody else's.
+    async fn choose_again(&mut self, occupied: Vec<Vmid>, took: Duration) {
+        let Some(transition) = self
+            .state
+            .event(&Event::StepDone(Step::Reserve), self.record.keepalive)
+        else {
+            return;
+        };
+        let mut taken: std::collections::HashSet<Vmid> = occupied.into_iter().collect();
+        taken.extend(self.tried.iter().copied());
+        let (settings, mut record, mut job) = (
+            self.shared.settings.clone(),
+            self.record.clone(),
+            self.job.clone(),
+        );
+        let next = transition.next.clone();
+        let chosen = self.shared.store.reserve(move |live| {
+            let others: Vec<SandboxRecord> = live
+                .iter()
+                .filter(|other| other.id != record.id)
+                .cloned()
+                .collect();
+            record.vmid = super::reserve::free_vmid(&settings, &others, &taken)?;
+            next.write_to(&mut record);
+            let mut writes = vec![
+                Write::Sandbox(Box::new(record.clone())),
+                Write::Fact {
+                    sandbox: record.id,
+                    step: Step::Reserve.as_str().to_owned(),
+                    undo: false,
+                },
+                intent(&record, Step::Clone, false),
+                event::step(&record, Step::Reserve, false, took, &StepEnd::Done),
+            ];
+            if let Some(job) = job.as_mut() {
+                job.vmid = Some(record.vmid);
+                writes.push(Write::Job(Box::new(job.clone())));
+            }
+            Ok(((record, job), writes))
+        });
+        match chosen.await {
+            Ok(((record, job), _)) => {
+                self.adopt(record);
+                self.job = job;
+                self.state = transition.next;
+                self.pending = true;
+            }
+            Err(StoreError::Conflict(reason)) => {
+                let failure = super::perform::failure(
+                    agentlab_api::ErrorCode::LimitReached,
+                    Step::Reserve.as_str(),
+                    reason,
+                );
+                self.happen(&Event::StepFailed(failure), None, Vec::new()).await;
+            }
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    /// Begins a slow call. The caller has made sure that none is under way.
+    pub(crate) fn begin(&mut self, work: impl Future<Output = Done> + Send + 'static) {
+        self.work = Some(Box::pin(work));
+    }
+
+    /// Begins a forward step whose intent is recorded.
+    pub(crate) fn begin_step(&mut self, step: Step) {
+        let kit = Kit {
+            record: self.record.clone(),
+            token: self.token.clone(),
+            tap: self.tap.take(),
+        };
+        let shared = self.shared.clone();
+        self.begin(async move {
+            let began = Instant::now();
+            let result = super::perform::step(shared, step, kit).await;
+            Done::Step {
+                step,
+                took: began.elapsed(),
+                result,
+            }
+        });
+    }
+
+    /// Lets go of a step under way whose sandbox was given up meanwhile.
+    pub(crate) fn abandon(&mut self) {
+        if self.work.take().is_some() {
+            tracing::warn!(sandbox = %self.record.id, "gave up waiting for a call under way");
+        }
+        self.pending = true;
+    }
+}
+
+/// The step that a state begins, if any.
+fn begun(state: &State) -> Option<Step> {
+    match state {
+        State::Provisioning { at } => Some(*at),
+        State::Booting => Some(Step::AwaitGuest),
+        State::Requested
+        | State::Ready
+        | State::Running {
+            holder: Holder::Job(_) | Holder::Operator,
+        }
+        | State::Suspended { .. }
+        | State::Stopped
+        | State::TimedOut
+        | State::Unwinding { .. }
+        | State::Failed { .. }
+        | State::Destroyed => None,
+    }
+}
+
+/// An intent says all that is needed to find its effect again.
+pub(crate) fn intent(record: &SandboxRecord, step: Step, undo: bool) -> Write {
+    Write::Intent(Intent {
+        sandbox: record.id,
+        step: step.as_str().to_owned(),
+        undo,
+        detail: json!({"vmid": record.vmid, "stamp": stamp_of(record).to_string()}),
+    })
+}
+
+/// Resolves when the call under way does; never when there is none.
+async fn under_way(work: &mut Option<Work>) -> Done {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}

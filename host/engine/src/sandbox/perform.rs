@@ -1,0 +1,411 @@
+//! Does what a driver decided, each call with its own deadline. Nothing here touches a record: a future of this
+//! module can be dropped at any point, and everything it did can be done again.
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentlab_api::{ChannelKind, ErrorCode, Failure, Vmid};
+use agentlab_backend::{BackendError, CloneSpec, MacAddress, Machine, Nic, PowerOn, Shape, Stamp};
+use agentlab_protocol::secret::Secret32;
+use agentlab_protocol::seed::{Seed, SeedChannel};
+use agentlab_store::{SandboxRecord, Write};
+use tokio::time::{sleep, timeout};
+
+use super::step::{Seen, Step};
+use crate::port::{NetworkError, Port, Trust};
+use crate::shared::Shared;
+
+/// Changes of the packet policy are a netlink transaction: short, or something is wrong.
+const NETWORK: Duration = Duration::from_secs(15);
+/// A look at one machine.
+const LOOK: Duration = Duration::from_secs(30);
+/// Tries of a step whose answer was lost; every step is safe to repeat.
+const TRIES: u32 = 3;
+
+/// What a step made that later steps need. It lives in the driver's memory only.
+#[derive(Debug)]
+pub(crate) enum Produced {
+    Nothing,
+    /// VMIDs the hypervisor has.
+    Occupied(Vec<Vmid>),
+    Tap(Option<OwnedFd>),
+    Token(Secret32),
+}
+
+/// Why a step did not take effect.
+#[derive(Debug)]
+pub(crate) enum StepError {
+    /// The VMID is somebody else's; nothing of ours is there.
+    Taken(Failure),
+    Failed(Failure),
+}
+
+/// What a step works with.
+#[derive(Debug)]
+pub(crate) struct Kit {
+    pub(crate) record: SandboxRecord,
+    pub(crate) token: Option<Secret32>,
+    pub(crate) tap: Option<OwnedFd>,
+}
+
+/// The stamp of a sandbox's machine.
+pub(crate) fn stamp_of(record: &SandboxRecord) -> Stamp {
+    Stamp {
+        sandbox: record.id,
+        nonce: record.nonce.clone(),
+    }
+}
+
+pub(crate) fn port_of(record: &SandboxRecord) -> Port {
+    Port {
+        vmid: record.vmid,
+        mac: MacAddress(record.mac),
+        address: record.address,
+    }
+}
+
+/// The whole chain of causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+pub(crate) fn failure(code: ErrorCode, stage: &str, message: impl Into<String>) -> Failure {
+    Failure {
+        code,
+        stage: stage.to_owned(),
+        message: message.into(),
+        hint: None,
+    }
+}
+
+pub(crate) fn backend_failure(stage: &str, error: &BackendError) -> Failure {
+    let (code, hint) = match error {
+        BackendError::Unreachable { .. } | BackendError::TimedOut { .. } => {
+            (ErrorCode::BackendUnreachable, None)
+        }
+        BackendError::Template { hint, .. } => (ErrorCode::TemplateUnavailable, hint.clone()),
+        BackendError::Refused { hint, .. } => (ErrorCode::BackendFailed, hint.clone()),
+        BackendError::NoSuchMachine { .. }
+        | BackendError::Conflict { .. }
+        | BackendError::NotOurs { .. }
+        | BackendError::Storage { .. }
+        | BackendError::Unsupported { .. } => (ErrorCode::BackendFailed, None),
+    };
+    Failure {
+        hint,
+        ..failure(code, stage, chain(error))
+    }
+}
+
+pub(crate) fn network_failure(stage: &str, error: &NetworkError) -> Failure {
+    failure(ErrorCode::NetworkUnenforced, stage, error.to_string())
+}
+
+/// Does one step. The deadline covers one try.
+pub(crate) async fn step(shared: Arc<Shared>, step: Step, kit: Kit) -> Result<Produced, StepError> {
+    let record = kit.record.clone();
+    let mut kit = kit;
+    let mut tries = 1;
+    loop {
+        let deadline = step.deadline(&shared.settings);
+        let error = match timeout(deadline, once(&shared, step, &mut kit)).await {
+            Ok(Ok(produced)) => return Ok(produced),
+            Ok(Err(StepTrouble::Backend(error))) if error.is_transient() && tries < TRIES => {
+                tracing::warn!(sandbox = %record.id, %step, tries, error = %chain(&error), "answer lost, repeating");
+                tries += 1;
+                sleep(shared.settings.teardown_retry_first).await;
+                continue;
+            }
+            Ok(Err(StepTrouble::Backend(error @ BackendError::Conflict { .. }))) if step == Step::Clone => {
+                return Err(StepError::Taken(backend_failure(step.as_str(), &error)));
+            }
+            Ok(Err(StepTrouble::Backend(error))) => backend_failure(step.as_str(), &error),
+            Ok(Err(StepTrouble::Network(error))) => network_failure(step.as_str(), &error),
+            Ok(Err(StepTrouble::Own(reason))) => failure(ErrorCode::Internal, step.as_str(), reason),
+            Err(_) => failure(
+                ErrorCode::BackendUnreachable,
+                step.as_str(),
+                format!("{step} of VM {} did not end within {:?}", record.vmid, deadline),
+            ),
+        };
+        return Err(StepError::Failed(error));
+    }
+}
+
+enum StepTrouble {
+    Backend(BackendError),
+    Network(NetworkError),
+    Own(String),
+}
+
+impl From<BackendError> for StepTrouble {
+    fn from(error: BackendError) -> Self {
+        Self::Backend(error)
+    }
+}
+
+impl From<NetworkError> for StepTrouble {
+    fn from(error: NetworkError) -> Self {
+        Self::Network(error)
+    }
+}
+
+async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, StepTrouble> {
+    let record = &kit.record;
+    let stamp = stamp_of(record);
+    match step {
+        Step::Reserve => {
+            let machines = shared.backend.list().await?;
+            return Ok(Produced::Occupied(
+                machines.into_iter().map(|machine| machine.vmid).collect(),
+            ));
+        }
+        Step::Clone => {
+            let spec = CloneSpec {
+                vmid: record.vmid,
+                template: record.profile.template_vmid,
+                name: record.name.clone(),
+                stamp,
+            };
+            shared.backend.clone_template(&spec).await?;
+        }
+        Step::Configure => {
+            let shape = Shape {
+                cores: record.profile.resources.cores,
+                memory_mb: record.profile.resources.memory_mb,
+                root_size_gb: record.profile.storage.root_size_gb,
+                mac: MacAddress(record.mac),
+            };
+            shared.backend.configure(record.vmid, &stamp, &shape).await?;
+        }
+        // A profile cannot name a workspace yet, so there is none to attach; the step keeps its place in the journal.
+        Step::AttachWorkspace | Step::AwaitGuest => {}
+        Step::BindNetwork => {
+            let tap = shared.network.attach(&port_of(record)).await?;
+            return Ok(Produced::Tap(tap));
+        }
+        Step::IssueToken => {
+            let mut bytes = [0u8; 32];
+            getrandom::fill(&mut bytes)
+                .map_err(|error| StepTrouble::Own(format!("The kernel gave no random bytes: {error}")))?;
+            return Ok(Produced::Token(Secret32::new(bytes)));
+        }
+        Step::Seed => {
+            let token = kit
+                .token
+                .as_ref()
+                .ok_or_else(|| StepTrouble::Own("There is no token".to_owned()))?;
+            let bytes = seed(shared, record, token.clone()).encode();
+            let bytes = bytes.map_err(|error| StepTrouble::Own(error.to_string()))?;
+            shared.backend.place_seed(record.vmid, &stamp, &bytes).await?;
+        }
+        Step::PowerOn => power_on(shared, kit, &stamp).await?,
+    }
+    Ok(Produced::Nothing)
+}
+
+/// Attaching again seals again, so the order holds on every repetition: cable, then trust, then power.
+async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), StepTrouble> {
+    let vmid = kit.record.vmid;
+    let tap = match kit.tap.take() {
+        Some(tap) => Some(tap),
+        None => shared.network.attach(&port_of(&kit.record)).await?,
+    };
+    shared.network.set_trust(vmid, Trust::BootstrapOnly).await?;
+    shared
+        .backend
+        .power_on(
+            vmid,
+            stamp,
+            PowerOn {
+                nic: Some(Nic { tap }),
+            },
+        )
+        .await?;
+    Ok(())
+}
+
+fn seed(shared: &Shared, record: &SandboxRecord, token: Secret32) -> Seed {
+    let settings = &shared.settings;
+    let channels = shared
+        .channels_of(&record.profile)
+        .into_iter()
+        .map(|channel| match channel {
+            ChannelKind::Serial => SeedChannel::Serial,
+            ChannelKind::Vsock => SeedChannel::Vsock,
+            ChannelKind::Tls => SeedChannel::Tls,
+        });
+    Seed {
+        vmid: record.vmid.into(),
+        sandbox: *record.id.as_bytes(),
+        hostname: record.name.clone(),
+        address: record.address,
+        prefix: settings.subnet.1,
+        gateway: settings.gateway,
+        bootstrap: settings.bootstrap,
+        artifacts: settings.artifacts,
+        token,
+        spki_sha256: settings.spki_sha256,
+        channels: channels.collect(),
+        clock: u64::try_from(shared.now().as_second()).unwrap_or(0),
+    }
+}
+
+/// Undoes one step. Absent is success, and so is what turns out to be somebody else's: nothing of ours is there.
+pub(crate) async fn undo(shared: Arc<Shared>, step: Step, record: SandboxRecord) -> Result<(), String> {
+    let deadline = step.undo_deadline(&shared.settings);
+    match timeout(deadline, undo_once(&shared, step, &record)).await {
+        Ok(done) => done,
+        Err(_) => Err(format!("no answer within {deadline:?}")),
+    }
+}
+
+async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Result<(), String> {
+    let stamp = stamp_of(record);
+    match step {
+        Step::PowerOn => {
+            if let Err(error) = within_network(shared.network.set_trust(record.vmid, Trust::Sealed)).await {
+                // The plug is pulled next, which seals it better.
+                tracing::warn!(sandbox = %record.id, %error, "could not seal before power-off");
+            }
+            gone_is_fine(record, shared.backend.power_off(record.vmid, &stamp).await)
+        }
+        Step::Clone => gone_is_fine(record, shared.backend.destroy(record.vmid, &stamp).await),
+        Step::BindNetwork => shared
+            .network
+            .detach(record.vmid)
+            .await
+            .map_err(|error| error.to_string()),
+        Step::IssueToken => {
+            let forget = vec![Write::ForgetTokens(record.id)];
+            shared
+                .store
+                .commit(forget)
+                .await
+                .map(drop)
+                .map_err(|error| chain(&error))
+        }
+        Step::Seed => gone_is_fine(record, shared.backend.remove_seed(record.vmid, &stamp).await),
+        Step::Reserve | Step::Configure | Step::AttachWorkspace | Step::AwaitGuest => Ok(()),
+    }
+}
+
+fn gone_is_fine(record: &SandboxRecord, result: Result<(), BackendError>) -> Result<(), String> {
+    match result {
+        Ok(()) | Err(BackendError::NoSuchMachine { .. }) => Ok(()),
+        Err(error @ BackendError::NotOurs { .. }) => {
+            tracing::warn!(sandbox = %record.id, vmid = %record.vmid, error = %chain(&error), "left alone");
+            Ok(())
+        }
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+/// What an undo leaves when it fails, in words.
+pub(crate) fn left(step: Step, record: &SandboxRecord, reason: &str) -> String {
+    let what = match step {
+        Step::PowerOn => format!("VM {} is still powered on", record.vmid),
+        Step::Clone => format!("VM {} with its disks", record.vmid),
+        Step::BindNetwork => format!("network port of VM {}", record.vmid),
+        Step::IssueToken => "bootstrap token".to_owned(),
+        Step::Seed => format!("seed of VM {}", record.vmid),
+        Step::Reserve | Step::Configure | Step::AttachWorkspace | Step::AwaitGuest => step.to_string(),
+    };
+    format!("{what}: {reason}")
+}
+
+/// Sets how far the network trusts a sandbox. After a restart the cable may have to be bound anew.
+pub(crate) async fn enforce(
+    shared: &Shared,
+    record: &SandboxRecord,
+    trust: Trust,
+    rebind: bool,
+) -> Result<(), NetworkError> {
+    if rebind
+        && !within_network(shared.network.attached())
+            .await?
+            .contains(&record.vmid)
+    {
+        // The machine holds its own descriptor of the cable; this one is only for making it.
+        drop(within_network(shared.network.attach(&port_of(record))).await?);
+    }
+    within_network(shared.network.set_trust(record.vmid, trust)).await
+}
+
+async fn within_network<T>(call: impl Future<Output = Result<T, NetworkError>>) -> Result<T, NetworkError> {
+    timeout(NETWORK, call).await.unwrap_or_else(|_| {
+        Err(NetworkError::Unenforced {
+            action: "apply",
+            reason: format!("no answer within {NETWORK:?}"),
+        })
+    })
+}
+
+/// Power changes outside of provisioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PowerChange {
+    Off,
+    Suspend,
+    Resume,
+}
+
+pub(crate) async fn power(
+    shared: Arc<Shared>,
+    change: PowerChange,
+    record: SandboxRecord,
+) -> Result<(), BackendError> {
+    let stamp = stamp_of(&record);
+    let deadline = Step::PowerOn.undo_deadline(&shared.settings);
+    let call = async {
+        match change {
+            PowerChange::Off => shared.backend.power_off(record.vmid, &stamp).await,
+            PowerChange::Suspend => shared.backend.suspend(record.vmid, &stamp).await,
+            PowerChange::Resume => shared.backend.resume(record.vmid, &stamp).await,
+        }
+    };
+    timeout(deadline, call).await.unwrap_or_else(|_| {
+        Err(BackendError::TimedOut {
+            action: "power",
+            vmid: record.vmid,
+            seconds: deadline.as_secs(),
+        })
+    })
+}
+
+/// Looks at the machine. Only an answer concludes anything.
+pub(crate) async fn look(shared: Arc<Shared>, record: SandboxRecord) -> Seen {
+    let stamp = stamp_of(&record);
+    match timeout(LOOK, shared.backend.inspect(record.vmid)).await {
+        Ok(Ok(found)) => seen(found.as_ref(), &stamp),
+        Ok(Err(BackendError::NoSuchMachine { .. })) => Seen::Absent,
+        Ok(Err(error)) => {
+            tracing::debug!(sandbox = %record.id, error = %chain(&error), "look answered nothing");
+            Seen::Unknown
+        }
+        Err(_) => Seen::Unknown,
+    }
+}
+
+/// What a machine's record says of ours. One whose stamp cannot be read may be anything.
+pub(crate) fn seen(found: Option<&Machine>, stamp: &Stamp) -> Seen {
+    match found {
+        None => Seen::Absent,
+        Some(machine) => match &machine.stamp {
+            None => Seen::Unknown,
+            Some(other) if other != stamp => Seen::Absent,
+            Some(_) => match machine.power {
+                agentlab_backend::Power::Stopped => Seen::Stopped,
+                agentlab_backend::Power::Running | agentlab_backend::Power::Suspended => Seen::Running,
+            },
+        },
+    }
+}

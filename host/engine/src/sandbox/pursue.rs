@@ -1,0 +1,441 @@
+//! What a driver does for the state it is in, and what it makes of looks, clocks and requests.
+
+use agentlab_api::{ErrorCode, JobState, Problem};
+use agentlab_backend::BackendError;
+use agentlab_store::{JobRecord, SandboxRecord, StoreError, Write};
+use tokio::time::Instant;
+
+use super::clocks::Due;
+use super::driver::{Done, Driver, JobEnd};
+use super::inbox::Message;
+use super::machine::{Event, Holder, Request, State, Verdict};
+use super::perform::{PowerChange, chain, failure};
+use super::step::{Resume, Seen, Step, resume};
+use crate::event;
+use crate::lease::{self, Lease};
+
+impl Driver {
+    /// Does, or begins, what the state asks for. Safe to call at any time.
+    pub(crate) async fn pursue(&mut self) {
+        if std::mem::take(&mut self.look_wanted) {
+            self.look();
+        }
+        match self.state.clone() {
+            State::Requested => {
+                self.happen(&Event::StepDone(Step::Reserve), None, Vec::new())
+                    .await;
+            }
+            State::Provisioning { .. } if self.work.is_some() || self.clocks.is_waiting() => {}
+            // Whether it runs must be known first.
+            State::Provisioning { .. } if self.resumed => self.look(),
+            State::Provisioning { at } => self.begin_step(at),
+            State::Booting | State::Ready | State::Running { .. } | State::Failed { kept: true, .. } => {
+                self.watch_machine();
+                self.enforce().await;
+                if self.thaw {
+                    self.power(PowerChange::Resume);
+                }
+            }
+            State::Suspended { .. } => {
+                self.watch_machine();
+                self.enforce().await;
+                self.power(PowerChange::Suspend);
+            }
+            State::Stopped | State::TimedOut => {
+                self.enforce().await;
+                self.power(PowerChange::Off);
+            }
+            State::Unwinding { .. } => self.pursue_unwinding().await,
+            State::Failed { kept: false, .. } => {
+                // Kept to be read, until its lease is over.
+                let expires = self.record.lease_expires_at;
+                self.clocks
+                    .keep_lease(Lease::begin(expires, true, self.shared.now(), Instant::now()));
+            }
+            State::Destroyed => {}
+        }
+    }
+
+    /// Lets the network trust the guest as far as its state says. A guest that cannot be confined is ended.
+    async fn enforce(&mut self) {
+        let trust = self.state.trust(self.record.profile.network.mode);
+        if self.enforced == Some(trust) {
+            return;
+        }
+        match super::perform::enforce(&self.shared, &self.record, trust, self.rebind).await {
+            Ok(()) => {
+                self.enforced = Some(trust);
+                self.rebind = false;
+            }
+            Err(error) => {
+                let cause = super::perform::network_failure("Enforce", &error);
+                tracing::error!(sandbox = %self.record.id, %cause, "trust could not be set");
+                match self.apply(&Event::StepFailed(cause), None, Vec::new()).await {
+                    Ok(true) => {}
+                    Ok(false) => self.clocks.retry_after(self.shared.settings.teardown_retry_first),
+                    Err(error) => self.store_failed(&error),
+                }
+            }
+        }
+    }
+
+    fn power(&mut self, change: PowerChange) {
+        if self.work.is_some() || self.clocks.is_waiting() || self.powered == Some(change) {
+            return;
+        }
+        let (shared, record) = (self.shared.clone(), self.record.clone());
+        self.begin(async move {
+            Done::Power {
+                change,
+                result: super::perform::power(shared, change, record).await,
+            }
+        });
+    }
+
+    pub(crate) async fn power_ended(&mut self, change: PowerChange, result: Result<(), BackendError>) {
+        match result {
+            Ok(()) | Err(BackendError::NoSuchMachine { .. }) => {
+                self.powered = Some(change);
+                if change == PowerChange::Off {
+                    self.tasks.abort_all();
+                    let cause = failure(ErrorCode::SandboxLost, "Stop", "Its machine was powered off");
+                    self.happen(&Event::MachineStopped(cause), None, Vec::new()).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(sandbox = %self.record.id, ?change, error = %chain(&error), "trying again");
+                self.clocks.retry_after(self.shared.settings.teardown_retry_max);
+            }
+        }
+    }
+
+    /// Asks the hypervisor what has become of the machine, unless a slow call is under way anyway.
+    fn look(&mut self) {
+        let looks = self.state.is_up() || self.state == State::Stopped || self.resumed;
+        if self.work.is_some() || !looks {
+            return;
+        }
+        let (shared, record) = (self.shared.clone(), self.record.clone());
+        self.begin(async move { Done::Looked(super::perform::look(shared, record).await) });
+    }
+
+    pub(crate) async fn looked(&mut self, seen: Seen) {
+        if std::mem::take(&mut self.resumed) && self.resume_with(seen).await {
+            return;
+        }
+        let stage = self.progress.stage(&self.state);
+        let vmid = self.record.vmid;
+        match seen {
+            Seen::Running | Seen::Unknown => {}
+            Seen::Stopped => {
+                let cause = failure(
+                    ErrorCode::SandboxLost,
+                    &stage,
+                    format!("VM {vmid} stopped by itself"),
+                );
+                self.tasks.abort_all();
+                self.happen(&Event::MachineStopped(cause), None, Vec::new()).await;
+            }
+            Seen::Absent => {
+                let cause = failure(
+                    ErrorCode::SandboxLost,
+                    &stage,
+                    format!("VM {vmid} is gone from the back end"),
+                );
+                self.tasks.abort_all();
+                self.happen(&Event::MachineGone(cause), None, Vec::new()).await;
+            }
+        }
+    }
+
+    /// Takes up what an earlier process had begun.
+    pub(crate) async fn take_up(&mut self) {
+        match self.state.clone() {
+            State::Provisioning { at: Step::PowerOn } => self.look(),
+            State::Provisioning { at } => {
+                let open = match self.shared.store.open_intents(self.record.id).await {
+                    Ok(intents) => intents
+                        .iter()
+                        .any(|intent| !intent.undo && intent.step == at.as_str()),
+                    // Repeating a step that is done is harmless.
+                    Err(_) => true,
+                };
+                self.resumed = false;
+                if let Resume::Run(step) = resume(at, open, Seen::Unknown) {
+                    self.go_on_from(step).await;
+                }
+            }
+            State::Booting
+            | State::Ready
+            | State::Running { .. }
+            | State::Suspended { .. }
+            | State::Failed { kept: true, .. } => {
+                self.resumed = false;
+                self.clocks.entered(&self.state, &self.shared.settings, None);
+                if let Some(job) = self.job.clone().filter(|job| job.started_at.is_some()) {
+                    self.clocks.job_begins(&job, &self.record, &self.shared);
+                }
+                // The guest may speak before the hypervisor does; trust follows the look.
+                self.watch_machine();
+                self.look();
+            }
+            State::Requested
+            | State::Stopped
+            | State::TimedOut
+            | State::Unwinding { .. }
+            | State::Failed { kept: false, .. }
+            | State::Destroyed => {
+                self.resumed = false;
+                self.pending = true;
+            }
+        }
+    }
+
+    /// The first look after a restart. True when it decided everything.
+    async fn resume_with(&mut self, seen: Seen) -> bool {
+        match self.state.clone() {
+            State::Provisioning { at } => match resume(at, true, seen) {
+                Resume::Run(step) => self.go_on_from(step).await,
+                Resume::Await => {
+                    let fact = Write::Fact {
+                        sandbox: self.record.id,
+                        step: at.as_str().to_owned(),
+                        undo: false,
+                    };
+                    self.happen(&Event::StepDone(at), None, vec![fact]).await;
+                }
+                Resume::Off | Resume::Gone => {
+                    let cause = failure(
+                        ErrorCode::SandboxLost,
+                        at.as_str(),
+                        "Its machine went away over a restart",
+                    );
+                    self.happen(&Event::StepFailed(cause), None, Vec::new()).await;
+                }
+                Resume::LookAgain => {
+                    self.resumed = true;
+                    self.clocks.retry_after(self.shared.settings.teardown_retry_first);
+                }
+            },
+            State::Requested
+            | State::Booting
+            | State::Ready
+            | State::Running { .. }
+            | State::Suspended { .. }
+            | State::Stopped
+            | State::TimedOut
+            | State::Unwinding { .. }
+            | State::Failed { .. }
+            | State::Destroyed => return false,
+        }
+        true
+    }
+
+    /// Sets the cursor to a step that is begun, again perhaps.
+    async fn go_on_from(&mut self, step: Step) {
+        let next = State::Provisioning { at: step };
+        let effects = next.effects();
+        let transition = super::machine::Transition { next, effects };
+        if let Err(error) = self.enter(transition, None, Vec::new()).await {
+            self.store_failed(&error);
+        }
+    }
+
+    /// A clock has run out. What could not be recorded comes due again.
+    pub(crate) async fn tick(&mut self) {
+        let settings = self.shared.settings.clone();
+        for due in self.clocks.due(Instant::now(), &settings) {
+            let recorded = match due {
+                Due::Retry => {
+                    self.pending = true;
+                    true
+                }
+                Due::Abandon => {
+                    self.abandon();
+                    true
+                }
+                Due::Lease => {
+                    self.lease_due().await;
+                    true
+                }
+                Due::Boot => {
+                    let seconds = settings.boot_timeout.as_secs();
+                    let text = format!("The guest did not answer within {seconds} s of power-on");
+                    let mut cause = failure(ErrorCode::GuestSilent, Step::AwaitGuest.as_str(), text);
+                    cause.hint =
+                        Some("see the guest's console; on a slow host raise the boot timeout".to_owned());
+                    self.happen(&Event::StepFailed(cause), None, Vec::new()).await
+                }
+                Due::Silence => {
+                    let seconds = settings.heartbeat_silence.as_secs();
+                    let text = format!("The guest fell silent: nothing was heard for {seconds} s");
+                    let cause = failure(ErrorCode::SandboxLost, &self.progress.stage(&self.state), text);
+                    self.happen(&Event::GuestLost(cause), None, Vec::new()).await
+                }
+                Due::JobDeadline => {
+                    let text = "The guest did not end its job in time, so the host did";
+                    self.end_job(JobState::Timeout, ErrorCode::AgentTimeout, text)
+                        .await
+                }
+                Due::Cancel => {
+                    let text = "Cancelled by an operator; the guest did not end in time, so the host did";
+                    self.end_job(JobState::Cancelled, ErrorCode::Cancelled, text)
+                        .await
+                }
+            };
+            if !recorded {
+                self.clocks.again(due, super::driver::STORE_RETRY);
+            }
+        }
+    }
+
+    async fn end_job(&mut self, state: JobState, code: ErrorCode, text: &str) -> bool {
+        let cause = failure(code, &self.progress.stage(&self.state), text);
+        let end = JobEnd {
+            state,
+            outcome: None,
+            failure: Some(cause),
+        };
+        self.happen(&Event::JobEnded, Some(end), Vec::new()).await
+    }
+
+    async fn lease_due(&mut self) {
+        match self.clocks.lease.due(Instant::now()) {
+            lease::Due::Nothing => {}
+            lease::Due::Warn { left } => {
+                let mut record = self.record.clone();
+                record.lease_warned = true;
+                let writes = vec![
+                    event::lease_expiring(&record, left),
+                    Write::Sandbox(Box::new(record.clone())),
+                ];
+                self.clocks.lease.warned();
+                match self.shared.store.commit(writes).await {
+                    Ok(_) => self.adopt(record),
+                    Err(error) => self.store_failed(&error),
+                }
+            }
+            lease::Due::Expired => {
+                let cause = failure(
+                    ErrorCode::AgentTimeout,
+                    "Lease",
+                    "The lease of its sandbox ran out",
+                );
+                let end = JobEnd {
+                    state: JobState::Timeout,
+                    outcome: None,
+                    failure: Some(cause),
+                };
+                let end = self.job.is_some().then_some(end);
+                match self.apply(&Event::LeaseExpired, end, Vec::new()).await {
+                    Ok(true) => {}
+                    Ok(false) => self.clocks.lease.over(),
+                    Err(error) => {
+                        self.clocks
+                            .lease
+                            .put_off(self.shared.settings.teardown_retry_first);
+                        self.store_failed(&error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One message of the inbox.
+    pub(crate) async fn receive(&mut self, message: Message) {
+        match message {
+            Message::Request { request, reply } => drop(reply.send(self.requested(&request).await)),
+            Message::Cancel { reply } => drop(reply.send(self.cancel().await)),
+            Message::Look => {
+                self.look_wanted = true;
+                self.pending = true;
+            }
+            Message::Redeem { redemption, reply } => drop(reply.send(self.redeem(redemption).await)),
+            Message::Acknowledge { reply } => drop(reply.send(self.acknowledge().await)),
+            Message::Heartbeat { beat, reply } => drop(reply.send(self.heartbeat(&beat).await)),
+            Message::Heard => self.clocks.heard(&self.shared.settings),
+            Message::Logs { batch, reply } => drop(reply.send(self.logs(batch).await)),
+            Message::Stored { artifact, reply } => drop(reply.send(self.stored(artifact).await)),
+            Message::Report { report, reply } => drop(reply.send(self.report(*report).await)),
+        }
+    }
+
+    async fn requested(&mut self, request: &Request) -> Result<SandboxRecord, Problem> {
+        match self.state.request(request) {
+            Verdict::AlreadySo => {}
+            Verdict::Moved(transition) => {
+                self.enter(transition, None, Vec::new())
+                    .await
+                    .map_err(|error| unrecorded(&error))?;
+            }
+            Verdict::Refused(refusal) => {
+                return Err(Problem::new(ErrorCode::StateConflict, refusal.to_string())
+                    .with_hint(format!("allowed now: {}", refusal.allowed.join(", "))));
+            }
+        }
+        Ok(self.record.clone())
+    }
+
+    /// Ends a job that nobody began; asks a guest that works on one.
+    async fn cancel(&mut self) -> Result<JobRecord, Problem> {
+        let Some(job) = self.job.clone() else {
+            return Err(Problem::new(
+                ErrorCode::StateConflict,
+                "Its job has ended already",
+            ));
+        };
+        let held = matches!(
+            &self.state,
+            State::Running {
+                holder: Holder::Job(_)
+            }
+        );
+        if held {
+            if job.cancel_requested {
+                return Ok(job);
+            }
+            let job = JobRecord {
+                cancel_requested: true,
+                ..job
+            };
+            let commit = self
+                .shared
+                .store
+                .commit(vec![Write::Job(Box::new(job.clone()))])
+                .await;
+            commit.map_err(|error| unrecorded(&error))?;
+            self.clocks.cancel_requested(&self.shared.settings);
+            self.job = Some(job.clone());
+            return Ok(job);
+        }
+        let cause = failure(
+            ErrorCode::Cancelled,
+            &self.record.cursor,
+            "Cancelled by an operator before it began",
+        );
+        let end = JobEnd {
+            state: JobState::Cancelled,
+            outcome: None,
+            failure: Some(cause),
+        };
+        self.apply(&Event::JobEnded, Some(end), Vec::new())
+            .await
+            .map_err(|error| unrecorded(&error))?;
+        let ended = self
+            .shared
+            .store
+            .job(&job.id)
+            .await
+            .map_err(|error| unrecorded(&error))?;
+        Ok(ended.unwrap_or(job))
+    }
+}
+
+/// The request was not recorded, and so nothing of it was done.
+pub(crate) fn unrecorded(error: &StoreError) -> Problem {
+    Problem::new(
+        ErrorCode::Internal,
+        format!("The request could not be recorded: {}", chain(error)),
+    )
+    .with_hint("nothing was done; the daemon's log has more")
+}

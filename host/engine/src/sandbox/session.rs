@@ -1,0 +1,388 @@
+//! What a driver makes of its guest's words.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use agentlab_api::{ErrorCode, InnerSandbox, JobState, LogStream, RepositorySource};
+use agentlab_protocol::message::{
+    Heartbeat, HeartbeatAnswer, JobOrder, Limits, LogBatch, Order, Phase, RedeemAnswer, Report, Repository,
+    Stream,
+};
+use agentlab_protocol::session::{derive, encode_secret};
+use agentlab_store::{ArtifactRecord, JobRecord, StoreError, Write};
+use tokio::time::Instant;
+
+use super::clocks::host_deadline;
+use super::driver::Driver;
+use super::inbox::Redemption;
+use super::machine::{Event, State};
+use super::perform::{chain, failure};
+use super::step::Step;
+use crate::event::{self, StepEnd};
+use crate::guest::{GuestRefusal, within_quota};
+use crate::report;
+
+/// Phase changes of one job that make an event; a guest that flaps is not worth more.
+const PROGRESS_EVENTS: u32 = 200;
+/// How often a mere sign of life is written down.
+const HEARD_EVERY: Duration = Duration::from_secs(30);
+const PIECES: usize = 10_000;
+const PIECE_BYTES: usize = 256 << 10;
+
+/// What the guest said it is busy with.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    phase: Option<Phase>,
+    told: u32,
+    written: Option<Instant>,
+    /// Somebody tried a dead token with another key, and the alarm was given.
+    alarmed: bool,
+}
+
+impl Progress {
+    /// Where something went wrong, as well as the host can tell.
+    pub(crate) fn stage(&self, state: &State) -> String {
+        match (state, self.phase) {
+            (State::Running { .. }, Some(phase)) => report::stage_of(phase).to_owned(),
+            (State::Running { .. } | State::Ready, None) => "Running".to_owned(),
+            (State::Provisioning { at }, _) => at.as_str().to_owned(),
+            (State::Booting, _) => Step::AwaitGuest.as_str().to_owned(),
+            (other, _) => other.shown().as_str().to_owned(),
+        }
+    }
+}
+
+impl Driver {
+    /// The rules of redemption. Every refusal looks the same outside.
+    pub(crate) async fn redeem(&mut self, redemption: Redemption) -> Result<RedeemAnswer, GuestRefusal> {
+        let may = matches!(
+            self.state,
+            State::Provisioning { at: Step::PowerOn } | State::Booting | State::Ready | State::Running { .. }
+        );
+        let token = self
+            .shared
+            .store
+            .token(&redemption.token_sha256)
+            .await
+            .map_err(|error| later(&error))?;
+        let Some(token) = token.filter(|token| may && token.sandbox == self.record.id) else {
+            return Err(GuestRefusal::Unauthorized);
+        };
+        let key = hex::encode(redemption.key_sha256);
+        match self.record.runner_key_sha256.as_deref() {
+            None if token.expires_at <= self.shared.now() => Err(GuestRefusal::Unauthorized),
+            None if matches!(self.state, State::Ready | State::Running { .. }) => {
+                Err(GuestRefusal::Unauthorized)
+            }
+            None => self.first_redemption(&redemption, key).await,
+            // A lost answer must not kill a job: the same key gets the same answer until it is acknowledged.
+            Some(known) if known == key && !self.record.acknowledged => {
+                Ok(self.answer(&redemption.key_sha256))
+            }
+            Some(known) if known == key => Err(GuestRefusal::Unauthorized),
+            Some(_) => self.second_key().await,
+        }
+    }
+
+    async fn first_redemption(
+        &mut self,
+        redemption: &Redemption,
+        key: String,
+    ) -> Result<RedeemAnswer, GuestRefusal> {
+        let now = self.shared.now();
+        let before = self.record.clone();
+        self.record.runner_key_sha256 = Some(key);
+        self.record.acknowledged = false;
+        self.record.runner_version = Some(report::clean_line(&redemption.runner_version, 64));
+        self.record.channel = Some(redemption.channel);
+        self.record.last_heard_at = Some(now);
+        let took = self.powered_on.map(|began| began.elapsed()).unwrap_or_default();
+        let mut writes = vec![
+            Write::Fact {
+                sandbox: self.record.id,
+                step: Step::AwaitGuest.as_str().to_owned(),
+                undo: false,
+            },
+            event::redeemed(&self.record),
+            event::step(&self.record, Step::AwaitGuest, false, took, &StepEnd::Done),
+        ];
+        let job = self.job.clone().map(|job| JobRecord {
+            state: JobState::Running,
+            started_at: Some(now),
+            channel: Some(redemption.channel),
+            ..job
+        });
+        if let Some(job) = &job {
+            writes.push(Write::Job(Box::new(job.clone())));
+            writes.push(event::job_started(job));
+        }
+        let up = Event::GuestUp(job.as_ref().map(|job| job.id.clone()));
+        let earlier = std::mem::replace(&mut self.job, job);
+        match self.apply(&up, None, writes).await {
+            Ok(true) => {}
+            Ok(false) => return Err(GuestRefusal::Unauthorized),
+            Err(error) => {
+                self.record = before;
+                self.job = earlier;
+                return Err(later(&error));
+            }
+        }
+        if let Some(job) = self.job.clone() {
+            tracing::info!(job = %job.id, sandbox = %self.record.id, state = %job.state, "job");
+            self.clocks.job_begins(&job, &self.record, &self.shared);
+        }
+        // The guest goes to work on this answer: its network must stand before.
+        self.pending = false;
+        self.pursue().await;
+        if self.state.is_up() && !matches!(self.state, State::Failed { .. }) {
+            Ok(self.answer(&redemption.key_sha256))
+        } else {
+            Err(GuestRefusal::Unavailable(
+                "the sandbox is being taken down".to_owned(),
+            ))
+        }
+    }
+
+    /// Two parties hold the token. Nothing that either says counts any more.
+    async fn second_key(&mut self) -> Result<RedeemAnswer, GuestRefusal> {
+        if self.record.acknowledged {
+            if !std::mem::replace(&mut self.progress.alarmed, true) {
+                let text = format!(
+                    "A redeemed token of sandbox {} was presented with another key",
+                    self.record.vmid
+                );
+                let told = self
+                    .shared
+                    .store
+                    .commit(vec![event::alarm(&self.record, text)])
+                    .await;
+                told.map_err(|error| later(&error))?;
+            }
+            return Err(GuestRefusal::Unauthorized);
+        }
+        let text = format!(
+            "The token of sandbox {} was redeemed with two keys: it is in foreign hands",
+            self.record.vmid
+        );
+        tracing::error!(sandbox = %self.record.id, "{text}");
+        let before = self.record.clone();
+        self.record.runner_key_sha256 = None;
+        let writes = vec![
+            Write::ForgetTokens(self.record.id),
+            event::alarm(&self.record, text.clone()),
+        ];
+        let cause = failure(ErrorCode::SandboxLost, Step::AwaitGuest.as_str(), text);
+        if let Err(error) = self.apply(&Event::GuestLost(cause), None, writes).await {
+            self.record = before;
+            return Err(later(&error));
+        }
+        Err(GuestRefusal::Unauthorized)
+    }
+
+    fn answer(&self, key_sha256: &[u8; 32]) -> RedeemAnswer {
+        let settings = &self.shared.settings;
+        let rules = &self.record.profile.artifacts;
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
+        RedeemAnswer {
+            session: encode_secret(&derive(
+                &self.shared.host_key,
+                self.record.id.as_bytes(),
+                key_sha256,
+            )),
+            order: self
+                .job
+                .as_ref()
+                .map_or(Order::Hold, |job| Order::Job(self.order(job))),
+            git: None,
+            environment: BTreeMap::new(),
+            authorized_keys: settings.authorized_keys.clone(),
+            limits: Limits {
+                max_file_bytes: rules.max_file_bytes,
+                max_total_bytes: rules.max_total_bytes,
+                max_files: rules.max_files,
+                max_log_bytes: settings.max_log_bytes,
+            },
+            heartbeat_seconds: seconds(settings.heartbeat_interval),
+        }
+    }
+
+    fn order(&self, job: &JobRecord) -> JobOrder {
+        let behavior = &self.record.profile.behavior;
+        let grace = self.shared.settings.kill_grace.as_secs();
+        JobOrder {
+            job: job.id.to_string(),
+            repository: match &job.repository {
+                RepositorySource::Url { url } => Repository::Url { url: url.clone() },
+                RepositorySource::Bundle { sha256, .. } => Repository::Bundle {
+                    sha256: sha256.clone(),
+                },
+            },
+            reference: job.reference.clone(),
+            task: job.task.clone(),
+            agent: job.agent.clone(),
+            deadline_seconds: job.deadline_seconds,
+            kill_grace_seconds: u32::try_from(grace).unwrap_or(u32::MAX),
+            inner_sandbox: behavior.inner_sandbox == InnerSandbox::Bubblewrap,
+            inner_sandbox_args: behavior.inner_sandbox_args.clone(),
+        }
+    }
+
+    /// The answer arrived: the token buys nothing any more. Its hash stays until the end, to know it again.
+    pub(crate) async fn acknowledge(&mut self) -> Result<(), GuestRefusal> {
+        self.clocks.heard(&self.shared.settings);
+        if self.record.acknowledged {
+            return Ok(());
+        }
+        let mut record = self.record.clone();
+        record.acknowledged = true;
+        record.last_heard_at = Some(self.shared.now());
+        let commit = self
+            .shared
+            .store
+            .commit(vec![Write::Sandbox(Box::new(record.clone()))])
+            .await;
+        commit.map_err(|error| later(&error))?;
+        self.adopt(record);
+        Ok(())
+    }
+
+    pub(crate) async fn heartbeat(&mut self, beat: &Heartbeat) -> Result<HeartbeatAnswer, GuestRefusal> {
+        self.clocks.heard(&self.shared.settings);
+        let changed = self.progress.phase != Some(beat.phase);
+        self.progress.phase = Some(beat.phase);
+        let mut writes = Vec::new();
+        if changed
+            && self.progress.told < PROGRESS_EVENTS
+            && let Some(job) = &self.job
+        {
+            self.progress.told += 1;
+            let said = report::clean_line(&beat.message, 200);
+            writes.push(event::job_progress(job, &beat.phase.to_string(), &said));
+        }
+        if !writes.is_empty() || self.progress.written.is_none_or(|at| at.elapsed() >= HEARD_EVERY) {
+            let mut record = self.record.clone();
+            record.last_heard_at = Some(self.shared.now());
+            writes.push(Write::Sandbox(Box::new(record.clone())));
+            self.shared
+                .store
+                .commit(writes)
+                .await
+                .map_err(|error| later(&error))?;
+            self.adopt(record);
+            self.progress.written = Some(Instant::now());
+        }
+        // A guest that works on for a job which has ended is told to stop.
+        let idle = matches!(beat.phase, Phase::Idle | Phase::Report);
+        let cancel = self.job.as_ref().map_or(!idle, |job| job.cancel_requested);
+        Ok(HeartbeatAnswer { cancel })
+    }
+
+    /// Appends what is new. After a crash between file and record a batch may stand there twice, never not at all.
+    pub(crate) async fn logs(&mut self, batch: LogBatch) -> Result<(), GuestRefusal> {
+        self.clocks.heard(&self.shared.settings);
+        let Some(job) = &self.job else { return Ok(()) };
+        if batch.pieces.len() > PIECES || batch.pieces.iter().any(|piece| piece.text.len() > PIECE_BYTES) {
+            return Err(GuestRefusal::TooLarge(format!(
+                "at most {PIECES} pieces of {PIECE_BYTES} bytes each"
+            )));
+        }
+        let count = u64::try_from(batch.pieces.len()).unwrap_or(u64::MAX);
+        let Some(end) = batch.first.checked_add(count) else {
+            return Err(GuestRefusal::Conflict("piece numbers run over".to_owned()));
+        };
+        if end <= job.next_log_piece {
+            return Ok(());
+        }
+        let known = usize::try_from(job.next_log_piece.saturating_sub(batch.first)).unwrap_or(usize::MAX);
+        let fresh: Vec<(LogStream, String)> = batch
+            .pieces
+            .into_iter()
+            .skip(known)
+            .map(|piece| (stream_of(piece.stream), piece.text))
+            .collect();
+        let job = JobRecord {
+            next_log_piece: end,
+            ..job.clone()
+        };
+        let (files, limit) = (self.shared.store.files(), self.shared.settings.max_log_bytes);
+        let appended = files.append_log(&job.id, fresh, self.shared.now(), limit).await;
+        appended.map_err(|error| later(&error))?;
+        let commit = self
+            .shared
+            .store
+            .commit(vec![Write::Job(Box::new(job.clone()))])
+            .await;
+        commit.map_err(|error| later(&error))?;
+        self.job = Some(job);
+        Ok(())
+    }
+
+    /// A file is on disk; from here on it counts.
+    pub(crate) async fn stored(&mut self, artifact: ArtifactRecord) -> Result<(), GuestRefusal> {
+        self.clocks.heard(&self.shared.settings);
+        if self.job.as_ref().is_none_or(|job| job.id != artifact.job) {
+            return Err(GuestRefusal::Conflict("the job has ended".to_owned()));
+        }
+        let kept = self
+            .shared
+            .store
+            .artifacts(&artifact.job)
+            .await
+            .map_err(|error| later(&error))?;
+        within_quota(
+            &self.record.profile.artifacts,
+            &kept,
+            &artifact.name,
+            artifact.size_bytes,
+        )?;
+        let told = event::artifact_stored(
+            &self.record,
+            &artifact.name,
+            artifact.size_bytes,
+            &artifact.sha256,
+        );
+        let commit = self
+            .shared
+            .store
+            .commit(vec![Write::Artifact(artifact), told])
+            .await;
+        commit.map(drop).map_err(|error| later(&error))
+    }
+
+    /// The guest's last word. One that comes late, or again, changes nothing.
+    pub(crate) async fn report(&mut self, report: Report) -> Result<(), GuestRefusal> {
+        self.clocks.heard(&self.shared.settings);
+        let Some(job) = self.job.clone() else {
+            return Ok(());
+        };
+        if report.version != 1 || report.job != job.id.as_str() {
+            return Err(GuestRefusal::Conflict("not a report of this job".to_owned()));
+        }
+        let stored = self
+            .shared
+            .store
+            .artifacts(&job.id)
+            .await
+            .map_err(|error| later(&error))?;
+        let longest = event::milliseconds(host_deadline(&job, &self.record, &self.shared.settings));
+        let end = report::judge(&report, &job, &stored, longest);
+        self.apply(&Event::JobEnded, Some(end), Vec::new())
+            .await
+            .map(drop)
+            .map_err(|error| later(&error))
+    }
+}
+
+fn stream_of(stream: Stream) -> LogStream {
+    match stream {
+        Stream::Stdout => LogStream::Stdout,
+        Stream::Stderr => LogStream::Stderr,
+        Stream::Runner => LogStream::Runner,
+    }
+}
+
+/// The guest is asked to try again; the reason is for our log only.
+fn later(error: &StoreError) -> GuestRefusal {
+    tracing::error!(error = %chain(error), "a guest's request could not be recorded");
+    GuestRefusal::Unavailable("try again".to_owned())
+}

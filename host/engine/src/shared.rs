@@ -1,0 +1,257 @@
+//! What every part of the engine holds together: the world, and the living drivers.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentlab_api::{ChannelKind, Profile, RepositorySource, SandboxId};
+use agentlab_backend::{Backend, BackendInfo};
+use agentlab_protocol::secret::Secret32;
+use agentlab_store::{JobRecord, SandboxRecord, Store};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::port::{GuestDoor, Network};
+use crate::sandbox::inbox::Message;
+use crate::settings::{Clock, Settings};
+
+/// How long a caller waits for a driver's answer. A driver never waits for a back end before it answers, only for
+/// the store and once for the packet policy.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Uploads of one sandbox that may be under way at once.
+const UPLOADS: usize = 4;
+/// An upload of which nothing was heard for this long no longer counts.
+const UPLOAD_FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// The world and the living drivers.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) door: Arc<dyn GuestDoor>,
+    pub(crate) store: Store,
+    pub(crate) profiles: Vec<Profile>,
+    pub(crate) host_key: Secret32,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) started_at: Timestamp,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    drivers: Mutex<Drivers>,
+    health: Mutex<Health>,
+    /// Bundles of ended jobs, and since when.
+    unneeded: Mutex<HashMap<String, Instant>>,
+    /// Held from the check that a bundle is there until its job is recorded, and while bundles are removed.
+    pub(crate) bundles: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Drivers {
+    by_id: HashMap<SandboxId, Handle>,
+    by_address: HashMap<Ipv4Addr, SandboxId>,
+}
+
+/// What is known of the hypervisor between two looks.
+#[derive(Debug, Default)]
+struct Health {
+    info: Option<BackendInfo>,
+    alarms: BTreeSet<String>,
+}
+
+/// The way to one driver.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    pub(crate) inbox: mpsc::Sender<Message>,
+    /// The record as last committed.
+    pub(crate) known: watch::Receiver<Arc<SandboxRecord>>,
+    uploads: Arc<Mutex<Vec<(String, Instant)>>>,
+}
+
+/// The driver did not answer: it has ended, or is stuck.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoAnswer;
+
+impl Handle {
+    pub(crate) fn new(inbox: mpsc::Sender<Message>, known: watch::Receiver<Arc<SandboxRecord>>) -> Self {
+        Self {
+            inbox,
+            known,
+            uploads: Arc::default(),
+        }
+    }
+
+    /// Puts a question into the inbox and waits for its answer.
+    pub(crate) async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Message + Send,
+    ) -> Result<T, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        let talk = async {
+            self.inbox.send(question(reply)).await.map_err(|_| NoAnswer)?;
+            answer.await.map_err(|_| NoAnswer)
+        };
+        timeout(ANSWER, talk).await.unwrap_or(Err(NoAnswer))
+    }
+
+    pub(crate) fn record(&self) -> Arc<SandboxRecord> {
+        self.known.borrow().clone()
+    }
+
+    /// Whether one more upload may begin; the same name again replaces the earlier try.
+    pub(crate) fn begin_upload(&self, name: &str) -> bool {
+        let mut uploads = lock(&self.uploads);
+        let now = Instant::now();
+        uploads.retain(|(other, since)| other != name && now.duration_since(*since) < UPLOAD_FORGOTTEN);
+        let fits = uploads.len() < UPLOADS;
+        if fits {
+            uploads.push((name.to_owned(), now));
+        }
+        fits
+    }
+
+    pub(crate) fn end_upload(&self, name: &str) {
+        lock(&self.uploads).retain(|(other, _)| other != name);
+    }
+}
+
+/// A lock that is only ever held for a few instructions; what it guards is whole at every point.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(settings: Settings, parts: crate::settings::Parts) -> Self {
+        Self {
+            settings,
+            backend: parts.backend,
+            network: parts.network,
+            door: parts.door,
+            store: parts.store,
+            profiles: parts.profiles,
+            host_key: parts.host_key,
+            started_at: parts.clock.now(),
+            clock: parts.clock,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            drivers: Mutex::default(),
+            health: Mutex::default(),
+            unneeded: Mutex::default(),
+            bundles: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn driver(&self, id: SandboxId) -> Option<Handle> {
+        lock(&self.drivers).by_id.get(&id).cloned()
+    }
+
+    pub(crate) fn driver_at(&self, address: Ipv4Addr) -> Option<Handle> {
+        let drivers = lock(&self.drivers);
+        drivers
+            .by_address
+            .get(&address)
+            .and_then(|id| drivers.by_id.get(id))
+            .cloned()
+    }
+
+    /// Adds a driver; false when a living one is there already.
+    pub(crate) fn register(&self, record: &SandboxRecord, handle: Handle) -> bool {
+        let mut drivers = lock(&self.drivers);
+        if drivers
+            .by_id
+            .get(&record.id)
+            .is_some_and(|known| !known.inbox.is_closed())
+        {
+            return false;
+        }
+        drivers.by_address.insert(record.address, record.id);
+        drivers.by_id.insert(record.id, handle);
+        true
+    }
+
+    pub(crate) fn unregister(&self, record: &SandboxRecord) {
+        let mut drivers = lock(&self.drivers);
+        drivers.by_id.remove(&record.id);
+        // The address may have a new owner already.
+        if drivers.by_address.get(&record.address) == Some(&record.id) {
+            drivers.by_address.remove(&record.address);
+        }
+    }
+
+    pub(crate) fn has_living_driver(&self, id: SandboxId) -> bool {
+        lock(&self.drivers)
+            .by_id
+            .get(&id)
+            .is_some_and(|handle| !handle.inbox.is_closed())
+    }
+
+    pub(crate) fn last_info(&self) -> Option<BackendInfo> {
+        lock(&self.health).info.clone()
+    }
+
+    pub(crate) fn remember_info(&self, info: BackendInfo) {
+        lock(&self.health).info = Some(info);
+    }
+
+    /// Whether the alarm is new.
+    pub(crate) fn raise(&self, alarm: &str) -> bool {
+        lock(&self.health).alarms.insert(alarm.to_owned())
+    }
+
+    /// Takes back every alarm that begins so.
+    pub(crate) fn clear(&self, beginning: &str) {
+        lock(&self.health)
+            .alarms
+            .retain(|alarm| !alarm.starts_with(beginning));
+    }
+
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        lock(&self.health).alarms.iter().cloned().collect()
+    }
+
+    /// A job has ended: its bundle may be removed once nobody is about to use it again.
+    pub(crate) fn release_bundle(&self, job: &JobRecord) {
+        if let RepositorySource::Bundle { sha256, .. } = &job.repository {
+            lock(&self.unneeded).insert(sha256.clone(), Instant::now());
+        }
+    }
+
+    /// Takes out the bundles that were released at least so long ago.
+    pub(crate) fn take_unneeded(&self, age: Duration) -> Vec<String> {
+        let mut unneeded = lock(&self.unneeded);
+        let ripe: Vec<String> = unneeded
+            .iter()
+            .filter(|(_, since)| since.elapsed() >= age)
+            .map(|(sha256, _)| sha256.clone())
+            .collect();
+        unneeded.retain(|sha256, _| !ripe.contains(sha256));
+        ripe
+    }
+
+    /// Ways between host and guest that a sandbox of this profile has, in the order to try.
+    pub(crate) fn channels_of(&self, profile: &Profile) -> Vec<ChannelKind> {
+        let has = |kind: &ChannelKind| *kind == ChannelKind::Tls || self.backend.channels().contains(kind);
+        let mut channels = match &profile.network.channels {
+            Some(wanted) => wanted.clone(),
+            None => {
+                let mut all = self.backend.channels().to_vec();
+                all.push(ChannelKind::Tls);
+                all
+            }
+        };
+        channels.retain(has);
+        let mut seen = Vec::new();
+        channels.retain(|kind| {
+            let fresh = !seen.contains(kind);
+            seen.push(*kind);
+            fresh
+        });
+        channels
+    }
+}

@@ -1,0 +1,56 @@
+//! Records as callers see them.
+
+use std::net::IpAddr;
+
+use agentlab_api::{ArtifactView, JobView, SandboxView};
+use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord};
+
+pub(crate) fn job(record: JobRecord) -> JobView {
+    JobView {
+        id: record.id,
+        state: record.state,
+        repository: record.repository,
+        reference: record.reference,
+        task: record.task,
+        profile: record.profile,
+        agent: record.agent,
+        deadline_seconds: record.deadline_seconds,
+        sandbox: record.sandbox,
+        vmid: record.vmid,
+        channel: record.channel,
+        outcome: record.outcome,
+        failure: record.failure,
+        created_at: record.created_at,
+        started_at: record.started_at,
+        finished_at: record.finished_at,
+    }
+}
+
+pub(crate) fn sandbox(record: SandboxRecord) -> SandboxView {
+    SandboxView {
+        id: record.id,
+        vmid: record.vmid,
+        name: record.name,
+        profile: record.profile.name,
+        state: record.state,
+        address: IpAddr::V4(record.address),
+        network_mode: record.profile.network.mode,
+        job: record.job,
+        keepalive: record.keepalive,
+        lease_expires_at: record.lease_expires_at,
+        failure: record.failure,
+        left_behind: record.left_behind,
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+    }
+}
+
+pub(crate) fn artifact(record: ArtifactRecord) -> ArtifactView {
+    ArtifactView {
+        name: record.name,
+        kind: record.kind,
+        size_bytes: record.size_bytes,
+        sha256: record.sha256,
+        created_at: record.created_at,
+    }
+}
