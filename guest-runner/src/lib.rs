@@ -6,8 +6,15 @@
 //!              clock)           HTTP/2)            artifacts)
 //! ```
 
+pub mod arguments;
+pub mod console;
+pub mod hold;
 pub mod job;
 pub mod link;
+pub mod machine_setup;
 pub mod redact;
 pub mod secrets;
+pub mod seed;
 mod sys_mount;
+mod sys_net;
+mod sys_port;

@@ -1,1 +1,73 @@
-fn main() {}
+//! `agent-runner`: seed, machine, link, redemption, job. The work itself is in the library.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use agent_runner::arguments::{self, Arguments, Command};
+use agent_runner::console::say;
+use agent_runner::hold::hold;
+use agent_runner::job::{self, Layout};
+use agent_runner::link::{Link, Ways};
+use agent_runner::{machine_setup, seed};
+use agentlab_protocol::message::Order;
+use anyhow::Context as _;
+
+fn main() -> ExitCode {
+    let arguments = match arguments::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run(arguments)) => arguments,
+        Ok(Command::Version) => return print(&format!("agent-runner {}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Command::Help) => return print(arguments::USAGE),
+        Err(error) => {
+            say(error);
+            say("try --help");
+            return ExitCode::from(2);
+        }
+    };
+    // One thread: the runner waits for others nearly all the time, and its memory is the guest's.
+    let ended = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .context("Runtime could not be started")
+        .and_then(|runtime| runtime.block_on(run(arguments)));
+    match ended {
+        Ok(never) => match never {},
+        Err(error) => {
+            say(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
+    let seed = match &arguments.seed_path {
+        Some(path) => seed::from_file(path)?,
+        None => seed::from_carriers()?,
+    };
+    say(format_args!("version {}, VMID {}, {}", env!("CARGO_PKG_VERSION"), seed.vmid, seed.hostname));
+    if arguments.machine_setup {
+        machine_setup::apply(&seed).await;
+    }
+    let ways = Ways::new(&seed, arguments.line_path).context("TLS could not be set up")?;
+    let (link, answer) = Link::redeem(&seed, ways).await?;
+    match answer.order.clone() {
+        Order::Hold => Ok(hold(&link, Duration::from_secs(answer.heartbeat_seconds.max(1).into())).await?),
+        Order::Job(order) => {
+            let outcome = job::run(order, &answer, link, Layout::default()).await;
+            if let Err(error) = outcome.delivered {
+                say(format_args!("report was not delivered: {error}"));
+            }
+            // The host ends this machine. Powering off here could overtake the upload's last acknowledgement.
+            std::future::pending().await
+        }
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,179 @@
+//! Makes the machine the one its seed describes: name, clock, address, route, resolver. No DHCP, no cloud-init: the
+//! runner starts before either would be ready.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use agentlab_protocol::seed::Seed;
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::console::say;
+use crate::sys_net::Netlink;
+
+/// How long a NIC's driver may take to appear.
+const NIC_PATIENCE: Duration = Duration::from_secs(10);
+const NIC_INTERVAL: Duration = Duration::from_millis(20);
+/// A clock this little behind is right.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// Takes each step and says on the console which ones failed: a machine without network may still have a serial
+/// channel, so none of them ends the runner. Repeating it changes nothing.
+pub async fn apply(seed: &Seed) {
+    told(
+        "set the host name",
+        rustix::system::sethostname(seed.hostname.as_bytes()).map_err(Into::into),
+    );
+    told("set the clock", set_clock(seed.clock));
+    told("bring up lo", bring_up_loopback());
+    told("set the address", set_network(seed).await);
+    told(
+        "write /etc/resolv.conf",
+        replace("/etc/resolv.conf", &format!("nameserver {}\n", seed.gateway)),
+    );
+    told("write /etc/hosts", write_hosts(&seed.hostname));
+}
+
+fn told(step: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        say(format_args!("could not {step}: {error}"));
+    }
+}
+
+/// Forward only: a guest that was told a time in the past could be made to trust what has expired.
+fn set_clock(host: u64) -> io::Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if !is_behind(now, host) {
+        return Ok(());
+    }
+    let tv_sec = i64::try_from(host).map_err(io::Error::other)?;
+    Ok(clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec: 0 })?)
+}
+
+fn is_behind(now: Duration, host: u64) -> bool {
+    now.saturating_add(CLOCK_TOLERANCE) < Duration::from_secs(host)
+}
+
+fn bring_up_loopback() -> io::Result<()> {
+    Netlink::open()?.set_up(interface_index(Path::new("/sys/class/net/lo"))?)
+}
+
+async fn set_network(seed: &Seed) -> io::Result<()> {
+    let started = tokio::time::Instant::now();
+    let index = loop {
+        if let Some(index) = first_virtio_nic(Path::new("/sys/class/net"))? {
+            break index;
+        }
+        if started.elapsed() > NIC_PATIENCE {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "no virtio network interface appeared",
+            ));
+        }
+        tokio::time::sleep(NIC_INTERVAL).await;
+    };
+    let mut netlink = Netlink::open()?;
+    netlink.set_up(index)?;
+    netlink.set_address(index, seed.address, seed.prefix)?;
+    netlink.set_default_route(index, seed.gateway)
+}
+
+/// By index, because udev may rename an interface at any time.
+fn first_virtio_nic(class_dir: &Path) -> io::Result<Option<u32>> {
+    let mut interfaces = std::fs::read_dir(class_dir)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let driver = std::fs::canonicalize(path.join("device/driver")).unwrap_or_default();
+            driver.file_name().is_some_and(|name| name == "virtio_net")
+        })
+        .collect::<Vec<PathBuf>>();
+    interfaces.sort();
+    interfaces.first().map(|path| interface_index(path)).transpose()
+}
+
+fn interface_index(path: &Path) -> io::Result<u32> {
+    std::fs::read_to_string(path.join("ifindex"))?
+        .trim()
+        .parse()
+        .map_err(io::Error::other)
+}
+
+fn write_hosts(hostname: &str) -> io::Result<()> {
+    let path = "/etc/hosts";
+    let standing = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "127.0.0.1 localhost\n".to_owned(),
+        other => other?,
+    };
+    let wanted = hosts_with(&standing, hostname);
+    if wanted == standing {
+        Ok(())
+    } else {
+        replace(path, &wanted)
+    }
+}
+
+/// The file with exactly one line for 127.0.1.1, where Debian keeps a machine's own name.
+fn hosts_with(standing: &str, hostname: &str) -> String {
+    let others = standing
+        .lines()
+        .filter(|line| line.split_whitespace().next() != Some("127.0.1.1"));
+    others
+        .map(str::to_owned)
+        .chain([format!("127.0.1.1 {hostname}")])
+        .map(|line| line + "\n")
+        .collect()
+}
+
+/// By rename: what stands there may be a link to a resolver that does not run.
+fn replace(path: &str, content: &str) -> io::Result<()> {
+    let fresh = format!("{path}.agentlab");
+    std::fs::write(&fresh, content)?;
+    std::fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_only_ever_set_forward_and_only_if_it_is_far_off() {
+        let at = Duration::from_secs;
+        assert!(is_behind(at(0), 1_800_000_000));
+        assert!(is_behind(at(939), 1000));
+        assert!(!is_behind(at(940), 1000));
+        assert!(!is_behind(at(2000), 1000));
+        assert!(!is_behind(at(1000), 0));
+    }
+
+    #[test]
+    fn the_hosts_file_names_the_machine_exactly_once() {
+        let first = hosts_with(
+            "127.0.0.1 localhost\n127.0.1.1\told old.example\n::1 ip6\n",
+            "new",
+        );
+        assert_eq!(first, "127.0.0.1 localhost\n::1 ip6\n127.0.1.1 new\n");
+        assert_eq!(hosts_with(&first, "new"), first);
+    }
+
+    #[test]
+    fn only_a_virtio_interface_is_taken_and_the_first_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, driver, index) in [
+            ("lo", None, "1"),
+            ("ens1", Some("e1000"), "2"),
+            ("ens9", Some("virtio_net"), "3"),
+            ("ens3", Some("virtio_net"), "4"),
+        ] {
+            let device = dir.path().join(name).join("device");
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(dir.path().join(name).join("ifindex"), format!("{index}\n")).unwrap();
+            if let Some(driver) = driver {
+                let target = dir.path().join("drivers").join(driver);
+                std::fs::create_dir_all(&target).unwrap();
+                std::os::unix::fs::symlink(target, device.join("driver")).unwrap();
+            }
+        }
+        assert_eq!(first_virtio_nic(dir.path()).unwrap(), Some(4));
+        assert_eq!(first_virtio_nic(&dir.path().join("lo")).unwrap(), None);
+    }
+}
