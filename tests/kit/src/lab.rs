@@ -157,6 +157,17 @@ impl Lab {
         Ok(begun.elapsed())
     }
 
+    /// Resident memory of the daemon, in KiB.
+    ///
+    /// # Errors
+    /// There is no daemon.
+    pub fn daemon_rss_kib(&self) -> Result<u32> {
+        let pid = self.daemon.as_ref().context("no daemon is running")?.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// Everything the daemon has logged.
     #[must_use]
     pub fn daemon_log(&self) -> String {
