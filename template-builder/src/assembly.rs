@@ -114,7 +114,9 @@ pub fn build(templates: &TemplateStore, order: &Order<'_>, progress: &mut Progre
     let image = work.path().join("image");
     fs::create_dir(&image).during("create", &image)?;
     let manifest = assemble(templates, order, (work.path(), &image), progress)?;
-    templates.publish(&image, &manifest).map(Outcome::Built)
+    progress
+        .step(Step::Publish, "", || templates.publish(&image, &manifest))
+        .map(Outcome::Built)
 }
 
 fn refuse_taken_vmid(templates: &TemplateStore, recipe: &Recipe) -> Result<()> {

@@ -22,6 +22,8 @@ pub enum Step {
     Image,
     /// Hashes and manifest.
     Hash,
+    /// Everything flushed to disk and put in its place.
+    Publish,
 }
 
 impl fmt::Display for Step {
@@ -34,6 +36,7 @@ impl fmt::Display for Step {
             Self::Kernel => "kernel and initrd",
             Self::Image => "file system image",
             Self::Hash => "hash and write the manifest",
+            Self::Publish => "flush to disk and publish",
         })
     }
 }
