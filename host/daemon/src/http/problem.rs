@@ -111,3 +111,33 @@ fn panic_words(panic: &(dyn Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no words")
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::middleware;
+    use axum::routing::get;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panicking_handler_is_answered_and_the_next_request_too() {
+        let router = Router::new()
+            .route(
+                "/",
+                get(async || -> &'static str { panic!("a defect with a secret in it") }),
+            )
+            .layer(middleware::from_fn(catch_panic));
+        for _ in 0..2 {
+            let request = Request::builder().uri("/").body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+            let problem: Problem = serde_json::from_slice(&body).unwrap();
+            assert_eq!(problem.code, ErrorCode::Internal);
+            assert!(!problem.detail.contains("secret"), "{problem:?}");
+        }
+    }
+}
