@@ -106,7 +106,8 @@ impl Printer {
 
     /// A line that the next output replaces; only where a person looks.
     pub(crate) fn transient(&self, text: &str) -> Result<(), CommandError> {
-        if !self.on_terminal() {
+        // A terminal without colour may be one without cursor, too.
+        if !self.on_terminal() || self.stdout.borrow().current_choice() == ColorChoice::Never {
             return Ok(());
         }
         self.write("")?;

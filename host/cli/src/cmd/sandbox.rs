@@ -175,6 +175,7 @@ fn event_line(event: &Event) -> String {
 fn lease(view: &SandboxView) -> String {
     let now = jiff::Timestamp::now();
     match view.lease_expires_at {
+        _ if view.state == SandboxState::Destroyed => "-".to_owned(),
         None => "none".to_owned(),
         Some(end) if end <= now => "over".to_owned(),
         Some(end) => duration(between(now, end)),
@@ -198,9 +199,12 @@ fn show(context: &Context, view: &SandboxView) -> Result<(), CommandError> {
         .add("keepalive", view.keepalive)
         .add(
             "lease",
-            view.lease_expires_at.map_or("none".to_owned(), |end| {
-                format!("until {} ({})", time(end), lease(view))
-            }),
+            match view.lease_expires_at {
+                Some(end) if view.state != SandboxState::Destroyed => {
+                    format!("until {} ({})", time(end), lease(view))
+                }
+                Some(_) | None => lease(view),
+            },
         )
         .add(
             "created",
