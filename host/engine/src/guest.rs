@@ -27,14 +27,13 @@ pub enum GuestOrigin {
 }
 
 /// A guest that has shown its session. Only [`Engine::authenticate`] makes one.
+#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestSession {
     /// Its sandbox.
     pub sandbox: SandboxId,
     /// The job it works on; absent when it holds still for an operator.
     pub job: Option<JobId>,
-    /// Keeps others from making one.
-    pub(crate) proof: (),
 }
 
 /// What a guest is told instead of yes. The edge maps it to a status and adds nothing.
@@ -190,7 +189,6 @@ impl Engine {
         Ok(GuestSession {
             sandbox: record.id,
             job: record.job.clone(),
-            proof: (),
         })
     }
 

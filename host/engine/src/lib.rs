@@ -7,6 +7,11 @@
 //!                                   Backend · Network · GuestDoor ┘
 //! ```
 
+#![expect(
+    clippy::result_large_err,
+    reason = "a problem is the answer to a caller, made at most once per request"
+)]
+
 mod engine;
 mod event;
 mod guest;
@@ -25,3 +30,6 @@ mod view;
 pub use engine::{Engine, StartError};
 pub use guest::{GuestOrigin, GuestRefusal, GuestSession};
 pub use settings::{Clock, Parts, Settings, SystemClock};
+
+#[cfg(test)]
+mod tests;

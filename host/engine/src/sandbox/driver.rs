@@ -33,7 +33,7 @@ use super::perform::{Kit, PowerChange, Produced, StepError, chain, stamp_of};
 use super::step::{Seen, Step};
 use super::unwind::Unwinding;
 use super::watch::Ended;
-use crate::event::{self, StepEnd};
+use crate::event;
 use crate::port::Trust;
 use crate::shared::{Handle, Shared};
 
@@ -88,9 +88,9 @@ pub(crate) struct Driver {
     pub(crate) pending: bool,
     pub(crate) look_wanted: bool,
     pub(crate) token: Option<Secret32>,
-    tap: Option<std::os::fd::OwnedFd>,
+    pub(crate) tap: Option<std::os::fd::OwnedFd>,
     /// VMIDs that turned out to be taken.
-    tried: BTreeSet<Vmid>,
+    pub(crate) tried: BTreeSet<Vmid>,
     pub(crate) clocks: Clocks,
     pub(crate) unwinding: Unwinding,
     /// Channel and watch of a running machine.
@@ -331,131 +331,6 @@ impl Driver {
         self.pending = true;
     }
 
-    async fn step_ended(&mut self, step: Step, took: Duration, result: Result<Produced, StepError>) {
-        let fact = Write::Fact {
-            sandbox: self.record.id,
-            step: step.as_str().to_owned(),
-            undo: false,
-        };
-        match result {
-            Ok(Produced::Occupied(occupied)) => {
-                self.choose_again(occupied, took).await;
-            }
-            Ok(produced) => {
-                let mut extra = vec![fact, event::step(&self.record, step, false, took, &StepEnd::Done)];
-                extra.extend(self.keep(step, produced));
-                self.happen(&Event::StepDone(step), None, extra).await;
-            }
-            Err(StepError::Taken(failure)) if self.tried.len() < super::reserve::TRIES => {
-                self.tried.insert(self.record.vmid);
-                let failed = StepEnd::Failed(&failure.message);
-                let extra = vec![fact, event::step(&self.record, step, false, took, &failed)];
-                self.happen(&Event::VmidTaken, None, extra).await;
-            }
-            Err(StepError::Taken(failure) | StepError::Failed(failure)) => {
-                tracing::warn!(sandbox = %self.record.id, %step, %failure, "step failed");
-                let failed = StepEnd::Failed(&failure.message);
-                let extra = vec![event::step(&self.record, step, false, took, &failed)];
-                self.happen(&Event::StepFailed(failure), None, extra).await;
-            }
-        }
-    }
-
-    /// Keeps what a step made, and says what else must be recorded with it.
-    fn keep(&mut self, step: Step, produced: Produced) -> Option<Write> {
-        match produced {
-            Produced::Tap(tap) => self.tap = tap,
-            Produced::Token(token) => {
-                // A new token means a new guest: what an earlier one said no longer counts.
-                self.record.runner_key_sha256 = None;
-                self.record.acknowledged = false;
-                self.record.channel = None;
-                self.token = Some(token);
-                return self.token_write();
-            }
-            Produced::Nothing if step == Step::PowerOn => {
-                self.powered_on = Some(Instant::now());
-                self.record.powered_on_at = Some(self.shared.now());
-                self.enforced = Some(Trust::BootstrapOnly);
-                self.rebind = false;
-                let again = self.token_write();
-                self.token = None;
-                // The time to redeem counts from here; waiting for a turn to start must not eat it.
-                return again;
-            }
-            Produced::Nothing | Produced::Occupied(_) => {}
-        }
-        None
-    }
-
-    fn token_write(&self) -> Option<Write> {
-        let token = self.token.as_ref()?;
-        Some(Write::Token(agentlab_store::TokenRecord {
-            sha256: hex::encode(agentlab_protocol::session::sha256(token.expose())),
-            sandbox: self.record.id,
-            expires_at: self.shared.now() + self.shared.settings.token_ttl,
-        }))
-    }
-
-    /// Takes another VMID after the first turned out to be somebody else's.
-    async fn choose_again(&mut self, occupied: Vec<Vmid>, took: Duration) {
-        let Some(transition) = self
-            .state
-            .event(&Event::StepDone(Step::Reserve), self.record.keepalive)
-        else {
-            return;
-        };
-        let mut taken: std::collections::HashSet<Vmid> = occupied.into_iter().collect();
-        taken.extend(self.tried.iter().copied());
-        let (settings, mut record, mut job) = (
-            self.shared.settings.clone(),
-            self.record.clone(),
-            self.job.clone(),
-        );
-        let next = transition.next.clone();
-        let chosen = self.shared.store.reserve(move |live| {
-            let others: Vec<SandboxRecord> = live
-                .iter()
-                .filter(|other| other.id != record.id)
-                .cloned()
-                .collect();
-            record.vmid = super::reserve::free_vmid(&settings, &others, &taken)?;
-            next.write_to(&mut record);
-            let mut writes = vec![
-                Write::Sandbox(Box::new(record.clone())),
-                Write::Fact {
-                    sandbox: record.id,
-                    step: Step::Reserve.as_str().to_owned(),
-                    undo: false,
-                },
-                intent(&record, Step::Clone, false),
-                event::step(&record, Step::Reserve, false, took, &StepEnd::Done),
-            ];
-            if let Some(job) = job.as_mut() {
-                job.vmid = Some(record.vmid);
-                writes.push(Write::Job(Box::new(job.clone())));
-            }
-            Ok(((record, job), writes))
-        });
-        match chosen.await {
-            Ok(((record, job), _)) => {
-                self.adopt(record);
-                self.job = job;
-                self.state = transition.next;
-                self.pending = true;
-            }
-            Err(StoreError::Conflict(reason)) => {
-                let failure = super::perform::failure(
-                    agentlab_api::ErrorCode::LimitReached,
-                    Step::Reserve.as_str(),
-                    reason,
-                );
-                self.happen(&Event::StepFailed(failure), None, Vec::new()).await;
-            }
-            Err(error) => self.store_failed(&error),
-        }
-    }
-
     /// Begins a slow call. The caller has made sure that none is under way.
     pub(crate) fn begin(&mut self, work: impl Future<Output = Done> + Send + 'static) {
         self.work = Some(Box::pin(work));
@@ -463,10 +338,16 @@ impl Driver {
 
     /// Begins a forward step whose intent is recorded.
     pub(crate) fn begin_step(&mut self, step: Step) {
+        // Only the machine takes the descriptor; a step that dropped it would leave the cable without an end.
+        let tap = if step == Step::PowerOn {
+            self.tap.take()
+        } else {
+            None
+        };
         let kit = Kit {
             record: self.record.clone(),
             token: self.token.clone(),
-            tap: self.tap.take(),
+            tap,
         };
         let shared = self.shared.clone();
         self.begin(async move {

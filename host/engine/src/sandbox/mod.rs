@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   machine, step, reserve                  pure decisions
-//!   driver ─ pursue ─ unwind ─ session      one task: inbox, clocks, commits
+//!   driver ─ pursue ─ outcome ─ unwind ─ session     one task: inbox, clocks, commits
 //!   perform, watch                          calls to the back end and the network
 //! ```
 
@@ -10,6 +10,7 @@ pub(crate) mod clocks;
 pub(crate) mod driver;
 pub(crate) mod inbox;
 pub mod machine;
+mod outcome;
 pub(crate) mod perform;
 mod pursue;
 pub(crate) mod reserve;

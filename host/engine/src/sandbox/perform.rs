@@ -372,13 +372,12 @@ pub(crate) async fn power(
             PowerChange::Resume => shared.backend.resume(record.vmid, &stamp).await,
         }
     };
-    timeout(deadline, call).await.unwrap_or_else(|_| {
-        Err(BackendError::TimedOut {
-            action: "power",
-            vmid: record.vmid,
-            seconds: deadline.as_secs(),
-        })
-    })
+    let late = BackendError::TimedOut {
+        action: "power",
+        vmid: record.vmid,
+        seconds: deadline.as_secs(),
+    };
+    timeout(deadline, call).await.unwrap_or(Err(late))
 }
 
 /// Looks at the machine. Only an answer concludes anything.

@@ -1,4 +1,4 @@
-use agentlab_api::{ErrorCode, Profile, SandboxId, Vmid};
+use agentlab_api::{JobId, Profile, SandboxId, Vmid};
 use jiff::Timestamp;
 use proptest::prelude::*;
 

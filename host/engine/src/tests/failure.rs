@@ -1,0 +1,412 @@
+use std::time::Duration;
+
+use agentlab_api::{ErrorCode, JobRequest, JobState, SandboxId, SandboxState};
+use agentlab_backend::fake::Call;
+use agentlab_backend::{BackendError, Machine, Power, Stamp};
+
+use super::lab::{Lab, request, vmid};
+use crate::port::{Port, Trust};
+
+fn refused() -> BackendError {
+    BackendError::Refused {
+        action: "it",
+        vmid: vmid(1000),
+        reason: "no such luck".into(),
+        hint: None,
+    }
+}
+
+fn unreachable() -> BackendError {
+    BackendError::Unreachable {
+        backend: "fake",
+        action: "it",
+        reason: "cable cut".into(),
+    }
+}
+
+async fn assert_undone(lab: &Lab, stage: &str, code: ErrorCode) {
+    let job = lab.run().await;
+    let failed = lab.until_sandbox(&job, SandboxState::Failed).await;
+    let failure = failed.failure.unwrap();
+    assert_eq!((failure.stage.as_str(), failure.code), (stage, code));
+    let job = lab.until_job(&job, JobState::Failed).await;
+    assert_eq!(job.failure.unwrap().stage, stage);
+    lab.assert_empty().await;
+    // The record stays until somebody has read it.
+    let id = job.sandbox.unwrap().to_string();
+    lab.engine().destroy_sandbox(&id, false).await.unwrap();
+    assert_eq!(
+        lab.engine().sandbox(&id).await.unwrap().state,
+        SandboxState::Destroyed
+    );
+}
+
+#[tokio::test]
+async fn failing_at_any_step_leaves_nothing_behind() {
+    for (call, stage) in [
+        (Call::CloneTemplate, "Clone"),
+        (Call::Configure, "Configure"),
+        (Call::PlaceSeed, "Seed"),
+        (Call::PowerOn, "PowerOn"),
+    ] {
+        let lab = Lab::new().await;
+        lab.backend.fail_next(call, refused());
+        assert_undone(&lab, stage, ErrorCode::BackendFailed).await;
+    }
+    for (call, stage) in [("attach", "BindNetwork"), ("set_trust", "PowerOn")] {
+        let lab = Lab::new().await;
+        lab.wires.fail_next(call);
+        assert_undone(&lab, stage, ErrorCode::NetworkUnenforced).await;
+    }
+}
+
+#[tokio::test]
+async fn an_effect_whose_answer_is_refused_after_the_fact_is_undone_too() {
+    for (call, stage) in [
+        (Call::CloneTemplate, "Clone"),
+        (Call::Configure, "Configure"),
+        (Call::PowerOn, "PowerOn"),
+    ] {
+        let lab = Lab::new().await;
+        lab.backend.lose_answer(call, refused());
+        assert_undone(&lab, stage, ErrorCode::BackendFailed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_and_harms_nothing() {
+    for call in [
+        Call::CloneTemplate,
+        Call::Configure,
+        Call::PlaceSeed,
+        Call::PowerOn,
+    ] {
+        let lab = Lab::new().await;
+        lab.backend.lose_answer(call, unreachable());
+        let job = lab.run().await;
+        lab.running(&job).await;
+        assert_eq!(lab.backend.power_ons(vmid(1000)), 1, "{call:?}");
+        lab.engine().destroy_sandbox("1000", false).await.unwrap();
+        lab.until_sandbox(&job, SandboxState::Destroyed).await;
+        lab.assert_empty().await;
+    }
+}
+
+#[tokio::test]
+async fn every_undo_is_repeated_until_nothing_is_left() {
+    for call in [Call::PowerOff, Call::Destroy, Call::RemoveSeed] {
+        let lab = Lab::new().await;
+        let job = lab.run().await;
+        lab.running(&job).await;
+        for _ in 0..3 {
+            lab.backend.fail_next(call, refused());
+        }
+        lab.engine().destroy_sandbox("1000", false).await.unwrap();
+        lab.until_sandbox(&job, SandboxState::Destroyed).await;
+        assert_eq!(lab.alarms(&job).await, 1, "{call:?}: told once, not at every try");
+        lab.assert_empty().await;
+    }
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    lab.running(&job).await;
+    lab.wires.fail_next("detach");
+    lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn what_is_left_is_said_and_never_called_destroyed() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    lab.running(&job).await;
+    lab.backend.set_unreachable(Some("cable cut"));
+    lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    let said = async {
+        loop {
+            let view = lab.sandbox(&job).await;
+            if !view.left_behind.is_empty() {
+                return view;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let view = tokio::time::timeout(Duration::from_secs(10), said).await.unwrap();
+    assert_ne!(view.state, SandboxState::Destroyed);
+    assert!(
+        view.left_behind.iter().any(|left| left.contains("cable cut")),
+        "{:?}",
+        view.left_behind
+    );
+    assert_eq!(
+        lab.wires.trust(vmid(1000)),
+        Some(Trust::Sealed),
+        "the port stays, sealed, while its machine may run"
+    );
+    assert!(
+        lab.engine()
+            .status()
+            .await
+            .unwrap()
+            .alarms
+            .iter()
+            .any(|alarm| alarm.contains("left behind"))
+    );
+    lab.backend.set_unreachable(None);
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn destroy_during_a_hanging_clone_cancels_and_undoes() {
+    let lab = Lab::new().await;
+    let hang = lab.backend.hang_next(Call::CloneTemplate);
+    let job = lab.run().await;
+    hang.reached().await;
+    let other = lab.run().await;
+    lab.running(&other).await;
+    lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    assert_eq!(
+        lab.until_job(&job, JobState::Cancelled)
+            .await
+            .failure
+            .unwrap()
+            .code,
+        ErrorCode::Cancelled
+    );
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    drop(hang);
+    assert_eq!(
+        lab.backend.vmids(),
+        [vmid(1001)],
+        "the other one was not disturbed"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_never_ends_fails_at_its_own_deadline() {
+    let lab = Lab::with(|settings| settings.provisioning_timeout = Duration::from_millis(200)).await;
+    let _hang = lab.backend.hang_next(Call::Configure);
+    assert_undone(&lab, "Configure", ErrorCode::BackendUnreachable).await;
+}
+
+#[tokio::test]
+async fn a_vmid_somebody_else_has_is_left_alone_and_another_is_taken() {
+    let lab = Lab::new().await;
+    lab.backend.fail_next(Call::List, refused());
+    // Hidden from the list that chose it, there when it is cloned.
+    let hang = lab.backend.hang_next(Call::CloneTemplate);
+    let job = lab.run_or_retry().await;
+    hang.reached().await;
+    let foreign = Machine {
+        vmid: vmid(1000),
+        name: "theirs".into(),
+        power: Power::Running,
+        stamp: None,
+    };
+    lab.backend.plant(foreign);
+    hang.release();
+    lab.until_sandbox(&job, SandboxState::Booting).await;
+    let view = lab.job(&job.id).await;
+    assert_eq!(view.vmid, Some(vmid(1001)));
+    lab.running(&view).await;
+    lab.engine().destroy_sandbox("1001", false).await.unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    assert_eq!(lab.backend.vmids(), [vmid(1000)]);
+    assert_eq!(lab.backend.power(vmid(1000)), Some(Power::Running), "theirs");
+}
+
+#[tokio::test]
+async fn a_guest_that_never_answers_fails_the_boot() {
+    let lab = Lab::with(|settings| settings.boot_timeout = Duration::from_millis(100)).await;
+    assert_undone(&lab, "AwaitGuest", ErrorCode::GuestSilent).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_falls_silent_is_given_up() {
+    let lab = Lab::with(|settings| settings.heartbeat_silence = Duration::from_millis(150)).await;
+    let job = lab.run().await;
+    lab.running(&job).await;
+    let failed = lab.until_job(&job, JobState::Failed).await;
+    let failure = failed.failure.unwrap();
+    assert_eq!(failure.code, ErrorCode::SandboxLost);
+    assert!(failure.message.contains("silent"));
+    lab.until_sandbox(&job, SandboxState::Failed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn the_host_ends_a_job_its_guest_will_not_end() {
+    let lab = Lab::with(|settings| {
+        settings.host_deadline_slack = Duration::ZERO;
+        settings.kill_grace = Duration::ZERO;
+    })
+    .await;
+    let job = lab
+        .engine()
+        .create_job(
+            JobRequest {
+                deadline_seconds: Some(1),
+                ..request()
+            },
+            None,
+        )
+        .await
+        .unwrap();
+    lab.running(&job).await;
+    let ended = lab.until_job(&job, JobState::Timeout).await;
+    assert_eq!(ended.failure.unwrap().code, ErrorCode::AgentTimeout);
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_stops_under_its_job_fails_both() {
+    let lab = Lab::with(|settings| settings.reconcile_interval = Duration::from_secs(3600)).await;
+    let job = lab.run().await;
+    lab.running(&job).await;
+    lab.backend.stop(vmid(1000));
+    assert_eq!(
+        lab.until_job(&job, JobState::Failed).await.failure.unwrap().code,
+        ErrorCode::SandboxLost
+    );
+    lab.until_sandbox(&job, SandboxState::Failed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_failed_sandbox_with_keepalive_keeps_its_machine_sealed() {
+    let lab = Lab::with(|settings| settings.heartbeat_silence = Duration::from_millis(150)).await;
+    let job = lab
+        .engine()
+        .create_job(
+            JobRequest {
+                keepalive: Some(true),
+                ..request()
+            },
+            None,
+        )
+        .await
+        .unwrap();
+    lab.running(&job).await;
+    lab.until_job(&job, JobState::Failed).await;
+    lab.until_sandbox(&job, SandboxState::Failed).await;
+    lab.until("sealed", || lab.wires.trust(vmid(1000)) == Some(Trust::Sealed))
+        .await;
+    assert_eq!(lab.backend.power(vmid(1000)), Some(Power::Running));
+    lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_vanishes_is_noticed_and_an_unknown_answer_concludes_nothing() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    lab.backend.set_unreachable(Some("cable cut"));
+    lab.backend.forget_calls();
+    lab.until("several looks", || lab.backend.count(Call::List) >= 3)
+        .await;
+    assert_eq!(lab.sandbox(&job).await.state, SandboxState::Running);
+    assert!(
+        guest
+            .beat(&lab, agentlab_protocol::message::Phase::Agent)
+            .await
+            .is_ok()
+    );
+    lab.backend.set_unreachable(None);
+    lab.backend.vanish(vmid(1000));
+    assert_eq!(
+        lab.until_job(&job, JobState::Failed).await.failure.unwrap().code,
+        ErrorCode::SandboxLost
+    );
+    let gone = lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    assert!(gone.failure.unwrap().message.contains("gone"));
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn only_what_was_provably_ours_is_taken_away() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    lab.running(&job).await;
+    let ours = lab.backend.stamp(vmid(1000)).unwrap();
+    lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+
+    let stranger = Stamp {
+        sandbox: SandboxId::generate(),
+        nonce: "a".repeat(32),
+    };
+    let forged = Stamp {
+        nonce: "b".repeat(32),
+        ..ours.clone()
+    };
+    for (raw, stamp) in [
+        (1010, Some(ours)),
+        (1011, Some(stranger)),
+        (1012, Some(forged)),
+        (1013, None),
+    ] {
+        lab.backend.plant(Machine {
+            vmid: vmid(raw),
+            name: "x".into(),
+            power: Power::Running,
+            stamp,
+        });
+    }
+    lab.wires.plant(Port {
+        vmid: vmid(1010),
+        mac: agentlab_backend::MacAddress([2; 6]),
+        address: "10.77.0.9".parse().unwrap(),
+    });
+    lab.until("the orphan is gone", || lab.backend.power(vmid(1010)).is_none())
+        .await;
+    lab.until("its port too", || lab.wires.ports().is_empty()).await;
+    lab.until("alarms", || lab.engine().shared.alarms().len() == 2)
+        .await;
+    assert_eq!(lab.backend.vmids(), [vmid(1011), vmid(1012), vmid(1013)]);
+}
+
+#[tokio::test]
+async fn a_lease_that_ends_stops_and_destroys_and_times_the_job_out() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    lab.running(&job).await;
+    let mut lab = lab;
+    lab.stop().await;
+    let mut record = lab.record(&job).await;
+    record.lease_expires_at = Some(jiff::Timestamp::now() + Duration::from_millis(300));
+    lab.store
+        .commit(vec![agentlab_store::Write::Sandbox(Box::new(record))])
+        .await
+        .unwrap();
+    lab.start().await;
+    assert_eq!(
+        lab.until_job(&job, JobState::Timeout)
+            .await
+            .failure
+            .unwrap()
+            .stage,
+        "Lease"
+    );
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    let words = lab.messages(&job).await;
+    assert!(
+        words.iter().any(|word| word.starts_with("lease.expiring")),
+        "{words:#?}"
+    );
+    assert!(words.iter().any(|word| word.contains("is TIMEOUT")), "{words:#?}");
+    lab.assert_empty().await;
+}
+
+impl Lab {
+    /// The list call that was told to fail refuses the first request; the second goes through.
+    async fn run_or_retry(&self) -> agentlab_api::JobView {
+        match self.engine().create_job(request(), None).await {
+            Ok(job) => job,
+            Err(_) => self.run().await,
+        }
+    }
+}

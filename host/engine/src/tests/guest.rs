@@ -1,0 +1,209 @@
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use agentlab_api::{ErrorCode, JobState, SandboxState};
+use agentlab_protocol::message::{Phase, ReportStatus};
+
+use super::lab::{Guest, Lab};
+use crate::{GuestOrigin, GuestRefusal};
+
+#[tokio::test]
+async fn the_same_key_gets_the_same_answer_until_it_is_acknowledged_even_after_a_restart() {
+    let mut lab = Lab::new().await;
+    let job = lab.run().await;
+    let mut guest = lab.boot(&job).await;
+    let first = guest.redeem(&lab).await.unwrap();
+    lab.restart().await;
+    let second = guest.redeem(&lab).await.unwrap();
+    assert_eq!(first.session.expose(), second.session.expose());
+    guest.acknowledge(&lab).await;
+    guest.acknowledge(&lab).await;
+    assert_eq!(
+        guest.clone().redeem(&lab).await.unwrap_err(),
+        GuestRefusal::Unauthorized
+    );
+    assert!(guest.beat(&lab, Phase::Agent).await.is_ok());
+    assert_eq!(lab.alarms(&job).await, 0);
+}
+
+#[tokio::test]
+async fn a_second_key_revokes_everything_fails_the_sandbox_and_raises_an_alarm() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let mut guest = lab.boot(&job).await;
+    guest.redeem(&lab).await.unwrap();
+    let mut thief = Guest {
+        key: [8; 32],
+        ..guest.clone()
+    };
+    assert_eq!(thief.redeem(&lab).await.unwrap_err(), GuestRefusal::Unauthorized);
+    assert_eq!(
+        guest.authenticate(&lab).await.unwrap_err(),
+        GuestRefusal::Unauthorized,
+        "the first one too"
+    );
+    let failed = lab.until_sandbox(&job, SandboxState::Failed).await;
+    assert!(failed.failure.unwrap().message.contains("two keys"));
+    assert_eq!(
+        lab.until_job(&job, JobState::Failed).await.failure.unwrap().code,
+        ErrorCode::SandboxLost
+    );
+    assert_eq!(lab.alarms(&job).await, 1);
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn after_the_acknowledgement_a_second_key_only_raises_an_alarm() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    for _ in 0..3 {
+        let mut thief = Guest {
+            key: [8; 32],
+            ..guest.clone()
+        };
+        assert_eq!(thief.redeem(&lab).await.unwrap_err(), GuestRefusal::Unauthorized);
+    }
+    assert_eq!(lab.alarms(&job).await, 1);
+    assert!(guest.beat(&lab, Phase::Agent).await.is_ok(), "the job goes on");
+}
+
+#[tokio::test]
+async fn a_token_is_worth_nothing_anywhere_else_and_every_refusal_looks_the_same() {
+    let lab = Lab::new().await;
+    let (one, two) = (lab.run().await, lab.run().await);
+    let guest = lab.boot(&one).await;
+    let other = lab.boot(&two).await;
+    let refused = [
+        Guest {
+            origin: other.origin,
+            ..guest.clone()
+        },
+        Guest {
+            origin: GuestOrigin::Channel(two.sandbox.unwrap()),
+            ..guest.clone()
+        },
+        Guest {
+            origin: GuestOrigin::Address(Ipv4Addr::new(10, 77, 9, 9)),
+            ..guest.clone()
+        },
+        guest.wrong_token(),
+        {
+            let mut wrong = guest.clone();
+            wrong.seed.vmid = 1001;
+            wrong
+        },
+    ];
+    for mut wrong in refused {
+        assert_eq!(
+            wrong.redeem(&lab).await.unwrap_err(),
+            GuestRefusal::Unauthorized,
+            "{:?}",
+            wrong.origin
+        );
+    }
+    let mut right = Guest {
+        origin: GuestOrigin::Channel(one.sandbox.unwrap()),
+        ..guest
+    };
+    right.redeem(&lab).await.unwrap();
+    let elsewhere = Guest {
+        origin: other.origin,
+        ..right.clone()
+    };
+    assert_eq!(
+        elsewhere.authenticate(&lab).await.unwrap_err(),
+        GuestRefusal::Unauthorized
+    );
+    assert_eq!(lab.alarms(&one).await + lab.alarms(&two).await, 0);
+}
+
+#[tokio::test]
+async fn a_token_that_is_too_old_is_refused() {
+    let lab = Lab::with(|settings| settings.token_ttl = Duration::from_millis(1)).await;
+    let job = lab.run().await;
+    let mut guest = lab.boot(&job).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(guest.redeem(&lab).await.unwrap_err(), GuestRefusal::Unauthorized);
+}
+
+#[tokio::test]
+async fn artifacts_stay_within_the_profile() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    let refused =
+        |result: Result<(), GuestRefusal>| assert!(matches!(result, Err(GuestRefusal::TooLarge(_))));
+    guest.upload(&lab, "files/a", &[1; 900]).await.unwrap();
+    refused(guest.upload(&lab, "files/b", &[1; 1001]).await);
+    refused(guest.upload(&lab, "files/b", &[1; 601]).await);
+    guest.upload(&lab, "files/b", &[1; 1]).await.unwrap();
+    guest.upload(&lab, "files/c", &[1; 1]).await.unwrap();
+    refused(guest.upload(&lab, "files/d", &[1; 1]).await);
+    let posing = guest.upload(&lab, "report.json", b"{}").await;
+    assert!(matches!(posing, Err(GuestRefusal::Conflict(_))), "{posing:?}");
+    guest
+        .report(&lab, &job, ReportStatus::Completed, Some(0))
+        .await
+        .unwrap();
+    let late = guest.upload(&lab, "files/a", b"x").await;
+    assert!(late.is_err(), "nothing changes after the end");
+    let files = lab.engine().job_artifacts(&job.id).await.unwrap();
+    assert_eq!(files.iter().map(|file| file.size_bytes).sum::<u64>(), 902);
+}
+
+#[tokio::test]
+async fn phases_are_told_but_a_flapping_guest_does_not_fill_the_events() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    for round in 0..300 {
+        guest
+            .beat(
+                &lab,
+                if round % 2 == 0 {
+                    Phase::Agent
+                } else {
+                    Phase::Collect
+                },
+            )
+            .await
+            .unwrap();
+    }
+    let told = lab
+        .events(&job)
+        .await
+        .iter()
+        .filter(|event| event.kind.as_str() == "job.progress")
+        .count();
+    assert_eq!(told, 200);
+}
+
+#[tokio::test]
+async fn nobody_speaks_for_a_sandbox_that_is_gone() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    lab.engine()
+        .destroy_sandbox(&job.sandbox.unwrap().to_string(), false)
+        .await
+        .unwrap();
+    assert_eq!(
+        lab.until_job(&job, JobState::Cancelled)
+            .await
+            .failure
+            .unwrap()
+            .code,
+        ErrorCode::Cancelled
+    );
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.until("the driver has ended", || {
+        lab.engine().shared.driver(job.sandbox.unwrap()).is_none()
+    })
+    .await;
+    assert_eq!(
+        guest.beat(&lab, Phase::Agent).await.unwrap_err(),
+        GuestRefusal::Unauthorized
+    );
+    lab.assert_empty().await;
+}

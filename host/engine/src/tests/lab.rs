@@ -1,0 +1,519 @@
+//! The world of a test.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentlab_api::{
+    Event, EventKind, JobId, JobRequest, JobState, JobView, RepositorySource, SandboxId, SandboxState,
+    SandboxView, Vmid,
+};
+use agentlab_backend::fake::Fake;
+use agentlab_backend::{ByteStream, Template};
+use agentlab_protocol::message::{Heartbeat, Phase, RedeemAnswer, RedeemRequest, Report, ReportStatus};
+use agentlab_protocol::secret::Secret32;
+use agentlab_protocol::seed::Seed;
+use agentlab_protocol::session::{decode_secret, encode_secret};
+use agentlab_store::{EventFilter, SandboxRecord, Store, StoreOptions};
+use async_trait::async_trait;
+
+use crate::port::{GuestDoor, Network, NetworkError, Port, Trust};
+use crate::{Engine, GuestOrigin, GuestRefusal, GuestSession, Parts, Settings, SystemClock};
+
+/// Longest wait of any test.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A packet policy in memory that keeps the whole history of what it was told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wires(Arc<Mutex<WiresInner>>);
+
+#[derive(Debug, Default)]
+struct WiresInner {
+    ports: BTreeMap<Vmid, (Port, Trust)>,
+    history: Vec<(Vmid, Trust)>,
+    fail: VecDeque<&'static str>,
+    unsupported: Option<Trust>,
+    lists: usize,
+}
+
+impl Wires {
+    fn inner(&self) -> std::sync::MutexGuard<'_, WiresInner> {
+        self.0.lock().unwrap()
+    }
+
+    /// The next call of this name fails.
+    pub(super) fn fail_next(&self, call: &'static str) {
+        self.inner().fail.push_back(call);
+    }
+
+    pub(super) fn without(&self, trust: Trust) {
+        self.inner().unsupported = Some(trust);
+    }
+
+    pub(super) fn trust(&self, vmid: Vmid) -> Option<Trust> {
+        self.inner().ports.get(&vmid).map(|(_, trust)| *trust)
+    }
+
+    pub(super) fn history(&self, vmid: Vmid) -> Vec<Trust> {
+        self.inner()
+            .history
+            .iter()
+            .filter(|(of, _)| *of == vmid)
+            .map(|(_, trust)| *trust)
+            .collect()
+    }
+
+    pub(super) fn ports(&self) -> Vec<Vmid> {
+        self.inner().ports.keys().copied().collect()
+    }
+
+    /// As if the host had been rebooted under a sandbox.
+    pub(super) fn lose(&self, vmid: Vmid) {
+        self.inner().ports.remove(&vmid);
+    }
+
+    pub(super) fn plant(&self, port: Port) {
+        self.inner().ports.insert(port.vmid, (port, Trust::Sealed));
+    }
+
+    fn fault(&self, call: &'static str) -> Result<(), NetworkError> {
+        let mut inner = self.inner();
+        if inner.fail.front() == Some(&call) {
+            inner.fail.pop_front();
+            return Err(NetworkError::Unenforced {
+                action: call,
+                reason: "told to fail".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Network for Wires {
+    async fn supports(&self, trust: Trust) -> Result<(), NetworkError> {
+        if self.inner().unsupported == Some(trust) {
+            return Err(NetworkError::Unsupported {
+                mode: format!("{trust:?}"),
+                reason: "not in this test".into(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn attach(&self, port: &Port) -> Result<Option<std::os::fd::OwnedFd>, NetworkError> {
+        self.fault("attach")?;
+        let mut inner = self.inner();
+        inner.ports.insert(port.vmid, (port.clone(), Trust::Sealed));
+        inner.history.push((port.vmid, Trust::Sealed));
+        drop(inner);
+        let tap = std::fs::File::open("/dev/null").unwrap();
+        Ok(Some(tap.into()))
+    }
+
+    async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError> {
+        self.fault("set_trust")?;
+        let mut inner = self.inner();
+        let Some(port) = inner.ports.get_mut(&vmid) else {
+            return Err(NetworkError::Unenforced {
+                action: "set_trust",
+                reason: format!("{vmid} has no port"),
+            });
+        };
+        port.1 = trust;
+        inner.history.push((vmid, trust));
+        Ok(())
+    }
+
+    async fn detach(&self, vmid: Vmid) -> Result<(), NetworkError> {
+        self.fault("detach")?;
+        self.inner().ports.remove(&vmid);
+        Ok(())
+    }
+
+    async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
+        self.inner().lists += 1;
+        Ok(self.ports())
+    }
+}
+
+/// Counts the streams it was handed, and holds each until its other end goes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Door(Arc<Mutex<Vec<SandboxId>>>);
+
+impl Door {
+    pub(super) fn served(&self) -> Vec<SandboxId> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl GuestDoor for Door {
+    async fn serve(&self, sandbox: SandboxId, mut stream: Box<dyn ByteStream>) {
+        self.0.lock().unwrap().push(sandbox);
+        let mut sink = tokio::io::sink();
+        drop(tokio::io::copy(&mut stream, &mut sink).await);
+    }
+}
+
+pub(super) struct Lab {
+    pub(super) engine: Option<Arc<Engine>>,
+    pub(super) backend: Fake,
+    pub(super) wires: Wires,
+    pub(super) door: Door,
+    pub(super) store: Store,
+    pub(super) settings: Settings,
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    pub(super) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(super) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let mut lab = Self::stopped().await;
+        change(&mut lab.settings);
+        lab.start().await;
+        lab
+    }
+
+    /// A world whose engine has not begun.
+    pub(super) async fn stopped() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = Fake::new();
+        backend.add_template(Template {
+            name: "debian".into(),
+            vmid: vmid(9000),
+            id: "t".into(),
+            runner_version: Some("0.1.0".into()),
+        });
+        let settings = Settings {
+            vmid_first: vmid(1000),
+            vmid_last: vmid(1099),
+            provisioning_timeout: Duration::from_secs(5),
+            boot_timeout: Duration::from_secs(10),
+            reconcile_interval: Duration::from_millis(100),
+            teardown_retry_first: Duration::from_millis(20),
+            teardown_retry_max: Duration::from_millis(100),
+            kill_grace: Duration::from_secs(1),
+            artifact_disk_floor: 0,
+            runner_version: "0.1.0".into(),
+            ..Settings::default()
+        };
+        let store = open_store(dir.path()).await;
+        Self {
+            engine: None,
+            backend,
+            wires: Wires::default(),
+            door: Door::default(),
+            store,
+            settings,
+            dir,
+        }
+    }
+
+    pub(super) async fn start(&mut self) {
+        let profile = serde_json::json!({"name": "demo", "template_vmid": 9000,
+            "artifacts": {"max_file_bytes": 1000, "max_total_bytes": 1500, "max_files": 3}});
+        let parts = Parts {
+            backend: Arc::new(self.backend.clone()),
+            network: Arc::new(self.wires.clone()),
+            door: Arc::new(self.door.clone()),
+            store: self.store.clone(),
+            profiles: vec![serde_json::from_value(profile).unwrap()],
+            host_key: Secret32::new([3; 32]),
+            clock: Arc::new(SystemClock),
+        };
+        self.engine = Some(Engine::start(self.settings.clone(), parts).await.unwrap());
+    }
+
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        self.engine.as_ref().unwrap()
+    }
+
+    /// The daemon dies and another one begins on the same disk, host and hypervisor.
+    pub(super) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    pub(super) async fn stop(&mut self) {
+        let engine = self.engine.take().unwrap();
+        engine.shutdown().await;
+        drop(engine);
+        self.store.close().await;
+        self.store = open_store(self.dir.path()).await;
+    }
+
+    pub(super) async fn run(&self) -> JobView {
+        self.engine().create_job(request(), None).await.unwrap()
+    }
+
+    pub(super) async fn job(&self, id: &JobId) -> JobView {
+        self.engine().job(id).await.unwrap()
+    }
+
+    pub(super) async fn record(&self, job: &JobView) -> SandboxRecord {
+        self.store.sandbox(job.sandbox.unwrap()).await.unwrap().unwrap()
+    }
+
+    pub(super) async fn sandbox(&self, job: &JobView) -> SandboxView {
+        self.engine()
+            .sandbox(&job.sandbox.unwrap().to_string())
+            .await
+            .unwrap()
+    }
+
+    /// Waits until a sandbox shows a state and is done with it.
+    pub(super) async fn until_sandbox(&self, job: &JobView, state: SandboxState) -> SandboxView {
+        let look = async {
+            loop {
+                let record = self.record(job).await;
+                let resting = state != SandboxState::Failed || record.cursor.is_empty() || !record.unwinding;
+                if record.state == state && resting {
+                    return self.sandbox(job).await;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, look).await {
+            Ok(view) => view,
+            Err(_) => panic!(
+                "never {state}: {:#?}\n{:#?}",
+                self.record(job).await,
+                self.messages(job).await
+            ),
+        }
+    }
+
+    pub(super) async fn until_job(&self, job: &JobView, state: JobState) -> JobView {
+        let look = async {
+            loop {
+                let now = self.job(&job.id).await;
+                if now.state == state {
+                    return now;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, look).await {
+            Ok(view) => view,
+            Err(_) => panic!(
+                "never {state}: {:#?}\n{:#?}",
+                self.job(&job.id).await,
+                self.messages(job).await
+            ),
+        }
+    }
+
+    /// Waits until a condition of the world holds.
+    pub(super) async fn until(&self, what: &str, condition: impl Fn() -> bool) {
+        let look = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(
+            tokio::time::timeout(PATIENCE, look).await.is_ok(),
+            "never: {what}"
+        );
+    }
+
+    pub(super) async fn events(&self, job: &JobView) -> Vec<Event> {
+        let filter = EventFilter {
+            sandbox: job.sandbox,
+            job: None,
+        };
+        self.store.events(&filter, 0, 1000).await.unwrap()
+    }
+
+    pub(super) async fn messages(&self, job: &JobView) -> Vec<String> {
+        self.events(job)
+            .await
+            .into_iter()
+            .map(|event| format!("{}: {}", event.kind, event.message))
+            .collect()
+    }
+
+    pub(super) async fn alarms(&self, job: &JobView) -> usize {
+        self.events(job)
+            .await
+            .iter()
+            .filter(|event| event.kind == EventKind::Alarm)
+            .count()
+    }
+
+    /// Waits for a powered-on machine and reads its seed, as its guest would.
+    pub(super) async fn boot(&self, job: &JobView) -> Guest {
+        self.until_sandbox(job, SandboxState::Booting).await;
+        self.guest(job).await
+    }
+
+    pub(super) async fn guest(&self, job: &JobView) -> Guest {
+        let record = self.record(job).await;
+        let seed = Seed::decode(&self.backend.seed(record.vmid).unwrap()).unwrap();
+        assert_eq!(seed.sandbox, *record.id.as_bytes());
+        Guest {
+            origin: GuestOrigin::Address(record.address),
+            seed,
+            key: [9; 32],
+            session: None,
+        }
+    }
+
+    /// Boots and redeems.
+    pub(super) async fn running(&self, job: &JobView) -> Guest {
+        let mut guest = self.boot(job).await;
+        guest.redeem(self).await.unwrap();
+        guest.acknowledge(self).await;
+        guest
+    }
+
+    /// Nothing of any sandbox is left anywhere.
+    pub(super) async fn assert_empty(&self) {
+        let left = self.backend.leftovers();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(self.wires.ports(), []);
+        assert_eq!(self.store.live_tokens(jiff::Timestamp::now()).await.unwrap(), 0);
+        for record in self.store.sandboxes(true).await.unwrap() {
+            assert_eq!(record.left_behind, Vec::<String>::new());
+            assert_eq!(
+                self.store.open_intents(record.id).await.unwrap(),
+                [],
+                "{record:#?}"
+            );
+        }
+    }
+}
+
+async fn open_store(dir: &std::path::Path) -> Store {
+    Store::open(StoreOptions {
+        database_path: dir.join("agentlab.db"),
+        files_dir: dir.join("files"),
+        disk_floor_bytes: 0,
+    })
+    .await
+    .unwrap()
+}
+
+pub(super) fn vmid(raw: u32) -> Vmid {
+    Vmid::try_from(raw).unwrap()
+}
+
+pub(super) fn request() -> JobRequest {
+    JobRequest {
+        repository: RepositorySource::Url {
+            url: "https://example.org/a.git".into(),
+        },
+        reference: None,
+        task: "true".into(),
+        profile: "demo".into(),
+        agent: None,
+        deadline_seconds: Some(60),
+        ttl_minutes: None,
+        keepalive: None,
+    }
+}
+
+/// A guest that does what the test says.
+#[derive(Debug, Clone)]
+pub(super) struct Guest {
+    pub(super) origin: GuestOrigin,
+    pub(super) seed: Seed,
+    pub(super) key: [u8; 32],
+    pub(super) session: Option<Secret32>,
+}
+
+impl Guest {
+    pub(super) async fn redeem(&mut self, lab: &Lab) -> Result<RedeemAnswer, GuestRefusal> {
+        let request = RedeemRequest {
+            vmid: self.seed.vmid,
+            token: encode_secret(&self.seed.token),
+            runner_key: encode_secret(&Secret32::new(self.key)),
+            runner_version: "0.1.0".into(),
+        };
+        let answer = lab.engine().redeem(self.origin, request).await?;
+        self.session = decode_secret(answer.session.expose());
+        Ok(answer)
+    }
+
+    pub(super) async fn authenticate(&self, lab: &Lab) -> Result<GuestSession, GuestRefusal> {
+        lab.engine()
+            .authenticate(self.origin, self.session.as_ref().unwrap())
+            .await
+    }
+
+    pub(super) async fn acknowledge(&self, lab: &Lab) {
+        let session = self.authenticate(lab).await.unwrap();
+        lab.engine().acknowledge(&session).await.unwrap();
+    }
+
+    pub(super) async fn beat(&self, lab: &Lab, phase: Phase) -> Result<bool, GuestRefusal> {
+        let session = self.authenticate(lab).await?;
+        let beat = Heartbeat {
+            phase,
+            message: String::new(),
+        };
+        lab.engine()
+            .heartbeat(&session, beat)
+            .await
+            .map(|answer| answer.cancel)
+    }
+
+    pub(super) async fn upload(&self, lab: &Lab, name: &str, bytes: &[u8]) -> Result<(), GuestRefusal> {
+        use agentlab_protocol::message::ArtifactRole;
+        let session = self.authenticate(lab).await?;
+        let role = if name.starts_with("files/") {
+            ArtifactRole::File
+        } else {
+            ArtifactRole::Bundle
+        };
+        let name: agentlab_protocol::message::ArtifactName = name.parse().unwrap();
+        let mut incoming = lab
+            .engine()
+            .receive_artifact(&session, name.clone(), role)
+            .await?;
+        let too_large = |error: agentlab_store::StoreError| GuestRefusal::TooLarge(error.to_string());
+        incoming.write(bytes).await.map_err(too_large)?;
+        let received = incoming.finish(None).await.unwrap();
+        lab.engine()
+            .artifact_received(&session, name, role, received)
+            .await
+    }
+
+    pub(super) async fn report(
+        &self,
+        lab: &Lab,
+        job: &JobView,
+        status: ReportStatus,
+        exit_code: Option<u8>,
+    ) -> Result<(), GuestRefusal> {
+        let session = self.authenticate(lab).await?;
+        let report = Report {
+            version: 1,
+            job: job.id.to_string(),
+            status,
+            failed_phase: None,
+            message: None,
+            exit_code,
+            base_commit: None,
+            head_commit: None,
+            commits: 1,
+            uncommitted: false,
+            agent_milliseconds: 5,
+            artifacts: vec![],
+            left_out: vec![],
+            inner_sandbox: "bubblewrap".into(),
+        };
+        lab.engine().report(&session, report).await
+    }
+
+    pub(super) fn wrong_token(&self) -> Self {
+        let seed = Seed {
+            token: Secret32::new([0xee; 32]),
+            ..self.seed.clone()
+        };
+        Self { seed, ..self.clone() }
+    }
+}

@@ -1,0 +1,9 @@
+//! Whole lives of sandboxes: a real store on disk, a back end and a network in memory, and a guest that follows a
+//! script. Every wait has an end; every test ends by asking what is left.
+
+mod lab;
+
+mod failure;
+mod guest;
+mod job;
+mod restart;
