@@ -41,7 +41,7 @@ pub use intent::{
     Protocol, Trust,
 };
 #[cfg(feature = "kernel")]
-pub use kernel::{Denial, EnforceError, Enforcer, Observer};
+pub use kernel::{Denial, EnforceError, Enforcer, Observer, create_tap};
 pub use name::{IfName, IfNameError};
 pub use plan::{PlanError, check_host, plan};
 pub use ruleset::Ruleset;

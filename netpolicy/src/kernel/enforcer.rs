@@ -90,7 +90,7 @@ impl Enforcer {
         if let Some(link) = old {
             self.kernel.links.delete(link.index, &port.name)?;
         }
-        let tap = tap::create(&port.name).map_err(|source| EnforceError::Tap {
+        let tap = tap::create_tap(&port.name).map_err(|source| EnforceError::Tap {
             name: port.name.clone(),
             source,
         })?;
@@ -360,17 +360,9 @@ fn stand_or_seal(
 /// A subnet that is in use elsewhere would be routed to the wrong side, or answered by the wrong machine.
 fn refuse_taken_subnet(host: &HostPolicy, kernel: &Observer) -> Result<(), EnforceError> {
     let subnet = host.bridge.subnet();
-    let taken = kernel
-        .links
-        .networks(&host.bridge.name)?
-        .into_iter()
-        .find(|(network, _)| network.overlaps(subnet));
-    match taken {
+    let networks = kernel.links.networks(&host.bridge.name)?;
+    match networks.into_iter().find(|(network, _)| network.overlaps(subnet)) {
         None => Ok(()),
-        Some((taken, index)) => Err(EnforceError::SubnetTaken {
-            subnet,
-            taken,
-            name: format!("interface {index}"),
-        }),
+        Some((taken, name)) => Err(EnforceError::SubnetTaken { subnet, taken, name }),
     }
 }

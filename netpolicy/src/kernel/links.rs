@@ -1,5 +1,6 @@
 //! Bridge, ports, addresses and neighbours over rtnetlink.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
@@ -143,26 +144,39 @@ impl Links {
             .collect())
     }
 
-    /// Networks of the addresses of all interfaces but one, with the interface's index.
-    pub(crate) fn networks(&self, except: &IfName) -> Result<Vec<(Cidr, u32)>, EnforceError> {
-        let skipped = self.find(except)?.map(|link| link.index);
-        let all: Vec<_> = self
+    /// Networks of the addresses of all interfaces but one, with the interface's name.
+    pub(crate) fn networks(&self, except: &IfName) -> Result<Vec<(Cidr, String)>, EnforceError> {
+        let failed = |error: rtnetlink::Error| failure("list addresses besides", except, &error);
+        let links: Vec<LinkMessage> = self
+            .runtime
+            .block_on(self.handle.link().get().execute().try_collect())
+            .map_err(failed)?;
+        let names: BTreeMap<u32, String> = links
+            .into_iter()
+            .map(Link::from)
+            .map(|link| (link.index, link.name))
+            .collect();
+        let addresses: Vec<_> = self
             .runtime
             .block_on(self.handle.address().get().execute().try_collect())
-            .map_err(|error| failure("list addresses besides", except, &error))?;
-        let networks = all
-            .into_iter()
-            .filter(|message| Some(message.header.index) != skipped)
-            .flat_map(|message| {
-                let (prefix, index) = (message.header.prefix_len, message.header.index);
-                message.attributes.into_iter().filter_map(move |attribute| {
-                    let AddressAttribute::Address(IpAddr::V4(address)) = attribute else {
-                        return None;
-                    };
-                    Some((Cidr::containing(address, prefix), index))
-                })
+            .map_err(failed)?;
+        let mut networks = Vec::new();
+        for message in addresses {
+            let name = names.get(&message.header.index).cloned().unwrap_or_default();
+            let address = message.attributes.iter().find_map(|attribute| {
+                if let AddressAttribute::Address(IpAddr::V4(address)) = attribute {
+                    Some(*address)
+                } else {
+                    None
+                }
             });
-        Ok(networks.collect())
+            if let Some(address) = address
+                && name != except.as_str()
+            {
+                networks.push((Cidr::containing(address, message.header.prefix_len), name));
+            }
+        }
+        Ok(networks)
     }
 
     /// Makes the bridge, or adopts it, and leaves it down when it was. Returns its index.
@@ -229,12 +243,15 @@ impl Links {
     }
 
     /// Sets the flags of a port, its one forwarding entry and the host's one neighbour entry for it.
+    ///
+    /// The forwarding entry is sticky: a static one that is not moves to whatever port last sent from its MAC, and with
+    /// it everything that is meant for the guest.
     pub(crate) fn settle(&self, link: u32, bridge: u32, port: &GuestPort) -> Result<(), EnforceError> {
         self.isolate(link, &port.name)?;
         let entry = self.handle.neighbours().add_bridge(link, &port.mac);
         let entry = entry
             .state(NeighbourState::Noarp)
-            .flags(NeighbourFlags::Controller)
+            .flags(NeighbourFlags::Controller | NeighbourFlags::Sticky)
             .replace();
         self.run("write the forwarding entry of", &port.name, entry.execute())?;
         let neighbour = self.handle.neighbours().add(bridge, IpAddr::V4(port.address));

@@ -19,3 +19,4 @@ mod tap;
 pub use enforcer::Enforcer;
 pub use error::EnforceError;
 pub use observer::{Denial, Observer};
+pub use tap::create_tap;

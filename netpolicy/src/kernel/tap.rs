@@ -9,9 +9,9 @@ use crate::IfName;
 
 const DEVICE: &str = "/dev/net/tun";
 
-/// Makes a tap and returns its only descriptor. It is not persistent: the link goes when the last copy of the
+/// Makes a tap in the caller's network namespace, bound to nothing, and returns its only descriptor. It is not persistent: the link goes when the last copy of the
 /// descriptor is closed, so that a crash leaves nothing behind.
-pub(crate) fn create(name: &IfName) -> io::Result<OwnedFd> {
+pub fn create_tap(name: &IfName) -> io::Result<OwnedFd> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)

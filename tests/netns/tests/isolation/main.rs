@@ -1,0 +1,240 @@
+//! Who may talk to whom, with real packets. Each probe carries the number of its row in `docs/security.md`.
+
+#[cfg(test)]
+mod probes;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use agentlab_netpolicy::Trust;
+    use agentlab_tests_netns::frame::{token, tokens};
+    use agentlab_tests_netns::guest::Guest;
+    use agentlab_tests_netns::lab::{HOST_ON_LAN, Lab, skipped};
+
+    use crate::probes::{ALL, How, Level, Probe, Who, all_probes};
+
+    /// How long an answer may take; everything that is refused silently takes this long.
+    const PATIENCE: Duration = Duration::from_millis(350);
+
+    fn guest(lab: &Lab, who: Who) -> &Guest {
+        match who {
+            Who::A => &lab.a,
+            Who::B => &lab.b,
+            Who::Stranger => &lab.stranger,
+            Who::Host | Who::Net | Who::Other => unreachable!("not a guest"),
+        }
+    }
+
+    /// Sends everything at once and returns the numbers of what got through.
+    fn fire(lab: &Lab, probes: &[Probe]) -> BTreeSet<u32> {
+        for guest in [&lab.a, &lab.b, &lab.stranger] {
+            let _ = guest.take_frames();
+        }
+        let _ = lab.listening.take();
+        lab.host.ip("neigh flush dev vmbr1").unwrap();
+        let numbered = || probes.iter().zip(1_u32..);
+        let mut passed = BTreeSet::new();
+        let patient = Instant::now() + PATIENCE;
+        thread::scope(|scope| {
+            let connected = scope.spawn(|| connect_all(lab, probes));
+            for (probe, number) in numbered() {
+                match &probe.how {
+                    How::Tcp(_) => {}
+                    How::Udp(who, to) => send(lab, *who, *to, number),
+                    How::Frames(who, frames) => {
+                        frames
+                            .iter()
+                            .for_each(|frame| guest(lab, *who).inject(frame).unwrap());
+                    }
+                    How::Ask(who, frame, _) | How::Poison(who, frame, ..) => {
+                        guest(lab, *who).inject(frame).unwrap()
+                    }
+                }
+            }
+            passed.extend(connected.join().unwrap());
+        });
+        wait_until(patient);
+        passed.extend(lab.listening.take().iter().map(|heard| heard.token));
+        let seen = [
+            (Who::A, lab.a.take_frames()),
+            (Who::B, lab.b.take_frames()),
+            (Who::Stranger, lab.stranger.take_frames()),
+        ];
+        for (probe, number) in numbered() {
+            let sent_by =
+                |place| matches!(&probe.how, How::Udp(who, _) | How::Frames(who, _) if *who == place);
+            let through = match &probe.how {
+                How::Tcp(_) => false,
+                How::Udp(..) | How::Frames(..) => seen
+                    .iter()
+                    .filter(|(place, _)| !sent_by(*place))
+                    .any(|(_, frames)| frames.iter().any(|frame| tokens(frame).contains(&number))),
+                How::Ask(who, _, answers) => seen
+                    .iter()
+                    .any(|(place, frames)| place == who && frames.iter().any(|frame| answers(frame))),
+                How::Poison(_, _, question, sign) => {
+                    let arguments: Vec<_> = question.split(' ').collect();
+                    lab.host.run("ip", &arguments, "").unwrap().contains(sign)
+                }
+            };
+            if through {
+                passed.insert(number);
+            }
+        }
+        passed
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a thread of the test's own, which has nothing else to do"
+    )]
+    fn wait_until(when: Instant) {
+        thread::sleep(when.saturating_duration_since(Instant::now()));
+    }
+
+    fn connect_all(lab: &Lab, probes: &[Probe]) -> Vec<u32> {
+        let (done, connected) = mpsc::channel();
+        lab.a
+            .namespace
+            .enter(|| {
+                thread::scope(|scope| {
+                    for (probe, number) in probes.iter().zip(1_u32..) {
+                        if let How::Tcp(to) = &probe.how {
+                            let done = done.clone();
+                            scope.spawn(move || {
+                                if TcpStream::connect_timeout(to, PATIENCE).is_ok() {
+                                    done.send(number).unwrap();
+                                }
+                            });
+                        }
+                    }
+                });
+            })
+            .unwrap();
+        drop(done);
+        connected.iter().collect()
+    }
+
+    fn send(lab: &Lab, who: Who, to: SocketAddr, number: u32) {
+        let namespace = match who {
+            Who::Host => &lab.host,
+            Who::Net => &lab.net,
+            Who::Other => &lab.other,
+            Who::A | Who::B | Who::Stranger => &guest(lab, who).namespace,
+        };
+        namespace
+            .enter(|| {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+                // A sealed guest may be told at once that nobody answers.
+                let _ = socket.send_to(&token(number), to);
+            })
+            .unwrap();
+    }
+
+    fn trust(level: Level) -> Trust {
+        match level {
+            Level::Sealed => Trust::Sealed,
+            Level::Bootstrap => Trust::BootstrapOnly,
+            Level::Off => Trust::Off,
+            Level::Nat => Trust::Nat,
+        }
+    }
+
+    fn wrong(probes: &[Probe], passed: &BTreeSet<u32>, level: Level) -> Vec<String> {
+        probes
+            .iter()
+            .zip(1_u32..)
+            .filter(|(probe, number)| probe.passes.contains(&level) != passed.contains(number))
+            .map(|(probe, number)| {
+                let verdict = if passed.contains(&number) {
+                    "LEAKED"
+                } else {
+                    "was blocked"
+                };
+                format!("{level:?} {} #{number} {verdict}: {}", probe.row, probe.what)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_probe_gets_the_verdict_of_its_level() {
+        if skipped() {
+            return;
+        }
+        let mut lab = Lab::with_policy().unwrap();
+        let probes = all_probes(&lab);
+        assert!(probes.len() >= 40, "only {} probes", probes.len());
+        let mut problems = Vec::new();
+        for bridge_netfilter in ["0", "1"] {
+            for family in ["iptables", "ip6tables", "arptables"] {
+                // Absent where br_netfilter is not loaded; then there is only one setting to test.
+                let _ = lab
+                    .host
+                    .set(&format!("bridge/bridge-nf-call-{family}"), bridge_netfilter);
+            }
+            for level in ALL {
+                lab.enforce(|enforcer| Ok(enforcer.set_trust(&"tap1000i0".parse()?, trust(level))?))
+                    .unwrap();
+                let passed = fire(&lab, &probes);
+                problems.extend(wrong(&probes, &passed, level));
+            }
+        }
+        let rules = lab.host.run("nft", &["list", "ruleset"], "").unwrap_or_default();
+        assert!(
+            problems.is_empty(),
+            "{} wrong verdicts:\n{}\n{rules}",
+            problems.len(),
+            problems.join("\n")
+        );
+    }
+
+    #[test]
+    fn what_leaves_the_host_carries_the_host_s_address() {
+        if skipped() {
+            return;
+        }
+        let mut lab = Lab::with_policy().unwrap();
+        lab.enforce(|enforcer| Ok(enforcer.set_trust(&"tap1000i0".parse()?, Trust::Nat)?))
+            .unwrap();
+        send(&lab, Who::A, "8.8.8.8:9999".parse().unwrap(), 1);
+        wait_until(Instant::now() + PATIENCE);
+        let heard = lab.listening.take();
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        let from = heard[0].from.ip().to_canonical();
+        assert_eq!((heard[0].place, from), ("net", IpAddr::V4(HOST_ON_LAN)));
+    }
+
+    #[test]
+    fn without_a_policy_the_same_probes_leak() {
+        if skipped() {
+            return;
+        }
+        let lab = Lab::without_policy().unwrap();
+        let probes = all_probes(&lab);
+        let passed = fire(&lab, &probes);
+        let never = probes
+            .iter()
+            .zip(1_u32..)
+            .filter(|(probe, _)| probe.passes.is_empty());
+        let (leaks, tight): (Vec<_>, Vec<_>) = never.partition(|(_, number)| passed.contains(number));
+        let tight: Vec<_> = tight
+            .iter()
+            .map(|(probe, number)| format!("{} #{number} {}", probe.row, probe.what))
+            .collect();
+        println!(
+            "{} of {} forbidden probes leak without a policy; not: {tight:#?}",
+            leaks.len(),
+            leaks.len() + tight.len()
+        );
+        assert!(
+            leaks.len() >= 60,
+            "only {} leaks without a policy; tight by themselves: {tight:#?}",
+            leaks.len()
+        );
+    }
+}
