@@ -1,11 +1,17 @@
 //! What reaches a guest without its network: seed, serial channel, console.
 
+use std::time::Duration;
+
 use agentlab_api::{ChannelKind, Vmid};
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use super::record::{CHANNEL_SOCKET, Found, storage};
 use super::{Qemu, blocking, log, sockets};
 use crate::{BackendError, ByteStream, Channels, Result, Seeds, Stamp};
+
+const OPEN: &str = "open_channel";
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 #[async_trait]
 impl Seeds for Qemu {
@@ -42,33 +48,29 @@ impl Channels for Qemu {
 
     async fn open_channel(&self, vmid: Vmid) -> Result<Option<Box<dyn ByteStream>>> {
         let refused = |reason: String| BackendError::Refused {
-            action: "open_channel",
+            action: OPEN,
             vmid,
             reason,
             hint: None,
         };
         let machine = self.readable(vmid).await?;
-        if machine
-            .process()
-            .map(|identity| identity.hold())
-            .transpose()
-            .ok()
-            .flatten()
-            .flatten()
-            .is_none()
-        {
+        let Some(process) = self.recorded_process(&machine).await? else {
             return Err(refused("it is not running".to_owned()));
-        }
-        let line = self.vm(vmid).channel.clone();
+        };
+        let vm = self.vm(vmid);
         // Before connecting: QEMU accepts the next only once it has seen the last one leave.
-        line.cut();
-        let stream = sockets::connect(machine.path(), CHANNEL_SOCKET)
-            .await
+        vm.channel.cut();
+        let connected = timeout(CONNECT_DEADLINE, sockets::connect(machine.path(), CHANNEL_SOCKET)).await;
+        let stream = connected
+            .map_err(|_| BackendError::TimedOut {
+                action: OPEN,
+                vmid,
+                seconds: CONNECT_DEADLINE.as_secs(),
+            })?
             .map_err(|error| refused(format!("its channel does not accept: {error}")))?;
-        let stream: Box<dyn ByteStream> = Box::new(
-            line.take(stream)
-                .map_err(storage("opening", &machine.path().join(CHANNEL_SOCKET)))?,
-        );
+        let taken = vm.channel.take(stream, process.identity);
+        let stream: Box<dyn ByteStream> =
+            Box::new(taken.map_err(storage("opening", &machine.path().join(CHANNEL_SOCKET)))?);
         Ok(Some(stream))
     }
 

@@ -2,24 +2,27 @@
 //!
 //! A descriptor meant for one child must not be inheritable in the daemon even for a moment: another thread may
 //! start another child just then. So a short-lived thread takes a descriptor table of its own (`CLONE_FILES`
-//! unshared), makes the chosen descriptors inheritable there, starts the child, and ends with its table.
+//! unshared), closes everything else in it, makes the chosen descriptors inheritable there, starts the child, and
+//! ends with its table.
+//!
+//! Session and limits are the child's own to set, so util-linux's `setsid` and `prlimit` do it, each turning into the
+//! next by exec: one process, whose id is QEMU's. Setting limits from outside would take CAP_SYS_RESOURCE.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sched::CloneFlags;
 use rustix::io::FdFlags;
-use rustix::process::{Pid, Resource, Rlimit};
 
 use super::process::Identity;
 
-/// Executes a program in a session of its own, in the same process.
 const SETSID: &str = "/usr/bin/setsid";
+const PRLIMIT: &str = "/usr/bin/prlimit";
 /// QEMU's threads: its processors, its loop, and at most 64 workers; and some air.
 const MAX_THREADS: u64 = 512;
 const MAX_FILES: u64 = 1024;
@@ -52,26 +55,25 @@ impl Launch {
                 .map_err(|_| io::Error::other("the launching thread panicked"))
         });
         let identity = started??;
-        self.restrain(identity.pid);
+        offer_to_oom_killer(identity.pid);
         Ok(identity)
     }
 
     fn start_here(&self) -> io::Result<Identity> {
         nix::sched::unshare(CloneFlags::CLONE_FILES)?;
+        self.close_all_others()?;
         for descriptor in &self.descriptors {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
         }
-        let setsid = Path::new(SETSID);
-        let mut command = if setsid.exists() {
-            let mut command = Command::new(setsid);
-            command.arg(&self.program);
-            command
-        } else {
-            // Without util-linux: a process group of its own keeps the terminal's signals away.
-            let mut command = Command::new(&self.program);
-            command.process_group(0);
-            command
-        };
+        let mut command = Command::new(SETSID);
+        command
+            .arg(PRLIMIT)
+            .args(["--core=0:0", &format!("--fsize={0}:{0}", self.max_file_bytes)])
+            .args([
+                format!("--nofile={MAX_FILES}:{MAX_FILES}"),
+                format!("--nproc={MAX_THREADS}:{MAX_THREADS}"),
+            ])
+            .arg(&self.program);
         // Changing the user as root also empties the supplementary groups.
         let child = command
             .args(&self.arguments)
@@ -88,27 +90,36 @@ impl Launch {
         Identity::of(pid)
     }
 
-    /// Limits that can be set from outside. A daemon without CAP_SYS_RESOURCE cannot set them; its own unit's
-    /// limits then hold for its children too.
-    fn restrain(&self, pid: i32) {
-        let Some(target) = Pid::from_raw(pid) else { return };
-        let limits = [
-            (Resource::Core, 0),
-            (Resource::Fsize, self.max_file_bytes),
-            (Resource::Nofile, MAX_FILES),
-            (Resource::Nproc, MAX_THREADS),
-        ];
-        for (resource, limit) in limits {
-            let limit = Rlimit {
-                current: Some(limit),
-                maximum: Some(limit),
-            };
-            if let Err(error) = rustix::process::prlimit(Some(target), resource, limit) {
-                tracing::debug!(pid, ?resource, %error, "limit not set");
+    /// Closes what this thread's table holds besides our descriptors: what the daemon itself inherited without
+    /// close-on-exec would go on to the child. Only numbers of this private table; nobody else sees them close.
+    fn close_all_others(&self) -> io::Result<()> {
+        let kept: Vec<RawFd> = self
+            .descriptors
+            .iter()
+            .map(AsRawFd::as_raw_fd)
+            .chain([self.stderr.as_raw_fd()])
+            .collect();
+        let open = fs::read_dir("/proc/thread-self/fd")?
+            .map(|entry| {
+                entry?
+                    .file_name()
+                    .to_string_lossy()
+                    .parse::<RawFd>()
+                    .map_err(io::Error::other)
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        for number in open {
+            if number > 2 && !kept.contains(&number) {
+                // The directory's own number is closed already.
+                nix::unistd::close(number).ok();
             }
         }
-        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
-            tracing::debug!(pid, %error, "OOM score not raised");
-        }
+        Ok(())
+    }
+}
+
+fn offer_to_oom_killer(pid: i32) {
+    if let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
+        tracing::debug!(pid, %error, "OOM score not raised");
     }
 }

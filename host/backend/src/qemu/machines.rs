@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::monitor::Status;
+use super::process::Process;
 use super::record::{Found, MachineDir, Record, ShapeRecord, storage};
 use super::template::StoredTemplate;
 use super::{Qemu, blocking, unreachable};
@@ -78,16 +79,20 @@ impl Qemu {
         }
     }
 
-    async fn is_running(&self, machine: &MachineDir) -> Result<bool> {
+    /// The machine's living QEMU by its record alone: enough once [`crate::Backend::adopt`] has put the records right.
+    pub(super) async fn recorded_process(&self, machine: &MachineDir) -> Result<Option<Process>> {
         let machine = machine.clone();
         blocking(move || match machine.process() {
-            None => Ok(false),
-            Some(identity) => Ok(identity
+            None => Ok(None),
+            Some(identity) => identity
                 .hold()
-                .map_err(storage("finding the process of", machine.path()))?
-                .is_some()),
+                .map_err(storage("finding the process of", machine.path())),
         })
         .await
+    }
+
+    async fn is_running(&self, machine: &MachineDir) -> Result<bool> {
+        Ok(self.recorded_process(machine).await?.is_some())
     }
 
     async fn power(&self, machine: &MachineDir, action: &'static str) -> Result<Power> {

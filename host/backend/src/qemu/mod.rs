@@ -113,7 +113,7 @@ struct Vm {
     /// Held by whoever changes the machine.
     operation: tokio::sync::Mutex<()>,
     monitor: Monitor,
-    channel: Arc<Line>,
+    channel: Line,
 }
 
 /// The QEMU back end. Dropping it leaves every machine running.
@@ -124,7 +124,9 @@ pub struct Qemu {
     templates: TemplateStore,
     machines: record::Machines,
     prober: Prober,
-    verdict: tokio::sync::Mutex<Verdict>,
+    verdict: Mutex<Verdict>,
+    /// Held while a guest is run to find out about the accelerator.
+    probing: tokio::sync::Mutex<()>,
     /// First come, first started.
     starts: Arc<Semaphore>,
     concurrent_starts: usize,
@@ -207,6 +209,7 @@ impl Qemu {
             programs: programs.clone(),
             uid: last_uid,
             kept_path,
+            tried: Accelerator::Kvm,
         };
         let configured = |kvm| Verdict {
             kvm,
@@ -229,7 +232,8 @@ impl Qemu {
             templates,
             machines,
             prober,
-            verdict: tokio::sync::Mutex::new(verdict),
+            verdict: Mutex::new(verdict),
+            probing: tokio::sync::Mutex::default(),
             starts: Arc::new(Semaphore::new(concurrent_starts)),
             concurrent_starts,
             vms: Mutex::default(),
@@ -248,7 +252,7 @@ impl Qemu {
             Arc::new(Vm {
                 operation: tokio::sync::Mutex::default(),
                 monitor: Monitor::default(),
-                channel: Arc::default(),
+                channel: Line::default(),
             })
         };
         self.vms().entry(vmid).or_insert_with(new).clone()
@@ -257,15 +261,22 @@ impl Qemu {
     /// The accelerator for a machine of this template. A verdict for KVM that no kernel confirmed yet is confirmed
     /// with the template's.
     async fn accelerator(&self, template: &StoredTemplate) -> Accelerator {
-        let mut verdict = self.verdict.lock().await;
-        if verdict.kvm && !verdict.with_kernel {
-            *verdict = self.prober.verdict(Some(template)).await;
+        let is_open = |verdict: &Verdict| verdict.kvm && !verdict.with_kernel;
+        if is_open(&self.verdict()) {
+            let _alone = self.probing.lock().await;
+            if is_open(&self.verdict()) {
+                let found = self.prober.verdict(Some(template)).await;
+                *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = found;
+            }
         }
-        if verdict.kvm {
-            Accelerator::Kvm
-        } else {
-            Accelerator::Tcg
-        }
+        self.verdict().accelerator()
+    }
+
+    fn verdict(&self) -> Verdict {
+        self.verdict
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Looks after a running machine until it ends.
@@ -293,16 +304,11 @@ impl Snapshots for Qemu {}
 #[async_trait]
 impl Backend for Qemu {
     async fn info(&self) -> Result<BackendInfo> {
-        let verdict = self.verdict.lock().await.clone();
-        let accelerator = if verdict.kvm {
-            Accelerator::Kvm
-        } else {
-            Accelerator::Tcg
-        };
+        let verdict = self.verdict();
         Ok(BackendInfo {
             kind: KIND,
             version: format!("QEMU {}", self.programs.version.text),
-            accelerator: Some(accelerator.as_str().to_owned()),
+            accelerator: Some(verdict.accelerator().as_str().to_owned()),
             accelerator_reason: Some(verdict.reason),
             capabilities: Capabilities {
                 volumes: false,
@@ -337,7 +343,7 @@ impl Backend for Qemu {
                     tracing::info!(%vmid, pid = process.identity.pid, "running machine adopted");
                     self.watch(&machine, process, None);
                 }
-                None => machine.clear_runtime()?,
+                None => blocking(move || machine.clear_runtime()).await?,
             }
         }
         crate::Machines::list(self).await

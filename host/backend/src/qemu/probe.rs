@@ -46,6 +46,16 @@ pub(super) struct Verdict {
     pub(super) with_kernel: bool,
 }
 
+impl Verdict {
+    pub(super) fn accelerator(&self) -> Accelerator {
+        if self.kvm {
+            Accelerator::Kvm
+        } else {
+            Accelerator::Tcg
+        }
+    }
+}
+
 /// `accelerator.json`: a verdict and what it depends on.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
@@ -61,6 +71,8 @@ pub(super) struct Prober {
     pub(super) uid: u32,
     /// Where the verdict is kept.
     pub(super) kept_path: PathBuf,
+    /// KVM; tests put the one there that works everywhere.
+    pub(super) tried: Accelerator,
 }
 
 /// How a probe's guest ended.
@@ -228,7 +240,7 @@ impl Prober {
         let words = memory_file("probe-words", b"")?;
         let stderr = open_for_append(&own_path(&words))?;
         let console = open_for_append(&own_path(&words))?;
-        let mut arguments = command::bare(Accelerator::Kvm, &self.programs.version, 32);
+        let mut arguments = command::bare(self.tried, &self.programs.version, 32);
         let mut option = |flag: &str, value: &str| arguments.extend([flag, value].map(OsString::from));
         option("-m", "256");
         option("-add-fd", &format!("fd={},set=1", console.as_raw_fd()));
@@ -291,4 +303,33 @@ fn own_path(file: &File) -> PathBuf {
 
 fn spoken(words: &File) -> String {
     String::from_utf8_lossy(&fs::read(own_path(words)).unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Were the tiny guest broken, KVM would be refused on every host and nobody would notice.
+    #[tokio::test]
+    async fn the_tiny_guest_ends_where_the_accelerator_works() {
+        if !rustix::process::geteuid().is_root()
+            || !std::path::Path::new("/usr/bin/qemu-system-x86_64").exists()
+        {
+            assert!(
+                std::env::var("CI").as_deref() != Ok("true"),
+                "the probe's test needs root and QEMU"
+            );
+            println!("SKIP: the probe's test needs root and QEMU");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let prober = Prober {
+            programs: Programs::find(None).await.unwrap(),
+            uid: 3_099_999,
+            kept_path: dir.path().join("accelerator.json"),
+            tried: Accelerator::Tcg,
+        };
+        prober.try_tiny().await.unwrap();
+        assert!(prober.find_out(None).await.kvm);
+    }
 }

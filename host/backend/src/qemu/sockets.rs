@@ -8,12 +8,18 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustix::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+
+use super::process::Identity;
+
+/// Between two tries at a socket whose line is full; nothing tells when it no longer is.
+const LINE_FULL: Duration = Duration::from_millis(50);
 
 fn through(dir: &File, name: &str) -> String {
     format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())
@@ -29,35 +35,57 @@ pub(super) fn listen(dir: &Path, name: &str) -> io::Result<OwnedFd> {
     UnixListener::bind(through(&dir, name)).map(OwnedFd::from)
 }
 
-/// Connects to a socket in `dir`.
+/// Connects to a socket in `dir`. While QEMU accepts nobody, because it is frozen or still busy with the last one,
+/// this waits: the caller sets the deadline.
 pub(super) async fn connect(dir: &Path, name: &str) -> io::Result<UnixStream> {
     let dir = File::open(dir)?;
-    UnixStream::connect(through(&dir, name)).await
+    loop {
+        match UnixStream::connect(through(&dir, name)).await {
+            // QEMU lets only one more wait in line.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(LINE_FULL).await,
+            other => return other,
+        }
+    }
 }
 
 /// The one open connection to a machine's channel. QEMU serves one at a time: a second opener would wait for ever
 /// behind the first, so opening cuts whoever was there.
 #[derive(Debug, Default)]
-pub(super) struct Line(Mutex<Option<OwnedFd>>);
+pub(super) struct Line(Mutex<Option<Held>>);
+
+#[derive(Debug)]
+struct Held {
+    second: OwnedFd,
+    /// The QEMU at the other end.
+    of: Identity,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Not connected any more: then there is nothing to cut.
+        rustix::net::shutdown(&self.second, Shutdown::Both).ok();
+    }
+}
 
 impl Line {
-    fn hold(&self, held: Option<OwnedFd>) {
-        let previous = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), held);
-        if let Some(previous) = previous {
-            // Not connected any more: then there is nothing to cut.
-            rustix::net::shutdown(&previous, Shutdown::Both).ok();
-        }
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the open connection; its opener reads end of file.
     pub(super) fn cut(&self) {
-        self.hold(None);
+        *self.held() = None;
+    }
+
+    /// The same, unless it leads to another QEMU already.
+    pub(super) fn cut_from(&self, ended: &Identity) {
+        self.held().take_if(|held| held.of == *ended);
     }
 
     /// Takes the line over.
-    pub(super) fn take(self: &Arc<Self>, stream: UnixStream) -> io::Result<ChannelStream> {
+    pub(super) fn take(&self, stream: UnixStream, of: Identity) -> io::Result<ChannelStream> {
         let second = rustix::io::fcntl_dupfd_cloexec(&stream, 3)?;
-        self.hold(Some(second));
+        *self.held() = Some(Held { second, of });
         Ok(ChannelStream { stream })
     }
 }

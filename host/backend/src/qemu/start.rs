@@ -31,6 +31,7 @@ use crate::{BackendError, PowerOn, Result};
 /// From exec to the monitor's greeting, on a host that has other things to do.
 const GREETING_DEADLINE: Duration = Duration::from_secs(20);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+const DYING: Duration = Duration::from_secs(2);
 const QUIT_DEADLINE: Duration = Duration::from_secs(3);
 const KILL_DEADLINE: Duration = Duration::from_secs(15);
 /// Of QEMU's complaints, what goes into an error.
@@ -93,16 +94,18 @@ impl Qemu {
             done = self.let_go(vm, machine) => done,
         };
         let Err(error) = outcome else { return Ok(()) };
-        let is_lost = matches!(error, BackendError::Unreachable { .. }) && !process.is_alive();
-        let error = if is_lost {
-            self.explain(machine, None).await
-        } else {
-            error
-        };
+        let mut error = error;
+        // A dying process closes its sockets before it is seen to be gone.
+        if matches!(error, BackendError::Unreachable { .. })
+            && let Ok(code) = timeout(DYING, process.exit_code()).await
+        {
+            error = self.explain(machine, code.ok().flatten()).await;
+        }
         if let Err(left) = end(machine.record.vmid, START, process).await {
             tracing::error!(vmid = %machine.record.vmid, error = %left, "QEMU of a failed start still lives");
         }
-        machine.clear_runtime()?;
+        let cleared = machine.clone();
+        blocking(move || cleared.clear_runtime()).await?;
         Err(error)
     }
 

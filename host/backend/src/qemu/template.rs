@@ -34,10 +34,19 @@ struct Manifest {
     name: String,
     vmid: Vmid,
     id: String,
-    #[serde(default)]
-    runner_version: Option<String>,
-    kernel_command_line: String,
+    runner: Option<ManifestRunner>,
+    kernel: ManifestKernel,
     files: BTreeMap<String, ManifestFile>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ManifestRunner {
+    version: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ManifestKernel {
+    command_line: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -214,7 +223,7 @@ impl TemplateStore {
                 manifest.id
             )));
         }
-        let line = &manifest.kernel_command_line;
+        let line = &manifest.kernel.command_line;
         if line.len() > MAX_COMMAND_LINE || line.contains('\0') {
             return Err(wrong("its kernel command line is too long".to_owned()));
         }
@@ -226,8 +235,8 @@ impl TemplateStore {
             name: manifest.name,
             vmid: manifest.vmid,
             id: manifest.id,
-            runner_version: manifest.runner_version,
-            kernel_command_line: manifest.kernel_command_line,
+            runner_version: manifest.runner.map(|runner| runner.version),
+            kernel_command_line: manifest.kernel.command_line,
             disk_bytes,
         })
     }
@@ -321,8 +330,8 @@ mod tests {
         (dir, store)
     }
 
-    const GOOD: &str = r#"{"format":1,"name":"debian","vmid":9000,"id":"abc","runner_version":"0.1.0","new":{},
-        "kernel_command_line":"panic=-1","files":{"root.ext4":{"size_bytes":512,"sha256":"x"},"vmlinuz":{"size_bytes":6}}}"#;
+    const GOOD: &str = r#"{"format":1,"name":"debian","vmid":9000,"id":"abc","runner":{"version":"0.1.0"},"new":{},
+        "kernel":{"version":"6.12","command_line":"panic=-1"},"files":{"root.ext4":{"size_bytes":512,"sha256":"x"},"vmlinuz":{"size_bytes":6}}}"#;
 
     fn vmid() -> Vmid {
         9000.try_into().unwrap()

@@ -76,7 +76,7 @@ impl Watched {
             .last_words()
             .await
             .unwrap_or_else(|| "unknown".to_owned());
-        self.vm.channel.cut();
+        self.vm.channel.cut_from(&self.process.identity);
         match ended {
             Ok(()) => tracing::info!(%vmid, pid = self.process.identity.pid, reason, "machine ended"),
             Err(error) => tracing::warn!(%vmid, %error, "machine can no longer be watched"),

@@ -13,6 +13,8 @@ use rustix::process::Signal;
 use super::{QemuRig, status, tiny};
 use crate::suite::{Rig, cloned, no_cable, power, running, shape, spec, vmid};
 
+const MIB: u64 = 1024 * 1024;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_runs_as_nobody_behind_seccomp_with_descriptors_instead_of_paths() {
     let Some(rig) = QemuRig::open().await else { return };
@@ -52,6 +54,18 @@ async fn a_machine_runs_as_nobody_behind_seccomp_with_descriptors_instead_of_pat
         "500"
     );
 
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let hard = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().rev().nth(1).unwrap().to_owned()
+    };
+    assert_eq!(hard("Max core file size"), "0");
+    assert_eq!(hard("Max file size"), (2 * 64 * MIB + 256 * MIB).to_string());
+    assert_eq!(
+        (hard("Max open files"), hard("Max processes")),
+        ("1024".to_owned(), "512".to_owned())
+    );
+
     let line = String::from_utf8(fs::read(format!("/proc/{pid}/cmdline")).unwrap()).unwrap();
     for path in [&rig.options.run_dir, &rig.options.template_dir] {
         assert!(!line.contains(path.to_str().unwrap()), "{line:?}");
@@ -75,8 +89,12 @@ async fn a_machine_runs_as_nobody_behind_seccomp_with_descriptors_instead_of_pat
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_machine_gets_no_descriptor_of_another() {
+async fn one_machine_gets_no_descriptor_of_another_or_of_ours() {
     let Some(rig) = QemuRig::open().await else { return };
+    // What a careless parent of the daemon left open.
+    let ours = rig.run.path().join("ours");
+    let careless = fs::File::create(&ours).unwrap();
+    rustix::io::fcntl_setfd(&careless, rustix::io::FdFlags::empty()).unwrap();
     let specs: Vec<CloneSpec> = {
         let mut specs = Vec::new();
         for raw in 1000..1004 {
@@ -99,9 +117,13 @@ async fn one_machine_gets_no_descriptor_of_another() {
     assert_eq!(pids.len(), 4);
     let vm_dir = rig.options.run_dir.join("vm");
     for pid in pids {
-        let mut owners: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        let open: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
             .unwrap()
             .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .collect();
+        assert!(!open.contains(&ours), "process {pid} holds {open:?}");
+        let mut owners: Vec<String> = open
+            .iter()
             .filter_map(|file| {
                 file.strip_prefix(&vm_dir)
                     .ok()?

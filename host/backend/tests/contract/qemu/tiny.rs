@@ -57,8 +57,8 @@ fn template(store: &Path, name: &str, vmid: u32, kernel: &[u8]) {
     fs::write(dir.join("vmlinuz"), kernel).unwrap();
     fs::set_permissions(dir.join("vmlinuz"), fs::Permissions::from_mode(0o444)).unwrap();
     let manifest = json!({
-        "format": 1, "name": name, "vmid": vmid, "id": id, "runner_version": "0.1.0",
-        "kernel_command_line": "console=ttyS0 panic=-1",
+        "format": 1, "name": name, "vmid": vmid, "id": id, "runner": { "version": "0.1.0" },
+        "kernel": { "command_line": "console=ttyS0 panic=-1" },
         "files": { "root.ext4": { "size_bytes": disk_bytes }, "vmlinuz": { "size_bytes": kernel.len() } },
     });
     fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
