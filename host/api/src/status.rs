@@ -52,6 +52,9 @@ pub struct StatusView {
     pub jobs: BTreeMap<String, u64>,
     /// Free bytes where artifacts are stored.
     pub artifact_free_bytes: u64,
+    /// Bootstrap tokens that are still good: 0 when no sandbox is on its way.
+    #[serde(default)]
+    pub live_tokens: u64,
     /// Things an operator should look at.
     pub alarms: Vec<String>,
 }

@@ -251,6 +251,11 @@ impl Engine {
             .free_bytes()
             .await
             .map_err(|error| store_problem(&error))?;
+        let live_tokens = shared
+            .store
+            .live_tokens(shared.clock.now())
+            .await
+            .map_err(|error| store_problem(&error))?;
         let mut alarms = shared.alarms();
         for record in live.iter().filter(|record| !record.left_behind.is_empty()) {
             alarms.push(format!(
@@ -272,6 +277,7 @@ impl Engine {
             sandboxes: counts.sandboxes,
             jobs: counts.jobs,
             artifact_free_bytes: free,
+            live_tokens,
             alarms,
         })
     }
