@@ -13,25 +13,45 @@ use crate::sys_net::Netlink;
 
 /// How long a NIC's driver may take to appear.
 const NIC_PATIENCE: Duration = Duration::from_secs(10);
-const NIC_INTERVAL: Duration = Duration::from_millis(20);
+const NIC_INTERVAL: Duration = Duration::from_millis(50);
 /// A clock this little behind is right.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Takes each step and says on the console which ones failed: a machine without network may still have a serial
-/// channel, so none of them ends the runner. Repeating it changes nothing.
-pub async fn apply(seed: &Seed) {
+/// Takes every step that can be taken now and says on the console which ones failed: a machine without network may
+/// still have a serial channel, so none of them ends the runner. Repeating it changes nothing. Returns whether the
+/// network is settled; otherwise its interface has not appeared yet, see [`finish`].
+pub fn begin(seed: &Seed) -> bool {
     told(
         "set the host name",
         rustix::system::sethostname(seed.hostname.as_bytes()).map_err(Into::into),
     );
     told("set the clock", set_clock(seed.clock));
     told("bring up lo", bring_up_loopback());
-    told("set the address", set_network(seed).await);
     told(
         "write /etc/resolv.conf",
         replace("/etc/resolv.conf", &format!("nameserver {}\n", seed.gateway)),
     );
     told("write /etc/hosts", write_hosts(&seed.hostname));
+    settled(set_network(seed))
+}
+
+/// Waits for the interface, without holding up a channel that needs none, and sets it up.
+pub async fn finish(seed: &Seed) {
+    let started = tokio::time::Instant::now();
+    while started.elapsed() < NIC_PATIENCE {
+        tokio::time::sleep(NIC_INTERVAL).await;
+        if settled(set_network(seed)) {
+            return;
+        }
+    }
+    say("could not set the address: no virtio network interface appeared");
+}
+
+fn settled(result: io::Result<bool>) -> bool {
+    result.unwrap_or_else(|error| {
+        say(format_args!("could not set the address: {error}"));
+        true
+    })
 }
 
 fn told(step: &str, result: io::Result<()>) {
@@ -58,24 +78,16 @@ fn bring_up_loopback() -> io::Result<()> {
     Netlink::open()?.set_up(interface_index(Path::new("/sys/class/net/lo"))?)
 }
 
-async fn set_network(seed: &Seed) -> io::Result<()> {
-    let started = tokio::time::Instant::now();
-    let index = loop {
-        if let Some(index) = first_virtio_nic(Path::new("/sys/class/net"))? {
-            break index;
-        }
-        if started.elapsed() > NIC_PATIENCE {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                "no virtio network interface appeared",
-            ));
-        }
-        tokio::time::sleep(NIC_INTERVAL).await;
+/// `false`: there is no interface yet.
+fn set_network(seed: &Seed) -> io::Result<bool> {
+    let Some(index) = first_virtio_nic(Path::new("/sys/class/net"))? else {
+        return Ok(false);
     };
     let mut netlink = Netlink::open()?;
     netlink.set_up(index)?;
     netlink.set_address(index, seed.address, seed.prefix)?;
-    netlink.set_default_route(index, seed.gateway)
+    netlink.set_default_route(index, seed.gateway)?;
+    Ok(true)
 }
 
 /// By index, because udev may rename an interface at any time.

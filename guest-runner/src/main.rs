@@ -12,6 +12,7 @@ use agent_runner::job::{self, Layout};
 use agent_runner::link::{Link, Ways};
 use agent_runner::{machine_setup, seed};
 use agentlab_protocol::message::Order;
+use agentlab_protocol::seed::Seed;
 use anyhow::Context as _;
 
 fn main() -> ExitCode {
@@ -47,11 +48,23 @@ async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
         None => seed::from_carriers()?,
     };
     say(format_args!("version {}, VMID {}, {}", env!("CARGO_PKG_VERSION"), seed.vmid, seed.hostname));
-    if arguments.machine_setup {
-        machine_setup::apply(&seed).await;
+    let settled = !arguments.machine_setup || machine_setup::begin(&seed);
+    let work = work(&seed, &arguments);
+    let network = async {
+        if !settled {
+            machine_setup::finish(&seed).await;
+        }
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        ended = work => ended,
+        never = network => match never {},
     }
-    let ways = Ways::new(&seed, arguments.line_path).context("TLS could not be set up")?;
-    let (link, answer) = Link::redeem(&seed, ways).await?;
+}
+
+async fn work(seed: &Seed, arguments: &Arguments) -> anyhow::Result<Infallible> {
+    let ways = Ways::new(seed, arguments.line_path.clone()).context("TLS could not be set up")?;
+    let (link, answer) = Link::redeem(seed, ways).await?;
     match answer.order.clone() {
         Order::Hold => Ok(hold(&link, Duration::from_secs(answer.heartbeat_seconds.max(1).into())).await?),
         Order::Job(order) => {
