@@ -61,8 +61,18 @@ pub trait Network: Send + Sync {
     async fn supports(&self, trust: Trust) -> Result<(), NetworkError>;
 
     /// Makes the cable if it is absent, binds it and seals it. Returns the tap's descriptor, or `None` where the
-    /// hypervisor makes its own. The same port again gives a new descriptor of the same cable.
+    /// hypervisor makes its own. The same port again gives a new descriptor; a machine that held the
+    /// old one has lost its cable, so this is never asked for a machine that runs.
     async fn attach(&self, port: &Port) -> Result<Option<OwnedFd>, NetworkError>;
+
+    /// Binds and seals a cable that a running machine holds and the policy no longer knows, for example after the
+    /// rules were replaced under it. The cable itself is not touched. The default has no way to do so.
+    async fn adopt(&self, port: &Port) -> Result<(), NetworkError> {
+        Err(NetworkError::Unenforced {
+            action: "adopting",
+            reason: format!("the policy does not know the port of VM {} any more", port.vmid),
+        })
+    }
 
     /// Changes what a bound cable may pass; live flows that the new level forbids are cut.
     async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError>;

@@ -3,7 +3,7 @@
 //! A disagreement is only a reason to look: the driver asks again itself, and decides. An answer that did not come
 //! concludes nothing. What has no living record and provably was ours is taken away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ const FOREIGN: &str = "A machine carries a stamp of unknown origin";
 
 /// Runs until the engine stops.
 pub(crate) async fn run(engine: Weak<Engine>, shared: Arc<Shared>) {
+    let mut suspects = HashSet::new();
     loop {
         match engine.upgrade() {
             None => return,
@@ -36,7 +37,7 @@ pub(crate) async fn run(engine: Weak<Engine>, shared: Arc<Shared>) {
         }
         tokio::select! {
             () = shared.stop.cancelled() => return,
-            () = once(&shared) => {}
+            () = once(&shared, &mut suspects) => {}
         }
         tokio::select! {
             () = shared.stop.cancelled() => return,
@@ -62,7 +63,7 @@ async fn settle_late(engine: &Engine) {
     }
 }
 
-async fn once(shared: &Arc<Shared>) {
+async fn once(shared: &Arc<Shared>, suspects: &mut HashSet<Vmid>) {
     // Lists first, records afterwards: what a list shows was recorded before it was made.
     let (machines, ports) = tokio::join!(
         timeout(LIST, shared.backend.list()),
@@ -85,7 +86,7 @@ async fn once(shared: &Arc<Shared>) {
         Err(_) => unreached(shared, &format!("no answer within {} s", LIST.as_secs())).await,
     }
     match ports {
-        Ok(Ok(ports)) => detach_orphans(shared, &ports, &records).await,
+        Ok(Ok(ports)) => detach_orphans(shared, &ports, &records, suspects).await,
         Ok(Err(error)) => tracing::warn!(%error, "ports cannot be listed"),
         Err(_) => tracing::warn!("ports were not listed in time"),
     }
@@ -179,13 +180,24 @@ async fn remove(shared: Arc<Shared>, vmid: Vmid, stamp: Stamp) {
     }
 }
 
-async fn detach_orphans(shared: &Arc<Shared>, ports: &[Vmid], records: &[SandboxRecord]) {
+/// Detaches ports that belonged to nobody in two rounds running. A port carries no stamp: between list and detach
+/// its VMID could have been given to somebody new, who then had no record a whole round earlier.
+async fn detach_orphans(
+    shared: &Arc<Shared>,
+    ports: &[Vmid],
+    records: &[SandboxRecord],
+    suspects: &mut HashSet<Vmid>,
+) {
     let lives = |vmid: &Vmid| {
         records
             .iter()
             .any(|record| record.vmid == *vmid && State::of(record).holds_something())
     };
-    for vmid in ports.iter().filter(|vmid| !lives(vmid)) {
+    let orphans: HashSet<Vmid> = ports.iter().copied().filter(|vmid| !lives(vmid)).collect();
+    for vmid in orphans.intersection(suspects) {
+        if shared.is_driven(*vmid) {
+            continue;
+        }
         tracing::warn!(%vmid, "port without a living record; detaching it");
         match timeout(LIST, shared.network.detach(*vmid)).await {
             Ok(Ok(())) => {}
@@ -193,6 +205,7 @@ async fn detach_orphans(shared: &Arc<Shared>, ports: &[Vmid], records: &[Sandbox
             Err(_) => tracing::warn!(%vmid, "orphaned port not detached in time"),
         }
     }
+    *suspects = orphans;
 }
 
 /// Removes bundles of jobs that ended a while ago, unless another job still needs them.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentlab_api::{ChannelKind, Profile, RepositorySource, SandboxId};
+use agentlab_api::{ChannelKind, Profile, RepositorySource, SandboxId, Vmid};
 use agentlab_backend::{Backend, BackendInfo};
 use agentlab_protocol::secret::Secret32;
 use agentlab_store::{JobRecord, SandboxRecord, Store};
@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::port::{GuestDoor, Network};
 use crate::sandbox::inbox::Message;
+use crate::sandbox::machine::State;
 use crate::settings::{Clock, Settings};
 
 /// How long a caller waits for a driver's answer. A driver never waits for a back end before it answers, only for
@@ -189,6 +190,15 @@ impl Shared {
             .by_id
             .get(&id)
             .is_some_and(|handle| !handle.inbox.is_closed())
+    }
+
+    /// Whether a living driver has this VMID at the moment, with something behind it.
+    pub(crate) fn is_driven(&self, vmid: Vmid) -> bool {
+        let drivers = lock(&self.drivers);
+        drivers.by_id.values().any(|handle| {
+            let record = handle.record();
+            record.vmid == vmid && State::of(&record).holds_something()
+        })
     }
 
     pub(crate) fn last_info(&self) -> Option<BackendInfo> {

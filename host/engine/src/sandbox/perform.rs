@@ -21,6 +21,9 @@ use crate::shared::Shared;
 const NETWORK: Duration = Duration::from_secs(15);
 /// A look at one machine.
 const LOOK: Duration = Duration::from_secs(30);
+/// A look at a console, and how much of it.
+const CONSOLE: Duration = Duration::from_secs(2);
+const CONSOLE_BYTES: usize = 1500;
 /// Tries of a step whose answer was lost; every step is safe to repeat.
 const TRIES: u32 = 3;
 
@@ -213,24 +216,27 @@ async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, St
     Ok(Produced::Nothing)
 }
 
-/// Attaching again seals again, so the order holds on every repetition: cable, then trust, then power.
+/// Cable, then trust, then power. A descriptor that an earlier try used up, or that died with an earlier process, is
+/// made anew, but never under a machine that runs after all: that would take its cable away.
 async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), StepTrouble> {
     let vmid = kit.record.vmid;
     let tap = match kit.tap.take() {
         Some(tap) => Some(tap),
-        None => shared.network.attach(&port_of(&kit.record)).await?,
+        None => match seen(shared.backend.inspect(vmid).await?.as_ref(), stamp) {
+            Seen::Running => {
+                shared.network.set_trust(vmid, Trust::BootstrapOnly).await?;
+                return Ok(());
+            }
+            Seen::Stopped | Seen::Absent | Seen::Unknown => {
+                shared.network.attach(&port_of(&kit.record)).await?
+            }
+        },
     };
     shared.network.set_trust(vmid, Trust::BootstrapOnly).await?;
-    shared
-        .backend
-        .power_on(
-            vmid,
-            stamp,
-            PowerOn {
-                nic: Some(Nic { tap }),
-            },
-        )
-        .await?;
+    let with = PowerOn {
+        nic: Some(Nic { tap }),
+    };
+    shared.backend.power_on(vmid, stamp, with).await?;
     Ok(())
 }
 
@@ -323,22 +329,37 @@ pub(crate) fn left(step: Step, record: &SandboxRecord, reason: &str) -> String {
     format!("{what}: {reason}")
 }
 
-/// Sets how far the network trusts a sandbox. After a restart the cable may have to be bound anew.
+/// Sets how far the network trusts a sandbox. After a restart the policy may have forgotten the cable that the
+/// machine still holds.
 pub(crate) async fn enforce(
     shared: &Shared,
     record: &SandboxRecord,
     trust: Trust,
     rebind: bool,
 ) -> Result<(), NetworkError> {
-    if rebind
-        && !within_network(shared.network.attached())
-            .await?
-            .contains(&record.vmid)
-    {
-        // The machine holds its own descriptor of the cable; this one is only for making it.
-        drop(within_network(shared.network.attach(&port_of(record))).await?);
+    match within_network(shared.network.set_trust(record.vmid, trust)).await {
+        Err(error) if rebind => {
+            tracing::warn!(sandbox = %record.id, %error, "binding the cable anew");
+            within_network(shared.network.adopt(&port_of(record))).await?;
+            within_network(shared.network.set_trust(record.vmid, trust)).await
+        }
+        done => done,
     }
-    within_network(shared.network.set_trust(record.vmid, trust)).await
+}
+
+/// The end of the machine's console, cleaned: often the only one who knows why a guest did not come up. Gone with
+/// the machine, so it is asked before.
+pub(crate) async fn last_words(shared: &Shared, vmid: Vmid) -> String {
+    match timeout(CONSOLE, shared.backend.console(vmid, CONSOLE_BYTES)).await {
+        Ok(Ok(bytes)) => {
+            let text = crate::report::clean(&String::from_utf8_lossy(&bytes), CONSOLE_BYTES);
+            match text.trim() {
+                "" => "; its console is empty".to_owned(),
+                text => format!("; its console ends with:\n{text}"),
+            }
+        }
+        Ok(Err(_)) | Err(_) => String::new(),
+    }
 }
 
 async fn within_network<T>(call: impl Future<Output = Result<T, NetworkError>>) -> Result<T, NetworkError> {

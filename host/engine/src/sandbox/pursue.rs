@@ -11,7 +11,7 @@ use super::inbox::Message;
 use super::machine::{Event, Holder, Request, State, Verdict};
 use super::perform::{PowerChange, chain, failure};
 use super::step::{Resume, Seen, Step, resume};
-use crate::event;
+use crate::event::{self, StepEnd};
 use crate::lease::{self, Lease};
 
 impl Driver {
@@ -128,11 +128,9 @@ impl Driver {
         match seen {
             Seen::Running | Seen::Unknown => {}
             Seen::Stopped => {
-                let cause = failure(
-                    ErrorCode::SandboxLost,
-                    &stage,
-                    format!("VM {vmid} stopped by itself"),
-                );
+                let words = super::perform::last_words(&self.shared, vmid).await;
+                let text = format!("VM {vmid} stopped by itself{words}");
+                let cause = failure(ErrorCode::SandboxLost, &stage, text);
                 self.tasks.abort_all();
                 self.happen(&Event::MachineStopped(cause), None, Vec::new()).await;
             }
@@ -258,14 +256,7 @@ impl Driver {
                     self.lease_due().await;
                     true
                 }
-                Due::Boot => {
-                    let seconds = settings.boot_timeout.as_secs();
-                    let text = format!("The guest did not answer within {seconds} s of power-on");
-                    let mut cause = failure(ErrorCode::GuestSilent, Step::AwaitGuest.as_str(), text);
-                    cause.hint =
-                        Some("see the guest's console; on a slow host raise the boot timeout".to_owned());
-                    self.happen(&Event::StepFailed(cause), None, Vec::new()).await
-                }
+                Due::Boot => self.boot_overdue().await,
                 Due::Silence => {
                     let seconds = settings.heartbeat_silence.as_secs();
                     let text = format!("The guest fell silent: nothing was heard for {seconds} s");
@@ -287,6 +278,29 @@ impl Driver {
                 self.clocks.again(due, super::driver::STORE_RETRY);
             }
         }
+    }
+
+    async fn boot_overdue(&mut self) -> bool {
+        let allowed = self.shared.settings.boot_timeout;
+        let words = super::perform::last_words(&self.shared, self.record.vmid).await;
+        let text = format!(
+            "The guest did not answer within {} s of power-on{words}",
+            allowed.as_secs()
+        );
+        let mut cause = failure(ErrorCode::GuestSilent, Step::AwaitGuest.as_str(), text);
+        cause.hint = Some(
+            "`agentlab-template verify` checks the template; a slow host needs a longer boot timeout"
+                .to_owned(),
+        );
+        let ended = StepEnd::Failed(&cause.message);
+        let told = vec![event::step(
+            &self.record,
+            Step::AwaitGuest,
+            false,
+            allowed,
+            &ended,
+        )];
+        self.happen(&Event::StepFailed(cause.clone()), None, told).await
     }
 
     async fn end_job(&mut self, state: JobState, code: ErrorCode, text: &str) -> bool {

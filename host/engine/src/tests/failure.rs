@@ -261,6 +261,48 @@ async fn the_host_ends_a_job_its_guest_will_not_end() {
 }
 
 #[tokio::test]
+async fn the_host_ends_a_cancelled_job_whose_guest_goes_on() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    lab.running(&job).await;
+    lab.engine().cancel_job(&job.id).await.unwrap();
+    assert_eq!(
+        lab.job(&job.id).await.state,
+        JobState::Running,
+        "the guest is asked first"
+    );
+    tokio::time::pause();
+    tokio::time::advance(lab.settings.kill_grace + Duration::from_secs(31)).await;
+    tokio::time::resume();
+    let ended = lab.until_job(&job, JobState::Cancelled).await;
+    assert!(ended.failure.unwrap().message.contains("the host"));
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_stops_while_booting_is_quoted() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    lab.boot(&job).await;
+    lab.backend
+        .print(vmid(1000), b"Kernel panic - not syncing: no init\x1b[0m\n");
+    lab.backend.stop(vmid(1000));
+    let failed = lab
+        .until_sandbox(&job, SandboxState::Failed)
+        .await
+        .failure
+        .unwrap();
+    assert_eq!(
+        (failed.stage.as_str(), failed.code),
+        ("AwaitGuest", ErrorCode::SandboxLost)
+    );
+    assert!(failed.message.contains("no init"), "{failed}");
+    assert!(!failed.message.contains('\u{1b}'));
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
 async fn a_machine_that_stops_under_its_job_fails_both() {
     let lab = Lab::with(|settings| settings.reconcile_interval = Duration::from_secs(3600)).await;
     let job = lab.run().await;

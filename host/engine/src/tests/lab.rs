@@ -33,7 +33,7 @@ struct WiresInner {
     history: Vec<(Vmid, Trust)>,
     fail: VecDeque<&'static str>,
     unsupported: Option<Trust>,
-    lists: usize,
+    forgotten: Vec<Vmid>,
 }
 
 impl Wires {
@@ -67,9 +67,11 @@ impl Wires {
         self.inner().ports.keys().copied().collect()
     }
 
-    /// As if the host had been rebooted under a sandbox.
-    pub(super) fn lose(&self, vmid: Vmid) {
-        self.inner().ports.remove(&vmid);
+    /// As if the rules had been replaced under a sandbox: its cable is there, its binding is not.
+    pub(super) fn forget(&self, vmid: Vmid) {
+        let mut inner = self.inner();
+        inner.ports.remove(&vmid);
+        inner.forgotten.push(vmid);
     }
 
     pub(super) fn plant(&self, port: Port) {
@@ -111,6 +113,18 @@ impl Network for Wires {
         Ok(Some(tap.into()))
     }
 
+    async fn adopt(&self, port: &Port) -> Result<(), NetworkError> {
+        let mut inner = self.inner();
+        if !inner.forgotten.contains(&port.vmid) {
+            return Err(NetworkError::Unenforced {
+                action: "adopt",
+                reason: format!("{} has no cable", port.vmid),
+            });
+        }
+        inner.ports.insert(port.vmid, (port.clone(), Trust::Sealed));
+        Ok(())
+    }
+
     async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError> {
         self.fault("set_trust")?;
         let mut inner = self.inner();
@@ -132,7 +146,6 @@ impl Network for Wires {
     }
 
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
-        self.inner().lists += 1;
         Ok(self.ports())
     }
 }

@@ -68,7 +68,7 @@ async fn a_running_job_survives_a_restart_with_the_same_session() {
         Some(Power::Running),
         "stopping the daemon stops no machine"
     );
-    lab.wires.lose(vmid(1000));
+    lab.wires.forget(vmid(1000));
     lab.start().await;
     assert!(!guest.beat(&lab, Phase::Agent).await.unwrap());
     lab.until("trusted as before", || {
