@@ -47,7 +47,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
         Some(path) => seed::from_file(path)?,
         None => seed::from_carriers()?,
     };
-    say(format_args!("version {}, VMID {}, {}", env!("CARGO_PKG_VERSION"), seed.vmid, seed.hostname));
+    say(format_args!(
+        "version {}, VMID {}, {}",
+        env!("CARGO_PKG_VERSION"),
+        seed.vmid,
+        seed.hostname
+    ));
     let settled = !arguments.machine_setup || machine_setup::begin(&seed);
     let work = work(&seed, &arguments);
     let network = async {
