@@ -152,6 +152,15 @@ fn port_vmid(name: &IfName) -> Option<Vmid> {
         .ok()
 }
 
+fn sealed(port: &Port) -> Result<GuestPort, NetworkError> {
+    Ok(GuestPort {
+        name: port_name(port.vmid)?,
+        mac: port.mac.0,
+        address: port.address,
+        trust: policy::Trust::Sealed,
+    })
+}
+
 fn level(trust: Trust) -> Result<policy::Trust, NetworkError> {
     Ok(match trust {
         Trust::Sealed => policy::Trust::Sealed,
@@ -176,15 +185,15 @@ impl Network for EnforcedNetwork {
     }
 
     async fn attach(&self, port: &Port) -> Result<Option<OwnedFd>, NetworkError> {
-        let port = GuestPort {
-            name: port_name(port.vmid)?,
-            mac: port.mac.0,
-            address: port.address,
-            trust: policy::Trust::Sealed,
-        };
+        let port = sealed(port)?;
         self.call("attaching", move |enforcer| enforcer.attach(&port))
             .await
             .map(Some)
+    }
+
+    async fn adopt(&self, port: &Port) -> Result<(), NetworkError> {
+        let port = sealed(port)?;
+        self.call("adopting", move |enforcer| enforcer.adopt(&port)).await
     }
 
     async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError> {
