@@ -19,7 +19,7 @@ use crate::recipe::Recipe;
 use crate::rootfs::{self, ARCHITECTURE, EPOCH};
 use crate::runner::Runner;
 use crate::store::{BUILDING, Template, TemplateStore};
-use crate::tool::{Call, Toolbox};
+use crate::tool::{Call, Toolbox, Workshop};
 use crate::tree::Tree;
 use crate::{gc, initrd, store, strip, tuning};
 
@@ -92,7 +92,7 @@ pub fn build(templates: &TemplateStore, order: &Order<'_>, progress: &mut Progre
         return Ok(Outcome::Unchanged(template));
     }
     templates.create()?;
-    let _lock = match templates.try_lock()? {
+    let lock = match templates.try_lock()? {
         Some(lock) => lock,
         None => progress.step(Step::Wait, "", || templates.lock())?,
     };
@@ -113,7 +113,12 @@ pub fn build(templates: &TemplateStore, order: &Order<'_>, progress: &mut Progre
     fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755)).during("open up", work.path())?;
     let image = work.path().join("image");
     fs::create_dir(&image).during("create", &image)?;
-    let manifest = assemble(templates, order, (work.path(), &image), progress)?;
+    let workshop = Workshop {
+        tools: order.tools,
+        scratch: work.path(),
+        lock: &lock,
+    };
+    let manifest = assemble(templates, order, (&workshop, &image), progress)?;
     progress
         .step(Step::Publish, "", || templates.publish(&image, &manifest))
         .map(Outcome::Built)
@@ -134,7 +139,7 @@ fn refuse_taken_vmid(templates: &TemplateStore, recipe: &Recipe) -> Result<()> {
 fn assemble(
     templates: &TemplateStore,
     order: &Order<'_>,
-    (scratch, image): (&Path, &Path),
+    (workshop, image): (&Workshop<'_>, &Path),
     progress: &mut Progress,
 ) -> Result<Manifest> {
     let (recipe, runner) = (order.recipe, order.runner);
@@ -147,10 +152,10 @@ fn assemble(
             recipe.packages.len()
         );
         progress.step(Step::Bootstrap, &detail, || {
-            rootfs::bootstrap(order.tools, recipe, order.mirror, scratch, &tar)
+            rootfs::bootstrap(workshop, recipe, order.mirror, &tar)
         })?;
     }
-    let tree = progress.step(Step::Unpack, "", || rootfs::unpack(order.tools, &tar, scratch))?;
+    let tree = progress.step(Step::Unpack, "", || rootfs::unpack(workshop, &tar))?;
     let packages = rootfs::installed(&tree)?;
     // Before the strip, which takes the kernel out of the tree.
     let kernel = progress.step(Step::Kernel, "", || boot_files(&tree, image, recipe.size_mb))?;
@@ -171,12 +176,7 @@ fn assemble(
     })?;
     let input = input_id(recipe, &runner.sha256);
     progress.step(Step::Image, &format!("{} MiB", recipe.size_mb), || {
-        file_system(
-            order,
-            &tree,
-            (&image.join(DISK), &scratch.join("mke2fs.log")),
-            &input,
-        )
+        file_system(workshop, &tree, (&image.join(DISK), recipe.size_mb), &input)
     })?;
     let files = progress.step(Step::Hash, "", || hash_all(image))?;
     let arguments: Vec<&str> = COMMAND_LINE
@@ -236,7 +236,12 @@ fn boot_files(tree: &Tree, image: &Path, size_mb: u32) -> Result<Kernel> {
 }
 
 /// The same tree gives the same bytes: UUID and hash seed come from what the image is made of, the clock stands.
-fn file_system(order: &Order<'_>, tree: &Tree, (disk, log): (&Path, &Path), input: &str) -> Result<()> {
+fn file_system(
+    workshop: &Workshop<'_>,
+    tree: &Tree,
+    (disk, size_mb): (&Path, u32),
+    input: &str,
+) -> Result<()> {
     let uuid = uuid_of(input);
     let arguments = [
         "-q",
@@ -254,19 +259,18 @@ fn file_system(order: &Order<'_>, tree: &Tree, (disk, log): (&Path, &Path), inpu
         "-d",
         &tree.path().display().to_string(),
         &disk.display().to_string(),
-        &format!("{}M", order.recipe.size_mb),
+        &format!("{size_mb}M"),
     ];
     Call {
-        program: &order.tools.mke2fs,
+        program: &workshop.tools.mke2fs,
         package: "e2fsprogs",
         arguments: arguments.map(str::to_owned).to_vec(),
         environment: vec![
             ("E2FSPROGS_FAKE_TIME", EPOCH.to_string()),
             ("SOURCE_DATE_EPOCH", EPOCH.to_string()),
         ],
-        log,
     }
-    .run()
+    .run(workshop)
 }
 
 /// The first 128 bits of a hash, marked as a version 8 UUID.

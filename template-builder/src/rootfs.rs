@@ -8,7 +8,7 @@ use crate::error::{During, Result, TemplateError};
 use crate::fingerprint::Fingerprint;
 use crate::manifest::Package;
 use crate::recipe::Recipe;
-use crate::tool::{Call, Toolbox};
+use crate::tool::{Call, Workshop};
 use crate::tree::Tree;
 
 /// Packages that every image has, because the builder's own parts run on them.
@@ -60,19 +60,14 @@ pub fn key(recipe: &Recipe, mirror: Option<&str>) -> String {
         .finish()
 }
 
-/// Has mmdebstrap make the tar. It appears at `tar` whole or not at all; `scratch` is where the work is done, on the
-/// same file system.
-///
-/// # Errors
-/// When mmdebstrap fails, in its and apt's own words.
-pub fn bootstrap(
-    tools: &Toolbox,
+/// Has mmdebstrap make the tar. It appears at `tar` whole or not at all.
+pub(crate) fn bootstrap(
+    workshop: &Workshop<'_>,
     recipe: &Recipe,
     mirror: Option<&str>,
-    scratch: &Path,
     tar: &Path,
 ) -> Result<()> {
-    let partial = scratch.join("tree.tar");
+    let partial = workshop.scratch.join("tree.tar");
     let mut arguments: Vec<String> = [
         "--mode=root",
         "--variant=minbase",
@@ -90,18 +85,17 @@ pub fn bootstrap(
     arguments.extend([recipe.suite.clone(), partial.display().to_string()]);
     arguments.extend(mirror.map(str::to_owned));
     Call {
-        program: &tools.mmdebstrap,
+        program: &workshop.tools.mmdebstrap,
         package: "mmdebstrap",
         arguments,
         environment: vec![
-            ("TMPDIR", scratch.display().to_string()),
+            ("TMPDIR", workshop.scratch.display().to_string()),
             ("SOURCE_DATE_EPOCH", EPOCH.to_string()),
             // The kernel package then makes no initrd, which saves its ten seconds: ours replaces it.
             ("INITRD", "No".to_owned()),
         ],
-        log: &scratch.join("mmdebstrap.log"),
     }
-    .run()?;
+    .run(workshop)?;
     File::open(&partial)
         .and_then(|file| file.sync_all())
         .during("flush", &partial)?;
@@ -109,11 +103,8 @@ pub fn bootstrap(
 }
 
 /// Unpacks the tar into a new directory.
-///
-/// # Errors
-/// When tar fails.
-pub fn unpack(tools: &Toolbox, tar: &Path, scratch: &Path) -> Result<Tree> {
-    let into = scratch.join("tree");
+pub(crate) fn unpack(workshop: &Workshop<'_>, tar: &Path) -> Result<Tree> {
+    let into = workshop.scratch.join("tree");
     fs::create_dir(&into).during("create", &into)?;
     let arguments = [
         "--extract",
@@ -130,13 +121,12 @@ pub fn unpack(tools: &Toolbox, tar: &Path, scratch: &Path) -> Result<Tree> {
         into.display().to_string(),
     ];
     Call {
-        program: &tools.tar,
+        program: &workshop.tools.tar,
         package: "tar",
         arguments: arguments.map(str::to_owned).into_iter().chain(paths).collect(),
         environment: Vec::new(),
-        log: &scratch.join("tar.log"),
     }
-    .run()?;
+    .run(workshop)?;
     Tree::open(&into)
 }
 

@@ -15,6 +15,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use serde::Serialize;
 
@@ -63,9 +64,18 @@ pub struct Difference {
 
 /// The store's lock; other processes wait until it is dropped.
 #[derive(Debug)]
-pub struct StoreLock(
-    #[expect(dead_code, reason = "held for its drop: closing the file releases the lock")] File,
-);
+pub struct StoreLock(File);
+
+impl StoreLock {
+    /// The lock as a program's standard input, empty to read. The store stays locked until that program has ended
+    /// too, whatever becomes of us.
+    pub(crate) fn share(&self) -> Result<Stdio> {
+        self.0
+            .try_clone()
+            .map(Stdio::from)
+            .during("share", Path::new(LOCK))
+    }
+}
 
 impl TemplateStore {
     /// Opens a store. One that does not exist is empty.
@@ -94,17 +104,18 @@ impl TemplateStore {
         &self.dir
     }
 
+    fn open_lock(&self) -> Result<(File, PathBuf)> {
+        let path = self.dir.join(LOCK);
+        let file = File::options().create(true).read(true).append(true).open(&path);
+        Ok((file.during("open", &path)?, path))
+    }
+
     /// Takes the lock when nobody has it.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub fn try_lock(&self) -> Result<Option<StoreLock>> {
-        let path = self.dir.join(LOCK);
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .during("open", &path)?;
+        let (file, path) = self.open_lock()?;
         match file.try_lock() {
             Ok(()) => Ok(Some(StoreLock(file))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
@@ -117,12 +128,7 @@ impl TemplateStore {
     /// # Errors
     /// When the store cannot be written.
     pub fn lock(&self) -> Result<StoreLock> {
-        let path = self.dir.join(LOCK);
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .during("open", &path)?;
+        let (file, path) = self.open_lock()?;
         file.lock().during("lock", &path)?;
         Ok(StoreLock(file))
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{During, Result, TemplateError};
+use crate::store::StoreLock;
 
 /// Where the programs are. A name without a slash is looked up on the search path and in the `sbin` directories,
 /// which the path of an ordinary user lacks.
@@ -29,6 +30,16 @@ impl Default for Toolbox {
     }
 }
 
+/// Where a build works, and with what.
+#[derive(Debug)]
+pub(crate) struct Workshop<'a> {
+    pub(crate) tools: &'a Toolbox,
+    /// Work directory, on the store's file system.
+    pub(crate) scratch: &'a Path,
+    /// Held by us, and by every program that we start for as long as it runs.
+    pub(crate) lock: &'a StoreLock,
+}
+
 /// One run of a program.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
@@ -36,24 +47,26 @@ pub(crate) struct Call<'a> {
     pub(crate) package: &'a str,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(&'a str, String)>,
-    pub(crate) log: &'a Path,
 }
 
 impl Call<'_> {
-    /// Returns when the program has ended well. It gets SIGTERM when we die first: mmdebstrap then cleans up after
-    /// itself instead of going on in a directory that the next build clears.
-    pub(crate) fn run(&self) -> Result<()> {
+    /// Returns when the program has ended well. It gets SIGTERM when we die first, which mmdebstrap answers in its own
+    /// time. Its standard input is the store's lock: the next build waits for it, and does not clear the directory
+    /// that it still works in.
+    pub(crate) fn run(&self, workshop: &Workshop<'_>) -> Result<()> {
+        let name = self.program.file_name().unwrap_or_default().to_string_lossy();
+        let log_path = workshop.scratch.join(format!("{name}.log"));
         let program = locate(self.program, self.package)?;
         let setpriv = locate(Path::new("setpriv"), "util-linux")?;
-        let log = File::create(self.log).during("create", self.log)?;
-        let again = log.try_clone().during("share", self.log)?;
+        let log = File::create(&log_path).during("create", &log_path)?;
+        let again = log.try_clone().during("share", &log_path)?;
         let status = Command::new(setpriv)
             .args(["--pdeathsig", "TERM", "--"])
             .arg(program)
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("LC_ALL", "C.UTF-8")
-            .stdin(Stdio::null())
+            .stdin(workshop.lock.share()?)
             .stdout(log)
             .stderr(again)
             .status()
@@ -61,16 +74,10 @@ impl Call<'_> {
         if status.success() {
             return Ok(());
         }
-        let words = last_words(&String::from_utf8_lossy(&fs::read(self.log).unwrap_or_default()));
-        let name = self
-            .program
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let words = last_words(&String::from_utf8_lossy(&fs::read(&log_path).unwrap_or_default()));
         Err(TemplateError::ToolFailed {
             hint: hint(&words),
-            program: name,
+            program: name.into_owned(),
             status: status.to_string(),
             words,
         })
@@ -96,12 +103,18 @@ fn locate(program: &Path, package: &str) -> Result<PathBuf> {
 /// What of a log is worth showing: the lines that apt, dpkg and mmdebstrap mark as errors, else its end.
 fn last_words(log: &str) -> String {
     const MOST: usize = 12;
-    let marked = |line: &&str| {
-        ["E: ", "Err:", "dpkg: error", "W: Failed"]
-            .iter()
-            .any(|mark| line.starts_with(mark))
-    };
-    let mut lines: Vec<&str> = log.lines().filter(marked).collect();
+    let starts = |line: &str, marks: &[&str]| marks.iter().any(|mark| line.starts_with(mark));
+    let mut lines: Vec<&str> = Vec::new();
+    let mut within = false;
+    for line in log.lines() {
+        // dpkg gives its reason in an indented line below.
+        within =
+            starts(line, &["E: ", "Err:", "dpkg: error", "W: Failed"]) || (within && line.starts_with(' '));
+        // That a program failed because the one before it did says nothing.
+        if within && !starts(line, &["E: setup failed", "E: mmdebstrap failed", "E: apt-get "]) {
+            lines.push(line);
+        }
+    }
     if lines.is_empty() {
         lines = log.lines().filter(|line| !line.trim().is_empty()).collect();
     }
@@ -132,7 +145,7 @@ fn visible(line: &str) -> String {
 }
 
 fn hint(words: &str) -> Option<String> {
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (
             &["No space left on device"],
             "free some space or choose another --store; nothing half-made was left",
@@ -144,6 +157,10 @@ fn hint(words: &str) -> Option<String> {
         (
             &["NO_PUBKEY", "is not signed"],
             "install a newer debian-archive-keyring: it lacks the key of that suite",
+        ),
+        (
+            &["does not have a Release file"],
+            "the mirror has no suite of that name: check `suite` in the recipe",
         ),
         (
             &["Unable to locate package", "has no installation candidate"],
@@ -243,6 +260,14 @@ mod tests {
             "{words}"
         );
         assert!(hint(&words).unwrap().contains("--mirror"));
+        let dpkg = "dpkg: error processing archive x.deb (--unpack):\n cannot copy: No space left on device\nSetting up y\n\
+                    E: Sub-process env returned an error code (1)\nE: setup failed: E: apt-get -o a -o b failed\n";
+        let words = last_words(dpkg);
+        assert!(
+            words.contains("No space left") && !words.contains("setup failed"),
+            "{words}"
+        );
+        assert!(hint(&words).unwrap().contains("free some space"));
         assert_eq!(last_words("\u{1b}[2Jone\n\n"), "  \\u{1b}[2Jone");
     }
 

@@ -221,6 +221,24 @@ fn a_dead_builds_leftovers_are_cleared_by_the_next_build() {
 }
 
 #[test]
+fn the_store_stays_locked_until_a_dead_builds_program_has_ended_too() {
+    let lab = Lab::new();
+    let store = lab.store();
+    store.create().unwrap();
+    let lock = store.lock().unwrap();
+    let mut program = std::process::Command::new("sleep")
+        .arg("600")
+        .stdin(lock.share().unwrap())
+        .spawn()
+        .unwrap();
+    drop(lock);
+    assert!(store.try_lock().unwrap().is_none());
+    program.kill().unwrap();
+    program.wait().unwrap();
+    assert!(store.try_lock().unwrap().is_some());
+}
+
+#[test]
 fn two_builds_at_once_make_one_image() {
     let lab = Lab::new();
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
