@@ -50,7 +50,10 @@ impl Engine {
         let occupied = self.inventory(&profile).await?;
         let (job, sandbox) = self.draft(&request, profile, settled)?;
         // Nobody removes the bundle between the look and the record that needs it.
-        let bundles = self.shared.bundles.lock().await;
+        let bundles = match &job.repository {
+            RepositorySource::Bundle { .. } => Some(self.shared.bundles.lock().await),
+            RepositorySource::Url { .. } => None,
+        };
         self.bundle_is_here(&job.repository).await?;
         let made = self.record(job, sandbox, key.clone(), occupied, began).await;
         drop(bundles);
@@ -204,7 +207,7 @@ impl Engine {
             cursor: Step::Reserve.as_str().to_owned(),
             unwinding: false,
             nonce: hex::encode(nonce),
-            mac: reserve::mac_of(sandbox),
+            mac: [0; 6],
             address: self.shared.settings.gateway,
             job: Some(id),
             keepalive: settled.keepalive,
@@ -237,6 +240,7 @@ impl Engine {
             reserve::below_limit(&settings, live)?;
             sandbox.vmid = reserve::free_vmid(&settings, live, &occupied)?;
             sandbox.address = reserve::free_address(&settings, live)?;
+            sandbox.mac = reserve::free_mac(sandbox.id, live);
             job.vmid = Some(sandbox.vmid);
             let mut writes = vec![
                 Write::Sandbox(Box::new(sandbox.clone())),

@@ -4,12 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentlab_api::{ErrorCode, JobState};
 use agentlab_backend::BackendError;
-use agentlab_store::StoreError;
+use agentlab_store::{JobRecord, StoreError, Write};
 use tokio::time::timeout;
 
+use crate::event;
 use crate::sandbox::driver;
-use crate::sandbox::perform::chain;
+use crate::sandbox::machine::State;
+use crate::sandbox::perform::{chain, failure};
 use crate::shared::Shared;
 
 /// How long the hypervisor may take to report what runs.
@@ -53,12 +56,15 @@ pub(crate) fn reached(shared: &Shared) {
 pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), StoreError> {
     let mut jobs = shared.store.unfinished_jobs().await?;
     for record in shared.store.sandboxes(false).await? {
+        let mine = jobs.iter().position(|job| job.sandbox == Some(record.id));
+        let job = mine.map(|position| jobs.swap_remove(position));
         if shared.has_living_driver(record.id) {
             continue;
         }
-        let mine = jobs.iter().position(|job| job.sandbox == Some(record.id));
-        let job = mine.map(|position| jobs.swap_remove(position));
         driver::spawn(shared, record, job, true);
+    }
+    for job in jobs {
+        abandoned(shared, job).await?;
     }
     for job in shared.store.jobs(None, RECENT).await?.0 {
         if job.state.is_final() {
@@ -66,4 +72,41 @@ pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// A job whose sandbox is gone can only be lost. Both end in one transaction, so only a damaged or restored database
+/// shows one; it must not look alive forever.
+async fn abandoned(shared: &Shared, job: JobRecord) -> Result<(), StoreError> {
+    let sandbox = match job.sandbox {
+        Some(id) => shared.store.sandbox(id).await?,
+        None => None,
+    };
+    if sandbox.is_some_and(|record| State::of(&record) != State::Destroyed) {
+        return Ok(());
+    }
+    // It may have ended between the two reads.
+    let Some(job) = shared
+        .store
+        .job(&job.id)
+        .await?
+        .filter(|job| !job.state.is_final())
+    else {
+        return Ok(());
+    };
+    let cause = failure(
+        ErrorCode::SandboxLost,
+        "Recovery",
+        "Its sandbox is gone and nobody recorded its end",
+    );
+    let job = JobRecord {
+        state: JobState::Failed,
+        failure: Some(cause),
+        finished_at: Some(shared.now()),
+        ..job
+    };
+    shared
+        .store
+        .commit(vec![event::job_finished(&job), Write::Job(Box::new(job))])
+        .await
+        .map(drop)
 }

@@ -238,11 +238,13 @@ impl Driver {
             writes.push(Write::ForgetTokens(record.id));
             record.left_behind.clear();
             for step in Step::ALL {
-                writes.push(Write::Fact {
-                    sandbox: record.id,
-                    step: step.as_str().to_owned(),
-                    undo: false,
-                });
+                for undo in [false, true] {
+                    writes.push(Write::Fact {
+                        sandbox: record.id,
+                        step: step.as_str().to_owned(),
+                        undo,
+                    });
+                }
             }
         }
         if record.state != previous {

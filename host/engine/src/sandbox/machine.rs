@@ -157,7 +157,7 @@ impl State {
         match self {
             Self::Requested => vec![Effect::Run(Step::Reserve)],
             Self::Provisioning { at } => vec![Effect::Run(*at)],
-            Self::Booting => vec![Effect::AwaitGuest],
+            Self::Booting => vec![Effect::Enforce, Effect::AwaitGuest],
             Self::Ready | Self::Running { .. } => vec![Effect::Resume, Effect::Enforce],
             Self::Suspended { .. } => vec![Effect::Suspend, Effect::Enforce],
             Self::Stopped | Self::TimedOut => vec![Effect::Enforce, Effect::PowerOff],

@@ -8,51 +8,55 @@ use tokio::time::Instant;
 use super::clocks::Due;
 use super::driver::{Done, Driver, JobEnd};
 use super::inbox::Message;
-use super::machine::{Event, Holder, Request, State, Verdict};
+use super::machine::{Effect, Event, Holder, Request, State, Verdict};
 use super::perform::{PowerChange, chain, failure};
 use super::step::{Resume, Seen, Step, resume};
 use crate::event::{self, StepEnd};
 use crate::lease::{self, Lease};
 
 impl Driver {
-    /// Does, or begins, what the state asks for. Safe to call at any time.
+    /// Does, or begins, what the state asks for. Safe to call at any time: what was done already is not done again.
     pub(crate) async fn pursue(&mut self) {
         if std::mem::take(&mut self.look_wanted) {
             self.look();
         }
-        match self.state.clone() {
-            State::Requested => {
+        if self.state.is_up() {
+            self.watch_machine();
+        }
+        for effect in self.state.effects() {
+            self.perform(effect).await;
+            if self.pending {
+                // The state has changed; the new one has effects of its own.
+                return;
+            }
+        }
+        if matches!(self.state, State::Failed { kept: false, .. }) {
+            // Kept to be read, until its lease is over.
+            let expires = self.record.lease_expires_at;
+            let lease = Lease::begin(expires, true, self.shared.now(), Instant::now());
+            self.clocks.keep_lease(lease);
+        }
+    }
+
+    async fn perform(&mut self, effect: Effect) {
+        match effect {
+            // The numbers were taken in the transaction that recorded the request.
+            Effect::Run(Step::Reserve) if self.state == State::Requested => {
                 self.happen(&Event::StepDone(Step::Reserve), None, Vec::new())
                     .await;
             }
-            State::Provisioning { .. } if self.work.is_some() || self.clocks.is_waiting() => {}
-            // Whether it runs must be known first.
-            State::Provisioning { .. } if self.resumed => self.look(),
-            State::Provisioning { at } => self.begin_step(at),
-            State::Booting | State::Ready | State::Running { .. } | State::Failed { kept: true, .. } => {
-                self.watch_machine();
-                self.enforce().await;
-                if self.thaw {
-                    self.power(PowerChange::Resume);
-                }
-            }
-            State::Suspended { .. } => {
-                self.watch_machine();
-                self.enforce().await;
-                self.power(PowerChange::Suspend);
-            }
-            State::Stopped | State::TimedOut => {
-                self.enforce().await;
-                self.power(PowerChange::Off);
-            }
-            State::Unwinding { .. } => self.pursue_unwinding().await,
-            State::Failed { kept: false, .. } => {
-                // Kept to be read, until its lease is over.
-                let expires = self.record.lease_expires_at;
-                self.clocks
-                    .keep_lease(Lease::begin(expires, true, self.shared.now(), Instant::now()));
-            }
-            State::Destroyed => {}
+            Effect::Run(_) if self.work.is_some() || self.clocks.is_waiting() => {}
+            // Whether its machine runs must be known first.
+            Effect::Run(_) if self.resumed => self.look(),
+            Effect::Run(step) => self.begin_step(step),
+            // Its clock runs since the state was entered.
+            Effect::AwaitGuest => {}
+            Effect::Enforce => self.enforce().await,
+            Effect::PowerOff => self.power(PowerChange::Off),
+            Effect::Suspend => self.power(PowerChange::Suspend),
+            Effect::Resume if self.thaw => self.power(PowerChange::Resume),
+            Effect::Resume => {}
+            Effect::Unwind => self.pursue_unwinding().await,
         }
     }
 
@@ -101,6 +105,11 @@ impl Driver {
                     let cause = failure(ErrorCode::SandboxLost, "Stop", "Its machine was powered off");
                     self.happen(&Event::MachineStopped(cause), None, Vec::new()).await;
                 }
+            }
+            // Teardown begins with the same, and says what it cannot do.
+            Err(error) if self.state == State::TimedOut => {
+                let cause = super::perform::backend_failure("Stop", &error);
+                self.happen(&Event::MachineStopped(cause), None, Vec::new()).await;
             }
             Err(error) => {
                 tracing::warn!(sandbox = %self.record.id, ?change, error = %chain(&error), "trying again");

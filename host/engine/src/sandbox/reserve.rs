@@ -15,12 +15,21 @@ pub(crate) const TRIES: usize = 8;
 /// First two bytes of every MAC address we give: locally administered, unicast, recognisable.
 const MAC_PREFIX: [u8; 2] = [0x02, 0xa1];
 
-/// A sandbox's Ethernet address. Four bytes of a version 7 UUID's random tail; the clock part would collide among
-/// sandboxes of one millisecond.
-pub(crate) fn mac_of(sandbox: SandboxId) -> [u8; 6] {
+/// A sandbox's Ethernet address: four bytes of its UUID's random tail, and the next free one should a neighbour have
+/// the same. The clock part of the UUID would collide among sandboxes of one millisecond.
+pub(crate) fn free_mac(sandbox: SandboxId, live: &[SandboxRecord]) -> [u8; 6] {
+    let held: HashSet<[u8; 6]> = live.iter().map(|record| record.mac).collect();
     let [.., a, b, c, d] = *sandbox.as_bytes();
     let [first, second] = MAC_PREFIX;
-    [first, second, a, b, c, d]
+    let mut tail = u32::from_be_bytes([a, b, c, d]);
+    loop {
+        let [a, b, c, d] = tail.to_be_bytes();
+        let mac = [first, second, a, b, c, d];
+        if !held.contains(&mac) {
+            return mac;
+        }
+        tail = tail.wrapping_add(1);
+    }
 }
 
 /// The lowest VMID of our range that neither a live record nor the hypervisor has.
@@ -129,10 +138,16 @@ mod tests {
     }
 
     #[test]
-    fn a_mac_address_is_local_unicast_and_not_shared_by_neighbours() {
-        let macs: HashSet<[u8; 6]> = (0..1000).map(|_| mac_of(SandboxId::generate())).collect();
-        assert_eq!(macs.len(), 1000);
-        assert!(macs.iter().all(|mac| mac[0] & 0b11 == 0b10));
+    fn a_mac_address_is_local_unicast_and_nobody_elses() {
+        let id = SandboxId::from_bytes([0xff; 16]);
+        let first = free_mac(id, &[]);
+        assert_eq!(first, [0x02, 0xa1, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(first[0] & 0b11, 0b10);
+        let taken = [SandboxRecord {
+            mac: first,
+            ..record()
+        }];
+        assert_eq!(free_mac(id, &taken), [0x02, 0xa1, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -1,173 +1,24 @@
 //! The world of a test.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_api::{
-    Event, EventKind, JobId, JobRequest, JobState, JobView, RepositorySource, SandboxId, SandboxState,
-    SandboxView, Vmid,
+    Event, EventKind, JobId, JobRequest, JobState, JobView, RepositorySource, SandboxState, SandboxView, Vmid,
 };
+use agentlab_backend::Template;
 use agentlab_backend::fake::Fake;
-use agentlab_backend::{ByteStream, Template};
 use agentlab_protocol::message::{Heartbeat, Phase, RedeemAnswer, RedeemRequest, Report, ReportStatus};
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::Seed;
 use agentlab_protocol::session::{decode_secret, encode_secret};
 use agentlab_store::{EventFilter, SandboxRecord, Store, StoreOptions};
-use async_trait::async_trait;
 
-use crate::port::{GuestDoor, Network, NetworkError, Port, Trust};
+use super::wires::{Door, Wires};
 use crate::{Engine, GuestOrigin, GuestRefusal, GuestSession, Parts, Settings, SystemClock};
 
 /// Longest wait of any test.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A packet policy in memory that keeps the whole history of what it was told.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Wires(Arc<Mutex<WiresInner>>);
-
-#[derive(Debug, Default)]
-struct WiresInner {
-    ports: BTreeMap<Vmid, (Port, Trust)>,
-    history: Vec<(Vmid, Trust)>,
-    fail: VecDeque<&'static str>,
-    unsupported: Option<Trust>,
-    forgotten: Vec<Vmid>,
-}
-
-impl Wires {
-    fn inner(&self) -> std::sync::MutexGuard<'_, WiresInner> {
-        self.0.lock().unwrap()
-    }
-
-    /// The next call of this name fails.
-    pub(super) fn fail_next(&self, call: &'static str) {
-        self.inner().fail.push_back(call);
-    }
-
-    pub(super) fn without(&self, trust: Trust) {
-        self.inner().unsupported = Some(trust);
-    }
-
-    pub(super) fn trust(&self, vmid: Vmid) -> Option<Trust> {
-        self.inner().ports.get(&vmid).map(|(_, trust)| *trust)
-    }
-
-    pub(super) fn history(&self, vmid: Vmid) -> Vec<Trust> {
-        self.inner()
-            .history
-            .iter()
-            .filter(|(of, _)| *of == vmid)
-            .map(|(_, trust)| *trust)
-            .collect()
-    }
-
-    pub(super) fn ports(&self) -> Vec<Vmid> {
-        self.inner().ports.keys().copied().collect()
-    }
-
-    /// As if the rules had been replaced under a sandbox: its cable is there, its binding is not.
-    pub(super) fn forget(&self, vmid: Vmid) {
-        let mut inner = self.inner();
-        inner.ports.remove(&vmid);
-        inner.forgotten.push(vmid);
-    }
-
-    pub(super) fn plant(&self, port: Port) {
-        self.inner().ports.insert(port.vmid, (port, Trust::Sealed));
-    }
-
-    fn fault(&self, call: &'static str) -> Result<(), NetworkError> {
-        let mut inner = self.inner();
-        if inner.fail.front() == Some(&call) {
-            inner.fail.pop_front();
-            return Err(NetworkError::Unenforced {
-                action: call,
-                reason: "told to fail".into(),
-            });
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl Network for Wires {
-    async fn supports(&self, trust: Trust) -> Result<(), NetworkError> {
-        if self.inner().unsupported == Some(trust) {
-            return Err(NetworkError::Unsupported {
-                mode: format!("{trust:?}"),
-                reason: "not in this test".into(),
-            });
-        }
-        Ok(())
-    }
-
-    async fn attach(&self, port: &Port) -> Result<Option<std::os::fd::OwnedFd>, NetworkError> {
-        self.fault("attach")?;
-        let mut inner = self.inner();
-        inner.ports.insert(port.vmid, (port.clone(), Trust::Sealed));
-        inner.history.push((port.vmid, Trust::Sealed));
-        drop(inner);
-        let tap = std::fs::File::open("/dev/null").unwrap();
-        Ok(Some(tap.into()))
-    }
-
-    async fn adopt(&self, port: &Port) -> Result<(), NetworkError> {
-        let mut inner = self.inner();
-        if !inner.forgotten.contains(&port.vmid) {
-            return Err(NetworkError::Unenforced {
-                action: "adopt",
-                reason: format!("{} has no cable", port.vmid),
-            });
-        }
-        inner.ports.insert(port.vmid, (port.clone(), Trust::Sealed));
-        Ok(())
-    }
-
-    async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError> {
-        self.fault("set_trust")?;
-        let mut inner = self.inner();
-        let Some(port) = inner.ports.get_mut(&vmid) else {
-            return Err(NetworkError::Unenforced {
-                action: "set_trust",
-                reason: format!("{vmid} has no port"),
-            });
-        };
-        port.1 = trust;
-        inner.history.push((vmid, trust));
-        Ok(())
-    }
-
-    async fn detach(&self, vmid: Vmid) -> Result<(), NetworkError> {
-        self.fault("detach")?;
-        self.inner().ports.remove(&vmid);
-        Ok(())
-    }
-
-    async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
-        Ok(self.ports())
-    }
-}
-
-/// Counts the streams it was handed, and holds each until its other end goes.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Door(Arc<Mutex<Vec<SandboxId>>>);
-
-impl Door {
-    pub(super) fn served(&self) -> Vec<SandboxId> {
-        self.0.lock().unwrap().clone()
-    }
-}
-
-#[async_trait]
-impl GuestDoor for Door {
-    async fn serve(&self, sandbox: SandboxId, mut stream: Box<dyn ByteStream>) {
-        self.0.lock().unwrap().push(sandbox);
-        let mut sink = tokio::io::sink();
-        drop(tokio::io::copy(&mut stream, &mut sink).await);
-    }
-}
 
 pub(super) struct Lab {
     pub(super) engine: Option<Arc<Engine>>,

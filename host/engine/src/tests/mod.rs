@@ -2,6 +2,7 @@
 //! script. Every wait has an end; every test ends by asking what is left.
 
 mod lab;
+mod wires;
 
 mod failure;
 mod guest;

@@ -185,3 +185,41 @@ async fn a_cancelled_job_is_still_cancelled_after_a_restart() {
         .unwrap();
     assert_eq!(lab.job(&job.id).await.state, JobState::Cancelled);
 }
+
+#[tokio::test]
+async fn a_daemon_that_dies_at_any_moment_leaves_nothing_in_the_end() {
+    let mut lab = Lab::new().await;
+    for milliseconds in [0, 1, 2, 3, 5, 8, 13, 21, 34, 55] {
+        let job = lab.run().await;
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        lab.restart().await;
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        lab.engine()
+            .destroy_sandbox(&job.sandbox.unwrap().to_string(), false)
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        lab.restart().await;
+        lab.until_sandbox(&job, SandboxState::Destroyed).await;
+        assert_eq!(lab.job(&job.id).await.state, JobState::Cancelled);
+        lab.assert_empty().await;
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_ended_does_not_look_alive_forever() {
+    let mut lab = Lab::new().await;
+    let job = lab.run().await;
+    lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.stop().await;
+    let mut record = lab.store.job(&job.id).await.unwrap().unwrap();
+    record.state = JobState::Running;
+    lab.store
+        .commit(vec![agentlab_store::Write::Job(Box::new(record))])
+        .await
+        .unwrap();
+    lab.start().await;
+    let lost = lab.until_job(&job, JobState::Failed).await;
+    assert_eq!(lost.failure.unwrap().stage, "Recovery");
+}
