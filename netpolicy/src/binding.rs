@@ -6,13 +6,12 @@ use crate::intent::{GuestPort, Trust};
 use crate::ruleset::{Element, Family, Value};
 use crate::{IfName, rules};
 
-/// A bound port as far as it is known. Elements of a sealed port say nothing but its name, so after a restart of the
-/// process a sealed port is only a name until somebody binds it again.
+/// A bound port as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Binding {
     /// Bound by us, or read back with everything.
     Known(GuestPort),
-    /// Sealed, read back from the kernel.
+    /// Found on the bridge without a binding, and sealed: nobody knows whose it is.
     SealedName(IfName),
 }
 
@@ -44,15 +43,13 @@ impl Binding {
             elements.add(family, rules::PORTS, vec![name()]);
         }
         let Self::Known(port) = self else { return elements };
+        let pin = vec![name(), Value::Ether(port.mac), Value::Ipv4(port.address)];
         let Some(chain) = rules::trust_chain(&port.trust) else {
+            elements.add(Family::Bridge, rules::PARKED, pin);
             return elements;
         };
         let address = || Value::Ipv4(port.address);
-        elements.add(
-            Family::Bridge,
-            rules::PINS,
-            vec![name(), Value::Ether(port.mac), address()],
-        );
+        elements.add(Family::Bridge, rules::PINS, pin);
         elements.add(Family::Bridge, rules::ADDRESSES, vec![name(), address()]);
         elements.lead(Family::Inet, rules::TRUST, vec![address()], chain);
         if let Trust::Allowlist(destinations) = &port.trust {

@@ -3,17 +3,18 @@
 use std::io::Write;
 use std::net::Ipv4Addr;
 
-use agentlab_netpolicy::{
-    Binding, BridgeSpec, Enforcer, GuestService, HostPolicy, IfName, Intent, Observer, Protocol, plan,
-};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
+use crate::{
+    Binding, BridgeSpec, Enforcer, GuestService, HostPolicy, IfName, Intent, Observer, Protocol, plan,
+};
+
 /// Bridge and packet policy of AgentLab's sandboxes.
 #[derive(Debug, Parser)]
 #[command(name = "agentlab-net", version)]
-pub(crate) struct Arguments {
+pub struct Arguments {
     #[command(flatten)]
     host: HostArguments,
     #[command(subcommand)]
@@ -77,14 +78,18 @@ enum Command {
 
 /// How it went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// As it should be.
     Fine,
     /// There are differences.
     Drifted,
 }
 
-pub(crate) fn run(arguments: &Arguments, output: &mut Vec<u8>) -> Result<Outcome> {
+/// Performs one command. What it has to say is appended to `output`, also where it then fails.
+///
+/// # Errors
+/// The kernel or its caller's rights did not allow it, or what stands is not what could be made.
+pub fn run(arguments: &Arguments, output: &mut Vec<u8>) -> Result<Outcome> {
     let host = arguments.host.policy();
     match arguments.command {
         Command::Plan => {

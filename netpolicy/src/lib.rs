@@ -32,6 +32,8 @@ mod ruleset;
 mod text;
 
 #[cfg(feature = "kernel")]
+pub mod command;
+#[cfg(feature = "kernel")]
 mod kernel;
 
 pub use binding::{Binding, Elements};

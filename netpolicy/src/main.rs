@@ -1,10 +1,9 @@
 //! `agentlab-net`: shows, applies, verifies and seals the packet policy of this network namespace.
 
-mod command;
-
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use agentlab_netpolicy::command;
 use clap::Parser;
 
 /// Nothing to say: everything is as it should be.

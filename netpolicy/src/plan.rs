@@ -176,6 +176,19 @@ pub fn check_host(host: &HostPolicy) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// The ports that fit this host and each other; of two that clash, the first.
+#[cfg_attr(
+    not(feature = "kernel"),
+    allow(dead_code, reason = "only the kernel half finds ports it did not plan")
+)]
+pub(crate) fn fitting<'a>(host: &HostPolicy, ports: &'a [GuestPort]) -> Vec<&'a GuestPort> {
+    let mut seen = Ports::default();
+    ports
+        .iter()
+        .filter(|port| check_port(host, port).is_ok() && seen.add(port).is_ok())
+        .collect()
+}
+
 /// Refuses a port that cannot belong to a guest of this host.
 pub(crate) fn check_port(host: &HostPolicy, port: &GuestPort) -> Result<(), PlanError> {
     let name = || port.name.clone();

@@ -12,11 +12,12 @@ use super::encode::Transaction;
 use super::error::EnforceError;
 use super::links::Link;
 use super::observer::{Denial, Observer, ruleset};
+use super::standing::Standing;
 use super::sysctl;
 use super::tap;
 use crate::binding::{Binding, Elements};
-use crate::plan::{check_port, skeleton};
-use crate::{Drift, GuestPort, HostPolicy, IfName, PlanError, Ruleset, Trust, check_host};
+use crate::plan::{check_port, fitting, plan, skeleton};
+use crate::{Drift, GuestPort, HostPolicy, IfName, Intent, PlanError, Ruleset, Trust, check_host};
 
 /// Owns the kernel's state of one network namespace: that of the thread that started it. Calls block for well under a
 /// millisecond, except where they make or remove links. Dropping it removes nothing: the policy outlives the process.
@@ -33,7 +34,7 @@ impl Enforcer {
     /// Makes the host ready: policy first, then bridge, address and settings, and only then the bridge is brought up.
     ///
     /// A policy that stands exactly as it should is adopted with its bindings, so that guests which run keep running.
-    /// Anything else is replaced, in one transaction, by the policy without guests: sealed.
+    /// Anything else is replaced in one transaction, and every port that could be read back is sealed.
     pub fn start(host: HostPolicy) -> Result<Self, EnforceError> {
         check_host(&host)?;
         let mut kernel = Observer::open()?;
@@ -140,25 +141,73 @@ impl Enforcer {
 
     /// Removes binding, flows and link. Absent is success.
     pub fn detach(&mut self, name: &IfName) -> Result<(), EnforceError> {
-        let old = self.bindings.get(name).cloned();
-        if let Some(old) = &old {
-            self.change(&old.elements(), &Elements::default(), |bindings| {
-                bindings.remove(name);
-            })?;
+        self.unbind(name)?;
+        let Some(bridge) = self.kernel.links.find(&self.host.bridge.name)? else {
+            return Ok(());
+        };
+        match self.kernel.links.find(name)? {
+            Some(link) if link.is_our_tap(bridge.index) => self.kernel.links.delete(link.index, name),
+            Some(_) | None => Ok(()),
         }
-        let bridge = self.kernel.links.find(&self.host.bridge.name)?;
-        if let Some(Binding::Known(port)) = &old {
-            conntrack::cut(&mut self.kernel.netfilter, port.address)?;
-            if let Some(bridge) = &bridge {
-                self.kernel.links.forget(bridge.index, port.address, name)?;
+    }
+
+    /// Writes a port's binding alone, for a port that the hypervisor makes later: whatever the binding was before, it
+    /// is this one now, and flows that lost their permission are cut.
+    pub fn bind(&mut self, port: &GuestPort) -> Result<(), EnforceError> {
+        check_port(&self.host, port)?;
+        self.refuse_shared(port)?;
+        let binding = Binding::Known(port.clone());
+        let old = self.bindings.get(&port.name).cloned();
+        let before = old.as_ref().map(Binding::elements).unwrap_or_default();
+        let after = binding.elements();
+        self.change(&before.without(&after), &after.without(&before), |bindings| {
+            bindings.insert(port.name.clone(), binding);
+        })?;
+        match old {
+            Some(Binding::Known(old)) if old.address != port.address || !port.trust.contains(&old.trust) => {
+                self.end_flows(&old)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Removes a port's binding and its flows, and leaves its link alone. Absent is success.
+    pub fn unbind(&mut self, name: &IfName) -> Result<(), EnforceError> {
+        let Some(old) = self.bindings.get(name).cloned() else {
+            return Ok(());
+        };
+        self.change(&old.elements(), &Elements::default(), |bindings| {
+            bindings.remove(name);
+        })?;
+        let Binding::Known(port) = old else { return Ok(()) };
+        self.end_flows(&port)?;
+        match self.kernel.links.find(&self.host.bridge.name)? {
+            Some(bridge) => self.kernel.links.forget(bridge.index, port.address, name),
+            None => Ok(()),
+        }
+    }
+
+    /// Binds exactly these ports and no others, in one transaction. Either all of them stand, or what stood before.
+    pub fn bind_all(&mut self, ports: &[GuestPort]) -> Result<(), EnforceError> {
+        let intent = Intent {
+            host: self.host.clone(),
+            ports: ports.to_vec(),
+        };
+        self.kernel
+            .netfilter
+            .commit(&Transaction::replace(&plan(&intent)?))?;
+        let bound = |port: &GuestPort| (port.name.clone(), Binding::Known(port.clone()));
+        let before = std::mem::replace(&mut self.bindings, ports.iter().map(bound).collect());
+        for (name, old) in before {
+            let Binding::Known(old) = old else { continue };
+            let keeps = ports.iter().any(|port| {
+                port.name == name && port.address == old.address && port.trust.contains(&old.trust)
+            });
+            if !keeps {
+                self.end_flows(&old)?;
             }
         }
-        match (self.kernel.links.find(name)?, bridge) {
-            (Some(link), Some(bridge)) if link.is_our_tap(bridge.index) => {
-                self.kernel.links.delete(link.index, name)
-            }
-            (Some(_) | None, _) => Ok(()),
-        }
+        Ok(())
     }
 
     /// Ports that are bound.
@@ -188,17 +237,20 @@ impl Enforcer {
 
     /// Takes all trust from every port, in one transaction, and cuts every flow. The ports stay bound.
     pub fn seal(&mut self) -> Result<(), EnforceError> {
-        let known: Vec<GuestPort> = self.known().cloned().collect();
-        for port in &known {
-            let sealed = GuestPort {
-                trust: Trust::Sealed,
-                ..port.clone()
-            };
-            self.bindings.insert(port.name.clone(), Binding::Known(sealed));
+        let before = self.bindings.clone();
+        for binding in self.bindings.values_mut() {
+            if let Binding::Known(port) = binding {
+                port.trust = Trust::Sealed;
+            }
         }
-        self.replace()?;
-        for port in known {
-            conntrack::cut(&mut self.kernel.netfilter, port.address)?;
+        if let Err(error) = self.replace() {
+            self.bindings = before;
+            return Err(error);
+        }
+        for binding in before.values() {
+            if let Binding::Known(port) = binding {
+                self.end_flows(port)?;
+            }
         }
         Ok(())
     }
@@ -236,9 +288,7 @@ impl Enforcer {
         self.kernel.links.up(index, &self.host.bridge.name)
     }
 
-    /// Writes a port's elements, whatever they were before, and cuts flows that lost their permission.
-    fn bind(&mut self, port: &GuestPort) -> Result<(), EnforceError> {
-        check_port(&self.host, port)?;
+    fn refuse_shared(&self, port: &GuestPort) -> Result<(), PlanError> {
         for other in self.known().filter(|other| other.name != port.name) {
             let what = if other.address == port.address {
                 "address"
@@ -251,29 +301,19 @@ impl Enforcer {
                 first: other.name.clone(),
                 second: port.name.clone(),
                 what,
-            }
-            .into());
+            });
         }
-        let binding = Binding::Known(port.clone());
-        let old = self.bindings.get(&port.name).cloned();
-        let before = old.as_ref().map(Binding::elements).unwrap_or_default();
-        let after = binding.elements();
-        self.change(&before.without(&after), &after.without(&before), |bindings| {
-            bindings.insert(port.name.clone(), binding);
-        })?;
-        // A new name may be a recycled address, so only what was this very port before may keep its flows.
-        match old {
-            Some(Binding::Known(old)) if old.address == port.address && port.trust.contains(&old.trust) => {
-                Ok(())
-            }
-            Some(Binding::Known(old)) => {
-                conntrack::cut(&mut self.kernel.netfilter, old.address)?;
-                conntrack::cut(&mut self.kernel.netfilter, port.address).map(drop)
-            }
-            Some(Binding::SealedName(_)) | None => {
-                conntrack::cut(&mut self.kernel.netfilter, port.address).map(drop)
-            }
+        Ok(())
+    }
+
+    /// Ends the flows of a guest that lost the permission to have them. Only one that could leave the host has any that
+    /// outlive their permission: towards the host every packet is judged by itself.
+    fn end_flows(&mut self, was: &GuestPort) -> Result<(), EnforceError> {
+        if was.trust.leaves_host() {
+            let flows = conntrack::cut(&mut self.kernel.netfilter, was.address)?;
+            tracing::debug!(port = %was.name, flows, "flows cut");
         }
+        Ok(())
     }
 
     /// Performs a change of elements, and of our own books when the kernel took it. When the kernel does not know what
@@ -331,30 +371,46 @@ impl Enforcer {
     }
 }
 
-/// The bindings that stand, when the tables are exactly what they should be with them; otherwise none, and the policy
-/// without guests stands from here on.
+/// The bindings that stand, when the tables are exactly what they should be with them. Otherwise the policy is replaced
+/// with all of them sealed: the ports of guests that run are still known, and somebody may trust them again.
 fn stand_or_seal(
     host: &HostPolicy,
     kernel: &mut Observer,
 ) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
     let reading = kernel.read()?;
     let expected = Transaction::replace(&ruleset(host, reading.bindings.iter())).bytes()?;
-    let drifts = super::standing::Standing::expected(&expected).drift(&reading.standing);
-    if drifts.is_empty() {
+    let drifts = Standing::expected(&expected).drift(&reading.standing);
+    let Some(first) = drifts.first() else {
         return Ok(reading
             .bindings
             .into_iter()
             .map(|binding| (binding.name().clone(), binding))
             .collect());
-    }
-    tracing::info!(first = %drifts[0], "no policy to adopt, everything is sealed");
-    kernel.netfilter.commit(&Transaction::replace(&skeleton(host)))?;
+    };
+    tracing::info!(%first, ports = reading.bindings.len(), "no policy to adopt, everything is sealed");
+    let mut ports = Vec::new();
+    let mut ended = Vec::new();
     for binding in reading.bindings {
         if let Binding::Known(port) = binding {
-            conntrack::cut(&mut kernel.netfilter, port.address)?;
+            ended.push(port.address);
+            ports.push(GuestPort {
+                trust: Trust::Sealed,
+                ..port
+            });
         }
     }
-    Ok(BTreeMap::new())
+    // What does not fit this host any more is forgotten, which seals it too.
+    let bindings: BTreeMap<IfName, Binding> = fitting(host, &ports)
+        .into_iter()
+        .map(|port| (port.name.clone(), Binding::Known(port.clone())))
+        .collect();
+    kernel
+        .netfilter
+        .commit(&Transaction::replace(&ruleset(host, bindings.values())))?;
+    for address in ended {
+        conntrack::cut(&mut kernel.netfilter, address)?;
+    }
+    Ok(bindings)
 }
 
 /// A subnet that is in use elsewhere would be routed to the wrong side, or answered by the wrong machine.

@@ -97,8 +97,8 @@ pub enum EnforceError {
         /// The name.
         name: IfName,
     },
-    /// The port was bound by an earlier process and sealed, so that its address is not known.
-    #[error("Port `{name}` is known by name only: bind it again with its MAC and address")]
+    /// The port was found on the bridge and sealed; nobody said whose it is.
+    #[error("Port `{name}` is known by name only: bind it with its MAC and address first")]
     NameOnly {
         /// The name.
         name: IfName,

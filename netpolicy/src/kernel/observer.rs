@@ -53,7 +53,7 @@ impl Observer {
         })
     }
 
-    /// Ports that are bound, sealed ones by name only.
+    /// Ports that are bound.
     pub fn bindings(&mut self) -> Result<Vec<Binding>, EnforceError> {
         Ok(self.read()?.bindings)
     }
@@ -150,10 +150,18 @@ fn decode(standing: &Standing) -> Vec<Binding> {
             destinations.entry(guest).or_default().push(destination);
         }
     }
-    let mut known: BTreeMap<IfName, GuestPort> = elements(bridge, rules::PINS)
-        .filter_map(|element| decode_port(&element.key, &chains, &mut destinations))
-        .map(|port| (port.name.clone(), port))
-        .collect();
+    let open = elements(bridge, rules::PINS).filter_map(|element| {
+        let port = decode_pin(&element.key)?;
+        let chain = *chains.get(port.address.octets().as_slice())?;
+        let allowlist = Trust::Allowlist(destinations.remove(&port.address).unwrap_or_default());
+        let mut levels = [Trust::BootstrapOnly, Trust::Off, Trust::Nat, allowlist].into_iter();
+        let trust = levels.find(|level| rules::trust_chain(level) == Some(chain))?;
+        Some(GuestPort { trust, ..port })
+    });
+    let parked = elements(bridge, rules::PARKED).filter_map(|element| decode_pin(&element.key));
+    // Parked first: what claims to be both is not believed to be sealed, and shows as drift.
+    let mut known: BTreeMap<IfName, GuestPort> =
+        parked.chain(open).map(|port| (port.name.clone(), port)).collect();
     elements(bridge, rules::PORTS)
         .filter_map(|element| decode_name(&element.key))
         .map(|name| {
@@ -173,23 +181,16 @@ fn decode_address(bytes: Option<&[u8]>) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(*bytes?.first_chunk::<4>()?))
 }
 
-fn decode_port(
-    key: &[u8],
-    chains: &BTreeMap<&[u8], &str>,
-    destinations: &mut BTreeMap<Ipv4Addr, Vec<Destination>>,
-) -> Option<GuestPort> {
+/// A port as it stands in `pins` and `parked`, sealed until its trust is known.
+fn decode_pin(key: &[u8]) -> Option<GuestPort> {
     let name = decode_name(key)?;
     let mac: [u8; 6] = *key.get(16..22)?.first_chunk()?;
     let address = decode_address(key.get(24..28))?;
-    let chain = *chains.get(address.octets().as_slice())?;
-    let allowlist = Trust::Allowlist(destinations.remove(&address).unwrap_or_default());
-    let mut levels = [Trust::BootstrapOnly, Trust::Off, Trust::Nat, allowlist].into_iter();
-    let trust = levels.find(|level| rules::trust_chain(level) == Some(chain))?;
     Some(GuestPort {
         name,
         mac,
         address,
-        trust,
+        trust: Trust::Sealed,
     })
 }
 

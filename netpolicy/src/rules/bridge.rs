@@ -3,7 +3,7 @@
 //! No rule asks which bridge a port hangs on, which not every kernel could answer: bound ports are known by name, and
 //! frames of other ports are left to the tables behind, where they lack the mark.
 
-use super::{ADDRESSES, PINS, PORTS, base_chain, chain, set};
+use super::{ADDRESSES, PARKED, PINS, PORTS, base_chain, chain, set};
 use crate::ruleset::{
     Action, Chain, EtherType, Family, Field, Hook, Is, Match, Rule, Selector, Table, VERIFIED,
 };
@@ -25,6 +25,7 @@ pub(super) fn table() -> Table {
         sets: vec![
             set(PORTS, &[Field::IfName]),
             set(PINS, &[Field::IfName, Field::Ether, Field::Ipv4]),
+            set(PARKED, &[Field::IfName, Field::Ether, Field::Ipv4]),
             set(ADDRESSES, &[Field::IfName, Field::Ipv4]),
         ],
         chains,

@@ -14,7 +14,9 @@ use crate::{HostPolicy, Trust};
 pub(crate) const PORTS: &str = "ports";
 /// (port, MAC, address) of every port that is not sealed.
 pub(crate) const PINS: &str = "pins";
-/// (port, address) of the same.
+/// The same of ports that are sealed. No rule reads it: it is there for whoever writes the policy next.
+pub(crate) const PARKED: &str = "parked";
+/// (port, address) of every port that is not sealed.
 pub(crate) const ADDRESSES: &str = "addresses";
 /// Guest address to the chain of its trust.
 pub(crate) const TRUST: &str = "trust";

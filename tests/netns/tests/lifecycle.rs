@@ -1,0 +1,414 @@
+//! The policy over time: applied, adopted, drifted, repaired, outlived, taken away.
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    use agentlab_netpolicy::{
+        Destination, EnforceError, Enforcer, GuestPort, IfName, Intent, Observer, PlanError, PortRange,
+        Protocol, Trust, plan,
+    };
+    use agentlab_tests_netns::lab::{bare_host, host_policy, port, skipped};
+    use agentlab_tests_netns::namespace::Namespace;
+
+    fn destination(network: &str, ports: Option<(Protocol, u16, u16)>) -> Destination {
+        let ports = ports.map(|(protocol, first, last)| PortRange {
+            protocol,
+            first,
+            last,
+        });
+        Destination {
+            network: network.parse().unwrap(),
+            ports,
+        }
+    }
+
+    /// One port of each trust level.
+    fn one_of_each() -> Vec<GuestPort> {
+        let allowlist = Trust::Allowlist(vec![
+            destination("1.2.0.0/16", None),
+            destination("9.9.9.9", Some((Protocol::Tcp, 443, 443))),
+            destination("9.9.9.9", Some((Protocol::Udp, 1, 65_535))),
+        ]);
+        let levels = [
+            Trust::Sealed,
+            Trust::BootstrapOnly,
+            Trust::Off,
+            Trust::Nat,
+            allowlist,
+        ];
+        levels
+            .into_iter()
+            .zip(0..)
+            .map(|(trust, number)| port(number, trust).unwrap())
+            .collect()
+    }
+
+    fn name(text: &str) -> IfName {
+        text.parse().unwrap()
+    }
+
+    fn listing(host: &Namespace) -> String {
+        host.run("nft", &["--stateless", "list", "ruleset"], "").unwrap()
+    }
+
+    fn start(host: &Namespace) -> Enforcer {
+        host.enter(|| Enforcer::start(host_policy().unwrap()))
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn the_kernel_lists_what_nft_makes_of_our_text() {
+        if skipped() {
+            return;
+        }
+        let (host, other) = (bare_host().unwrap(), Namespace::new().unwrap());
+        let mut enforcer = start(&host);
+        let _taps: Vec<_> = one_of_each()
+            .iter()
+            .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
+            .collect();
+        let text = plan(&Intent {
+            host: host_policy().unwrap(),
+            ports: one_of_each(),
+        })
+        .unwrap()
+        .to_string();
+        other.run("nft", &["--check", "-f", "-"], &text).unwrap();
+        other.run("nft", &["-f", "-"], &text).unwrap();
+        let (ours, theirs) = (listing(&host), listing(&other));
+        assert_eq!(ours, theirs);
+        assert!(ours.contains("tap1003i0"), "{ours}");
+    }
+
+    #[test]
+    fn attach_and_detach_leave_no_link_and_no_element_behind() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let mut enforcer = start(&host);
+        let state = |host: &Namespace| {
+            ["ip -o link", "bridge fdb", "ip neigh"]
+                .map(|words| {
+                    let mut words = words.split(' ');
+                    let program = words.next().unwrap();
+                    host.run(program, &words.collect::<Vec<_>>(), "").unwrap()
+                })
+                .join("")
+                + &listing(host)
+        };
+        let before = state(&host);
+        host.enter(|| {
+            let mut taps = Vec::new();
+            for port in one_of_each() {
+                taps.push(enforcer.attach(&port).unwrap());
+                // The same cable again: a new descriptor, the old one is dead.
+                taps.push(enforcer.attach(&port).unwrap());
+            }
+            assert_eq!(enforcer.attached().unwrap().len(), 5);
+            assert_eq!(enforcer.verify().unwrap(), []);
+        })
+        .unwrap();
+        assert_ne!(state(&host), before);
+        host.enter(|| {
+            // The descriptors are closed already: detaching what is half gone must succeed as well.
+            for port in one_of_each() {
+                enforcer.detach(&port.name).unwrap();
+                enforcer.detach(&port.name).unwrap();
+            }
+            assert_eq!(enforcer.verify().unwrap(), []);
+        })
+        .unwrap();
+        assert_eq!(state(&host), before);
+    }
+
+    #[test]
+    fn every_kind_of_damage_is_seen_and_repaired() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let mut enforcer = start(&host);
+        let _taps: Vec<_> = one_of_each()
+            .iter()
+            .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
+            .collect();
+        let sound = listing(&host);
+        for (program, damage, object) in [
+            ("nft", "delete table inet agentlab", "table inet agentlab"),
+            (
+                "nft",
+                "flush table bridge agentlab",
+                "rule 1 of chain prerouting of table bridge agentlab",
+            ),
+            (
+                "nft",
+                "flush chain inet agentlab forward",
+                "rule 1 of chain forward",
+            ),
+            ("nft", "add rule inet agentlab nat counter", "rule 7 of chain nat"),
+            (
+                "nft",
+                "insert rule inet agentlab guest_forward accept",
+                "rule 1 of chain guest_forward",
+            ),
+            ("nft", "add chain inet agentlab extra", "chain extra"),
+            (
+                "nft",
+                "add element inet agentlab trust { 10.77.0.99 : goto nat }",
+                "set trust",
+            ),
+            (
+                "nft",
+                "delete element bridge agentlab ports { \"tap1003i0\" }",
+                "set ports of table bridge",
+            ),
+            (
+                "nft",
+                "delete element inet agentlab denied { 10.0.0.0/8 }",
+                "set denied",
+            ),
+            ("nft", "flush set arp agentlab ports", "set ports of table arp"),
+            (
+                "bridge",
+                "link set dev tap1003i0 isolated off learning on",
+                "port tap1003i0",
+            ),
+            ("ip", "link set vmbr1 down", "bridge vmbr1"),
+            ("ip", "address del 10.77.0.1/16 dev vmbr1", "bridge vmbr1"),
+            (
+                "ip",
+                "link set vmbr1 type bridge stp_state 1 mcast_snooping 1",
+                "bridge vmbr1",
+            ),
+            ("sysctl", "-w net.ipv4.ip_forward=0", "net/ipv4/ip_forward"),
+            (
+                "sysctl",
+                "-w net.ipv6.conf.vmbr1.disable_ipv6=0",
+                "net/ipv6/conf/vmbr1/disable_ipv6",
+            ),
+        ] {
+            if program == "sysctl" {
+                let (setting, value) = damage.trim_start_matches("-w net.").split_once('=').unwrap();
+                host.set(&setting.replace('.', "/"), value).unwrap();
+            } else {
+                host.run(program, &damage.split(' ').collect::<Vec<_>>(), "")
+                    .unwrap();
+            }
+            let seen = host.enter(|| enforcer.verify()).unwrap().unwrap();
+            assert!(
+                seen.iter().any(|drift| drift.object.contains(object)),
+                "{damage}: expected {object} among {seen:?}"
+            );
+            let again = host.enter(|| enforcer.verify()).unwrap().unwrap();
+            assert_eq!(again, [], "{damage} was not repaired");
+            assert_eq!(listing(&host), sound, "{damage}");
+        }
+    }
+
+    #[test]
+    fn the_policy_outlives_its_process_and_the_next_one_adopts_it() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let (mut child, mut output) = host
+            .enter(|| {
+                let mut child = Command::new(std::env::current_exe().unwrap())
+                    .args([
+                        "--exact",
+                        "tests::holds_a_policy_until_it_is_killed",
+                        "--ignored",
+                        "--nocapture",
+                    ])
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let output = BufReader::new(child.stdout.take().unwrap());
+                (child, output)
+            })
+            .unwrap();
+        let mut line = String::new();
+        while !line.contains("standing") {
+            line.clear();
+            assert_ne!(output.read_line(&mut line).unwrap(), 0, "the child ended early");
+        }
+        let alive = listing(&host);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(listing(&host), alive);
+        assert!(
+            !host.run("ip", &["link"], "").unwrap().contains("tap1003i0"),
+            "a tap outlived its descriptor"
+        );
+        let mut next = start(&host);
+        host.enter(|| {
+            let names: Vec<_> = one_of_each().into_iter().map(|port| port.name).collect();
+            assert_eq!(next.attached().unwrap(), names);
+            // Sealed ports are as well known as the others.
+            next.set_trust(&names[0], Trust::Nat).unwrap();
+            next.set_trust(&names[0], Trust::Sealed).unwrap();
+        })
+        .unwrap();
+        drop(next);
+        assert_eq!(listing(&host), alive, "adopting changed something");
+    }
+
+    /// Not a test: the process that the one above kills.
+    #[test]
+    #[ignore = "run by another test, as a process of its own"]
+    fn holds_a_policy_until_it_is_killed() {
+        let mut enforcer = Enforcer::start(host_policy().unwrap()).unwrap();
+        let _taps: Vec<_> = one_of_each()
+            .iter()
+            .map(|port| enforcer.attach(port).unwrap())
+            .collect();
+        println!("standing");
+        std::thread::park();
+    }
+
+    #[test]
+    fn a_policy_that_does_not_fit_is_replaced_and_every_port_sealed() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let mut enforcer = start(&host);
+        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
+        drop(enforcer);
+        host.run("nft", &["add", "rule", "inet", "agentlab", "input", "accept"], "")
+            .unwrap();
+        let mut next = start(&host);
+        assert_eq!(next.attached().unwrap().len(), 5);
+        let standing = host
+            .enter(|| Observer::open().unwrap().bindings().unwrap())
+            .unwrap();
+        assert!(
+            standing.iter().all(|binding| *binding.trust() == Trust::Sealed),
+            "{standing:?}"
+        );
+        host.enter(|| next.set_trust(&name("tap1003i0"), Trust::Nat))
+            .unwrap()
+            .unwrap();
+    }
+
+    #[test]
+    fn tables_of_others_stay_as_they_are() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let foreign = "table inet filter {\nchain input {\ntype filter hook input priority 0; policy accept;\n\
+                       iifname \"vmbr0\" counter accept\n}\n}\ntable bridge other {\nset ports {\ntype ifname\n}\n}\n";
+        host.run("nft", &["-f", "-"], foreign).unwrap();
+        let theirs = |host: &Namespace| {
+            let list = |table: &[&str]| {
+                host.run("nft", &[&["list", "table"], table].concat(), "")
+                    .unwrap()
+            };
+            list(&["inet", "filter"]) + &list(&["bridge", "other"])
+        };
+        let before = theirs(&host);
+        let mut enforcer = start(&host);
+        host.enter(|| {
+            enforcer.bind_all(&one_of_each()).unwrap();
+            enforcer.seal().unwrap();
+            enforcer.unbind(&name("tap1003i0")).unwrap();
+            assert_eq!(enforcer.verify().unwrap(), []);
+        })
+        .unwrap();
+        assert_eq!(theirs(&host), before);
+    }
+
+    #[test]
+    fn what_is_refused_leaves_the_old_policy_standing() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let mut enforcer = start(&host);
+        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
+        let before = listing(&host);
+        host.ip("link add tap1009i0 type bridge").unwrap();
+        host.enter(|| {
+            let twin = GuestPort {
+                name: name("tap1008i0"),
+                ..port(3, Trust::Nat).unwrap()
+            };
+            let refused = enforcer.attach(&twin);
+            assert!(
+                matches!(refused, Err(EnforceError::Plan(PlanError::Shared { .. }))),
+                "{refused:?}"
+            );
+            let outside = GuestPort {
+                address: "10.78.0.5".parse().unwrap(),
+                ..port(8, Trust::Nat).unwrap()
+            };
+            let refused = enforcer.attach(&outside);
+            assert!(
+                matches!(refused, Err(EnforceError::Plan(PlanError::GuestAddress { .. }))),
+                "{refused:?}"
+            );
+            let refused = enforcer.attach(&port(9, Trust::Nat).unwrap());
+            assert!(
+                matches!(refused, Err(EnforceError::NotOurs { .. })),
+                "{refused:?}"
+            );
+            let mut both = one_of_each();
+            both.push(twin);
+            assert!(enforcer.bind_all(&both).is_err());
+        })
+        .unwrap();
+        assert_eq!(listing(&host), before);
+    }
+
+    #[test]
+    fn a_host_that_cannot_keep_the_promise_is_refused() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let start = |change: &dyn Fn(&mut agentlab_netpolicy::HostPolicy)| {
+            let mut policy = host_policy().unwrap();
+            change(&mut policy);
+            Enforcer::start(policy)
+        };
+        host.enter(|| {
+            let refused = start(&|policy| policy.uplink = Some(name("nosuch0")));
+            assert!(
+                matches!(refused, Err(EnforceError::NoSuchUplink { .. })),
+                "{refused:?}"
+            );
+            let refused = start(&|policy| policy.bridge.address = "192.168.200.1".parse().unwrap());
+            assert!(
+                matches!(refused, Err(EnforceError::SubnetTaken { .. })),
+                "{refused:?}"
+            );
+        })
+        .unwrap();
+        host.ip("link add tunnel0 type veth peer name vmbr1").unwrap();
+        let refused = host.enter(|| start(&|_| {})).unwrap();
+        assert!(
+            matches!(refused, Err(EnforceError::NotABridge { .. })),
+            "{refused:?}"
+        );
+        let without = host
+            .enter(|| {
+                start(&|policy| {
+                    policy.uplink = None;
+                    policy.bridge.name = name("vmbr7");
+                })
+            })
+            .unwrap()
+            .unwrap();
+        let unsupported = host.enter(|| without.supports(&Trust::Nat)).unwrap();
+        assert!(
+            matches!(unsupported, Err(EnforceError::Unsupported { .. })),
+            "{unsupported:?}"
+        );
+        assert!(host.enter(|| without.supports(&Trust::Off)).unwrap().is_ok());
+    }
+}

@@ -1,0 +1,225 @@
+//! What a change of trust opens, closes, cuts and tells.
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::time::{Duration, Instant};
+
+    use agentlab_netpolicy::{Destination, EnforceError, IfName, PortRange, Protocol, Trust};
+    use agentlab_tests_netns::frame::{IPV4, ethernet, ipv4_udp, token};
+    use agentlab_tests_netns::lab::{Lab, port, skipped};
+    use agentlab_tests_netns::namespace::Namespace;
+
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    fn destination(network: &str, ports: Option<(Protocol, u16, u16)>) -> Destination {
+        let ports = ports.map(|(protocol, first, last)| PortRange {
+            protocol,
+            first,
+            last,
+        });
+        Destination {
+            network: network.parse().unwrap(),
+            ports,
+        }
+    }
+
+    fn name(text: &str) -> IfName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_port_that_nobody_bound_is_found_and_sealed() {
+        if skipped() {
+            return;
+        }
+        let mut lab = Lab::with_policy().unwrap();
+        let found = lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].object, "port tap1002i0");
+        assert_eq!(lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap(), []);
+        let stranger = name("tap1002i0");
+        let trusted = lab
+            .enforce(|enforcer| Ok(enforcer.set_trust(&stranger, Trust::Nat)))
+            .unwrap();
+        assert!(
+            matches!(trusted, Err(EnforceError::NameOnly { .. })),
+            "{trusted:?}"
+        );
+        // Somebody who says whose it is may have it.
+        lab.enforce(|enforcer| Ok(enforcer.adopt(&port(2, Trust::Nat)?)?))
+            .unwrap();
+        assert!(connects(&lab.stranger.namespace, "1.1.1.1:443"));
+    }
+
+    fn connects(from: &Namespace, to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        from.enter(|| TcpStream::connect_timeout(&to, PATIENCE).is_ok())
+            .unwrap()
+    }
+
+    fn trusted(trust: Trust) -> Lab {
+        let mut lab = Lab::with_policy().unwrap();
+        lab.enforce(|enforcer| Ok(enforcer.set_trust(&name("tap1000i0"), trust)?))
+            .unwrap();
+        lab
+    }
+
+    #[test]
+    fn an_allowlist_opens_what_it_names_and_never_a_private_range() {
+        if skipped() {
+            return;
+        }
+        let lab = trusted(Trust::Allowlist(vec![
+            destination("1.1.1.1", Some((Protocol::Tcp, 443, 443))),
+            destination("10.200.0.0/16", None),
+            destination("192.168.1.0/24", None),
+        ]));
+        let a = &lab.a.namespace;
+        assert!(connects(a, "1.1.1.1:443"));
+        assert!(connects(a, "10.77.0.1:8844"));
+        for closed in [
+            "1.1.1.1:80",
+            "8.8.8.8:443",
+            "10.200.0.5:80",
+            "192.168.1.20:445",
+            "10.77.0.1:8006",
+        ] {
+            assert!(!connects(a, closed), "{closed} is open");
+        }
+    }
+
+    /// What one end hears when the other speaks, or nothing.
+    fn hears(ear: &mut TcpStream, mouth: &mut TcpStream) -> bool {
+        let mut buffer = [0; 4];
+        // A cut flow may already have told its ends.
+        let said = mouth.write_all(b"word");
+        said.is_ok() && ear.read_exact(&mut buffer).is_ok()
+    }
+
+    #[test]
+    fn a_flow_that_lives_is_cut_when_trust_falls() {
+        if skipped() {
+            return;
+        }
+        let elsewhere = Trust::Allowlist(vec![destination("8.8.8.8", None)]);
+        for lower in [Trust::Sealed, Trust::Off, elsewhere] {
+            let mut lab = trusted(Trust::Nat);
+            let listener = lab
+                .net
+                .enter(|| TcpListener::bind("1.1.1.1:7777").unwrap())
+                .unwrap();
+            let mut inside = lab
+                .a
+                .namespace
+                .enter(|| TcpStream::connect("1.1.1.1:7777").unwrap())
+                .unwrap();
+            let (mut outside, _) = listener.accept().unwrap();
+            inside.set_read_timeout(Some(PATIENCE)).unwrap();
+            outside.set_read_timeout(Some(PATIENCE)).unwrap();
+            assert!(hears(&mut inside, &mut outside) && hears(&mut outside, &mut inside));
+            assert!(flows(&lab).contains("dport=7777"));
+            let wider = Trust::Nat;
+            for (trust, alive) in [(wider, true), (lower.clone(), false)] {
+                lab.enforce(|enforcer| Ok(enforcer.set_trust(&name("tap1000i0"), trust)?))
+                    .unwrap();
+                assert_eq!(flows(&lab).contains("dport=7777"), alive, "{lower:?}");
+                assert_eq!(
+                    hears(&mut inside, &mut outside),
+                    alive,
+                    "{lower:?}: what the guest hears"
+                );
+                assert_eq!(
+                    hears(&mut outside, &mut inside),
+                    alive,
+                    "{lower:?}: what the outside hears"
+                );
+            }
+        }
+    }
+
+    fn flows(lab: &Lab) -> String {
+        lab.host
+            .enter(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_refused_agent_is_told_at_once() {
+        if skipped() {
+            return;
+        }
+        let lab = trusted(Trust::Off);
+        lab.a
+            .namespace
+            .enter(|| {
+                let began = Instant::now();
+                let refused =
+                    TcpStream::connect_timeout(&"1.1.1.1:443".parse().unwrap(), Duration::from_secs(5));
+                assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect("192.168.1.20:9999").unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                socket.send(b"hello").unwrap();
+                let refused = socket.recv(&mut [0; 8]).unwrap_err();
+                assert_ne!(
+                    refused.kind(),
+                    std::io::ErrorKind::WouldBlock,
+                    "no ICMP came back"
+                );
+                assert!(began.elapsed() < Duration::from_secs(1));
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn a_bound_port_on_another_bridge_passes_nothing() {
+        if skipped() {
+            return;
+        }
+        let mut lab = trusted(Trust::Nat);
+        lab.host.ip("link set tap1000i0 master vmbr2").unwrap();
+        let link = lab
+            .host
+            .run("ip", &["-brief", "link", "show", "vmbr2"], "")
+            .unwrap();
+        let mac = parse_mac(link.split_whitespace().nth(2).unwrap());
+        let packet = ipv4_udp(lab.a.address, "6.6.6.1".parse().unwrap(), 9999, &token(1));
+        lab.a.inject(&ethernet(mac, lab.a.mac, IPV4, &packet)).unwrap();
+        assert!(!connects(&lab.a.namespace, "6.6.6.6:80"));
+        assert_eq!(lab.listening.take(), []);
+        let denials = lab.enforce(|enforcer| Ok(enforcer.denials()?)).unwrap();
+        let why = "Guest's port that hangs on another bridge";
+        assert!(
+            denials
+                .iter()
+                .any(|denial| denial.reason == why && denial.packets > 0),
+            "{denials:?}"
+        );
+    }
+
+    fn parse_mac(text: &str) -> [u8; 6] {
+        let bytes: Vec<u8> = text
+            .split(':')
+            .map(|part| u8::from_str_radix(part, 16).unwrap())
+            .collect();
+        bytes.try_into().unwrap()
+    }
+
+    #[test]
+    fn what_was_refused_can_be_counted() {
+        if skipped() {
+            return;
+        }
+        let mut lab = trusted(Trust::Nat);
+        assert!(!connects(&lab.a.namespace, "192.168.1.1:80"));
+        let denials = lab.enforce(|enforcer| Ok(enforcer.denials()?)).unwrap();
+        let private = denials
+            .iter()
+            .find(|denial| denial.reason == "Private or special range")
+            .unwrap();
+        assert!(private.packets > 0, "{denials:?}");
+    }
+}
