@@ -164,10 +164,12 @@ impl Qemu {
         .await
     }
 
-    /// Makes the overlay, under another name until it is whole.
+    /// Makes the overlay, under another name until it is whole: a name of this try alone, because the `qemu-img` of
+    /// a daemon that was killed may still be writing.
     async fn make_overlay(&self, machine: &MachineDir, template: &StoredTemplate) -> Result<()> {
         let path = machine.overlay_path();
-        let new = path.with_extension("qcow2.new");
+        let cleared = machine.clone();
+        let new = blocking(move || cleared.unfinished_overlay()).await?;
         let made = Command::new(&self.programs.image)
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
             .arg(template.disk_path())
@@ -283,19 +285,22 @@ impl Machines for Qemu {
         let vm = self.vm(vmid);
         let _turn = vm.operation.lock().await;
         let mut machine = self.ours(vmid, stamp).await?;
-        if self.find_process(&machine).await?.is_some() {
-            return Err(refused("configure", vmid, "it is running"));
-        }
         if shape.cores == 0 || shape.cores > MAX_CORES || shape.memory_mb < MIN_MEMORY_MB {
             let reason = format!("{} cores and {} MiB cannot be had", shape.cores, shape.memory_mb);
             return Err(refused("configure", vmid, reason));
         }
+        let is_running = self.find_process(&machine).await?.is_some();
         let (store, shape) = (self.templates.clone(), shape.clone());
         blocking(move || {
             let template = store.of_machine(&machine.record.template)?;
-            let recorded = machine.record.shape.as_ref().map(|shape| shape.root_bytes);
-            let bytes = root_bytes(vmid, shape.root_size_gb, template.disk_bytes, recorded)?;
-            machine.set_shape(ShapeRecord::new(&shape, bytes))
+            let recorded = machine.record.shape.as_ref();
+            let recorded_bytes = recorded.map(|shape| shape.root_bytes);
+            let bytes = root_bytes(vmid, shape.root_size_gb, template.disk_bytes, recorded_bytes)?;
+            let wanted = ShapeRecord::new(&shape, bytes);
+            if is_running && recorded != Some(&wanted) {
+                return Err(refused("configure", vmid, "it is running"));
+            }
+            machine.set_shape(wanted)
         })
         .await
     }

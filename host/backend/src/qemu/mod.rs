@@ -36,12 +36,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use agentlab_api::Vmid;
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::{Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Volumes};
 use accelerator::{Accelerator, Programs};
@@ -52,6 +54,7 @@ use sockets::Line;
 use template::{StoredTemplate, TemplateStore};
 
 const KIND: &str = "qemu";
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which accelerator to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -162,22 +165,21 @@ fn make_run_dir(run_dir: &Path) -> Result<()> {
         .map_err(storage("making", run_dir))
 }
 
-/// Two daemons on one directory would each adopt and destroy the other's machines.
-fn lock(run_dir: &Path) -> Result<File> {
+/// Two daemons on one directory would each adopt and destroy the other's machines. The lock of a daemon that was
+/// killed goes with its last child still on its way to exec, hence the patience.
+async fn lock(run_dir: &Path) -> Result<File> {
     let path = run_dir.join("lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(storage("opening", &path))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        unreachable(
-            "opening its directory",
-            format!("{} is used by another process", run_dir.display()),
-        )
-    })?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(&path).map_err(storage("opening", &path))?;
+    let until = Instant::now() + LOCK_PATIENCE;
+    while rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= until {
+            let reason = format!("{} is used by another process", run_dir.display());
+            return Err(unreachable("opening its directory", reason));
+        }
+        tokio::time::sleep(LOCK_PATIENCE / 20).await;
+    }
     Ok(file)
 }
 
@@ -200,7 +202,7 @@ impl Qemu {
             ));
         }
         make_run_dir(&options.run_dir)?;
-        let lock = lock(&options.run_dir)?;
+        let lock = lock(&options.run_dir).await?;
         let programs = Programs::find(options.qemu_binary.as_deref()).await?;
         let machines = record::Machines::open(&options.run_dir)?;
         let templates = TemplateStore::new(&options.template_dir);

@@ -98,6 +98,11 @@ impl Identity {
         })
     }
 
+    /// Names this very process.
+    pub(super) fn of_self() -> io::Result<Self> {
+        Self::of(i32::try_from(std::process::id()).map_err(io::Error::other)?)
+    }
+
     /// Takes hold of the process; `None` when it no longer lives.
     pub(super) fn hold(&self) -> io::Result<Option<Process>> {
         Ok(self.hold_child()?.filter(Process::is_alive))
@@ -197,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_recycled_process_id_is_not_taken_for_the_process_that_had_it() {
-        let own = Identity::of(std::process::id().cast_signed()).unwrap();
+        let own = Identity::of_self().unwrap();
         assert!(own.hold().unwrap().is_some());
         let earlier = Identity {
             start_time: own.start_time - 1,

@@ -291,6 +291,25 @@ impl MachineDir {
         self.path.join(OVERLAY)
     }
 
+    /// Where to make an overlay that nobody else is making; what earlier tries left is removed.
+    pub(super) fn unfinished_overlay(&self) -> Result<PathBuf> {
+        let is_unfinished = |name: &str| name.starts_with(OVERLAY) && name != OVERLAY;
+        let clear = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.path)? {
+                let entry = entry?;
+                if entry.file_name().to_str().is_some_and(is_unfinished) {
+                    absent_is_fine(fs::remove_file(entry.path()))?;
+                }
+            }
+            Ok(())
+        };
+        clear().map_err(storage("clearing", &self.path))?;
+        let own = Identity::of_self().map_err(storage("naming a file in", &self.path))?;
+        Ok(self
+            .path
+            .join(format!("{OVERLAY}.{}-{}.new", own.pid, own.start_time)))
+    }
+
     pub(super) fn console_path(&self) -> PathBuf {
         self.path.join("console.log")
     }

@@ -163,7 +163,9 @@ pub(crate) async fn power_goes_on_and_off_and_every_repeat_is_success(rig: &mut 
                 .unwrap();
             assert_eq!(power(backend, spec.vmid).await, Some(Power::Running));
         }
-        let answer = backend.configure(spec.vmid, &spec.stamp, &shape()).await;
+        backend.configure(spec.vmid, &spec.stamp, &shape()).await.unwrap();
+        let another = Shape { cores: 2, ..shape() };
+        let answer = backend.configure(spec.vmid, &spec.stamp, &another).await;
         assert!(matches!(answer, Err(BackendError::Refused { .. })), "{answer:?}");
         for _ in 0..2 {
             backend.power_off(spec.vmid, &spec.stamp).await.unwrap();

@@ -1,5 +1,6 @@
 //! Real QEMU processes as the suite sees them, and the templates of a few bytes that they run.
 
+mod killed;
 mod own;
 mod tiny;
 
