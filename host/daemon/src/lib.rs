@@ -12,6 +12,7 @@ mod connection;
 mod control;
 mod daemon;
 mod error;
+mod flags;
 mod guest;
 mod http;
 mod keys;
@@ -23,5 +24,6 @@ mod world;
 
 pub use daemon::Daemon;
 pub use error::StartError;
+pub use flags::Flags;
 pub use run::run;
 pub use world::World;

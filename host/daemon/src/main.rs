@@ -1,28 +1,15 @@
 //! `agentlabd`.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use agentlab_config::{Config, LogLevel, load_config};
+use agentlabd::Flags;
 use anyhow::Context as _;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-
-/// The AgentLab daemon: makes, guards and removes the sandboxes that agents work in.
-#[derive(Debug, Parser)]
-#[command(name = "agentlabd", version)]
-struct Flags {
-    /// Configuration file
-    #[arg(long, value_name = "PATH", default_value = "/etc/agentlab/config.yaml")]
-    config: PathBuf,
-
-    /// Read the configuration and the profiles, say what is wrong with them, and start nothing
-    #[arg(long)]
-    check: bool,
-}
 
 fn main() -> ExitCode {
     match run(&Flags::parse()) {

@@ -1,0 +1,18 @@
+//! The command line. Help text and manual page are the doc comments.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// The AgentLab daemon: makes, guards and removes the sandboxes that agents work in.
+#[derive(Debug, Parser)]
+#[command(name = "agentlabd", version)]
+pub struct Flags {
+    /// Configuration file
+    #[arg(long, value_name = "PATH", default_value = "/etc/agentlab/config.yaml")]
+    pub config: PathBuf,
+
+    /// Read the configuration and the profiles, say what is wrong with them, and start nothing
+    #[arg(long)]
+    pub check: bool,
+}
