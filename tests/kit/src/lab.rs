@@ -164,7 +164,10 @@ impl Lab {
     pub fn daemon_rss_kib(&self) -> Result<u32> {
         let pid = self.daemon.as_ref().context("no daemon is running")?.id();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
@@ -262,7 +265,16 @@ impl Lab {
         leftovers::qemu_processes(self.dir())
     }
 
-    /// Waits until nothing of any sandbox is left.
+    /// A failed sandbox stays on the list with its cause until it is destroyed, but nothing of it may be left.
+    fn only_failures_are_listed(&self) -> Result<bool> {
+        let list = self.json(&["sandbox", "list"])?;
+        let sandboxes = list["sandboxes"].as_array().context("no list")?;
+        Ok(sandboxes
+            .iter()
+            .all(|one| one["state"] == "FAILED" && one.get("left_behind").is_none()))
+    }
+
+    /// Waits until nothing of any sandbox is left: no process, tap, rule, overlay, seed, live token.
     ///
     /// # Errors
     /// Something is after 60 s; it is named.

@@ -14,7 +14,8 @@ use anyhow::{Context, Result, ensure};
 
 const ROUNDS: usize = 3;
 const TASK: &str = "sed -i 's/ - / + /' sum.sh\n./test.sh\ngit commit -qam 'Add instead of subtracting'\n";
-const PROFILE: &str = "name: bench\ntemplate_vmid: 9000\nnetwork:\n  mode: \"off\"\nresources:\n  cores: 1\n  memory_mb: 512\n";
+const PROFILE: &str =
+    "name: bench\ntemplate_vmid: 9000\nnetwork:\n  mode: \"off\"\nresources:\n  cores: 1\n  memory_mb: 512\n";
 
 const BY_HAND: &str = r#"#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/home/agent
@@ -52,30 +53,56 @@ fn main() -> Result<()> {
         by_agentlab.push(whole);
         to_running.push(running);
     }
-    let (hand, ours, running) = (median(&mut by_hand), median(&mut by_agentlab), median(&mut to_running));
+    let (hand, ours, running) = (
+        median(&mut by_hand),
+        median(&mut by_agentlab),
+        median(&mut to_running),
+    );
     println!("cold job, median of {ROUNDS}, from request to patch on the host:");
     println!("  by hand                 {:8.2} s", hand.as_secs_f64());
     println!("  agentlab job run        {:8.2} s", ours.as_secs_f64());
-    println!("  ratio                   {:8.2}", ours.as_secs_f64() / hand.as_secs_f64());
+    println!(
+        "  ratio                   {:8.2}",
+        ours.as_secs_f64() / hand.as_secs_f64()
+    );
     println!("  of it until RUNNING     {:8.2} s", running.as_secs_f64());
     println!("daemon RSS, idle          {:8.1} MB", kib_to_mb(rss));
-    println!("daemon RSS, after {ROUNDS} jobs  {:8.1} MB", kib_to_mb(lab.daemon_rss_kib()?));
+    println!(
+        "daemon RSS, after {ROUNDS} jobs  {:8.1} MB",
+        kib_to_mb(lab.daemon_rss_kib()?)
+    );
     for name in ["agentlabd", "agentlab", "agentlab-net", "agentlab-template"] {
-        println!("size of {name:<17} {:8.1} MB", bytes_to_mb(&binaries_dir().join(name))?);
+        println!(
+            "size of {name:<17} {:8.1} MB",
+            bytes_to_mb(&binaries_dir().join(name))?
+        );
     }
-    println!("size of agent-runner      {:8.2} MB", bytes_to_mb(&runner_path())?);
+    println!(
+        "size of agent-runner      {:8.2} MB",
+        bytes_to_mb(&runner_path())?
+    );
     Ok(())
 }
 
 fn job(lab: &Lab, repository: &Repository) -> Result<(Duration, Duration)> {
     let path = repository.path().display().to_string();
     let begun = Instant::now();
-    let ran = lab.agentlab(&["job", "run", "--repo", &path, "--task", TASK, "--profile", "bench"])?;
+    let ran = lab.agentlab(&[
+        "job",
+        "run",
+        "--repo",
+        &path,
+        "--task",
+        TASK,
+        "--profile",
+        "bench",
+    ])?;
     ensure!(ran.code() == Some(0), "{}{}", ran.stdout, ran.stderr);
     let whole = begun.elapsed();
     let job = lab.newest_job()?;
     let started = job.started_at.context("the job never ran")?;
-    let running = Duration::try_from(started.duration_since(job.created_at)).context("the clock went back")?;
+    let running =
+        Duration::try_from(started.duration_since(job.created_at)).context("the clock went back")?;
     lab.nothing_is_left()?;
     Ok((whole, running))
 }
@@ -91,10 +118,16 @@ impl Hand {
     fn prepare() -> Result<Self> {
         let template = fs::canonicalize(template_store()?.join("by-name/demo"))?;
         let manifest: serde_json::Value = serde_json::from_slice(&fs::read(template.join("manifest.json"))?)?;
-        let command_line = manifest["kernel"]["command_line"].as_str().context("no command line")?.to_owned();
+        let command_line = manifest["kernel"]["command_line"]
+            .as_str()
+            .context("no command line")?
+            .to_owned();
         let dir = tempfile::tempdir()?;
         let image = dir.path().join("root.ext4");
-        run(Command::new("cp").arg("--sparse=always").arg(template.join("root.ext4")).arg(&image))?;
+        run(Command::new("cp")
+            .arg("--sparse=always")
+            .arg(template.join("root.ext4"))
+            .arg(&image))?;
         run(Command::new("chmod").arg("u+w").arg(&image))?;
         let script = dir.path().join("script");
         fs::write(&script, BY_HAND.replace("TASK_TEXT", &TASK.replace('"', "\\\"")))?;
@@ -106,7 +139,11 @@ impl Hand {
         ] {
             run(Command::new("debugfs").args(["-w", "-R", &request]).arg(&image))?;
         }
-        Ok(Self { dir, template, command_line })
+        Ok(Self {
+            dir,
+            template,
+            command_line,
+        })
     }
 
     fn run(&self, repository: &Repository) -> Result<Duration> {
@@ -115,7 +152,10 @@ impl Hand {
         let bundle = at("in.bundle").display().to_string();
         repository.git(&["bundle", "create", "-q", &bundle, "HEAD", "main"])?;
         let length = fs::metadata(at("in.bundle"))?.len();
-        fs::OpenOptions::new().write(true).open(at("in.bundle"))?.set_len(length.next_multiple_of(512))?;
+        fs::OpenOptions::new()
+            .write(true)
+            .open(at("in.bundle"))?
+            .set_len(length.next_multiple_of(512))?;
         fs::File::create(at("out.patch"))?.set_len(1 << 20)?;
         let overlay = at("overlay.qcow2");
         run(Command::new("qemu-img")
@@ -124,14 +164,36 @@ impl Hand {
             .arg(&overlay))?;
         let drive = |path: &Path, format: &str| format!("file={},if=virtio,format={format}", path.display());
         run(Command::new("qemu-system-x86_64")
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-no-reboot"])
-            .args(["-accel", "tcg,tb-size=64", "-cpu", "max,-cx16", "-smp", "1", "-m", "512"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-machine",
+                "q35",
+                "-no-reboot",
+            ])
+            .args([
+                "-accel",
+                "tcg,tb-size=64",
+                "-cpu",
+                "max,-cx16",
+                "-smp",
+                "1",
+                "-m",
+                "512",
+            ])
             .arg("-kernel")
             .arg(self.template.join("vmlinuz"))
             .arg("-initrd")
             .arg(self.template.join("initrd.img"))
             .args(["-append", &self.command_line])
-            .args(["-drive", &drive(&overlay, "qcow2"), "-drive", &drive(&at("in.bundle"), "raw")])
+            .args([
+                "-drive",
+                &drive(&overlay, "qcow2"),
+                "-drive",
+                &drive(&at("in.bundle"), "raw"),
+            ])
             .args(["-drive", &drive(&at("out.patch"), "raw")])
             .args(["-device", "virtio-rng-pci", "-serial"])
             .arg(format!("file:{}", at("console").display())))?;
@@ -146,7 +208,11 @@ impl Hand {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
 }
@@ -161,6 +227,11 @@ fn kib_to_mb(kib: u32) -> f64 {
 }
 
 fn bytes_to_mb(path: &Path) -> Result<f64> {
-    let kib = u32::try_from(fs::metadata(path).with_context(|| path.display().to_string())?.len() / 1024)?;
+    let kib = u32::try_from(
+        fs::metadata(path)
+            .with_context(|| path.display().to_string())?
+            .len()
+            / 1024,
+    )?;
     Ok(kib_to_mb(kib))
 }

@@ -31,7 +31,7 @@ echo "the agent is user $(id -un)"
         [
             profile("over-serial", "serial"),
             profile("over-tls", "tls"),
-            "name: no-template\ntemplate_vmid: 9999\n".to_owned(),
+            "name: no-template\ntemplate_vmid: 9999\nnetwork: {mode: \"off\"}\n".to_owned(),
         ]
         .join("---\n")
     }
