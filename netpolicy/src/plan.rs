@@ -303,3 +303,6 @@ impl<'a> Ports<'a> {
         clash(self.addresses.insert(port.address, &port.name), "address")
     }
 }
+
+#[cfg(test)]
+mod tests;
