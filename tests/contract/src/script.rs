@@ -1,0 +1,382 @@
+//! A guest that does what its job's task says, one instruction a line:
+//!
+//! ```text
+//!   ok                     nothing; every task may end like this
+//!   print TEXT             a line on the agent's standard output; \e and \u{..} in it become those characters
+//!   complain TEXT          the same on its standard error
+//!   write NAME TEXT        leaves files/NAME
+//!   commit FILE TEXT       replaces a file of the repository and commits that
+//!   await PATH             goes on once this file exists: how a test says go
+//!   hang                   goes on when the host asks for an end, never otherwise
+//!   exit CODE              the agent ends with this status
+//!   no-clone TEXT          git said TEXT instead of cloning
+//!   power-off              the machine stops under the job
+//!   flood MIB              so much output
+//!   bad-report             first reports somebody else's job, which must be refused
+//!   second-key             redeems again with another key, as somebody who stole the token would
+//! ```
+//! A line that ends under it (a daemon that restarts) is opened anew, and what was being said is said again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agentlab_api::Vmid;
+use agentlab_backend::fake::Fake;
+use agentlab_protocol::message::{
+    ArtifactRole, BUNDLE_NAME, HEARTBEAT_PATH, LOGS_PATH, Order, PATCH_NAME, REPORT_NAME, REPORT_PATH,
+    Repository,
+};
+use agentlab_protocol::seed::Seed;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::guest::{Answer, Guest, Message};
+
+/// Between two looks for what an instruction waits for.
+const LOOK: Duration = Duration::from_millis(20);
+const KEY: u8 = 7;
+
+/// One machine's guest.
+#[derive(Debug)]
+pub(crate) struct Script {
+    fake: Fake,
+    vmid: Vmid,
+    guest: Option<Guest>,
+    session: Option<String>,
+    job: String,
+    next_piece: u64,
+    work: Option<Work>,
+    files: Vec<(String, String)>,
+}
+
+/// The repository as the agent has it.
+#[derive(Debug)]
+struct Work {
+    _dir: TempDir,
+    repository: PathBuf,
+    base: String,
+}
+
+/// How the agent ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    Exit(u8),
+    Cancelled,
+    NoClone(String),
+    /// There is nobody left to report.
+    Gone,
+}
+
+impl Script {
+    pub(crate) fn new(fake: Fake, vmid: Vmid) -> Self {
+        Self {
+            fake,
+            vmid,
+            guest: None,
+            session: None,
+            job: String::new(),
+            next_piece: 0,
+            work: None,
+            files: Vec::new(),
+        }
+    }
+
+    /// Does the whole job. A script that fails complains where the daemon logs, and is silent from then on.
+    pub(crate) async fn play(mut self) {
+        if let Err(error) = self.try_play().await {
+            complain(self.vmid, &error);
+        }
+    }
+
+    async fn try_play(&mut self) -> Result<()> {
+        let mut guest = Guest::connect(self.fake.next_guest_channel(self.vmid).await).await?;
+        let seed = Seed::decode(&self.fake.seed(self.vmid).context("no seed")?)?;
+        let answer = guest.redeem(&seed, KEY).await?;
+        let Order::Job(order) = answer.order else {
+            bail!("no job was ordered");
+        };
+        if order.task.lines().any(|line| line == "second-key") {
+            let again = guest.try_redeem(&seed, KEY + 1).await?;
+            ensure!(
+                again.status == 401,
+                "a second key was answered with {}",
+                again.status
+            );
+            return Ok(());
+        }
+        guest.acknowledge().await?;
+        self.session.clone_from(&guest.session);
+        self.guest = Some(guest);
+        self.job = order.job;
+        self.beat("repository").await?;
+        if matches!(order.repository, Repository::Bundle { .. }) {
+            self.clone_repository().await?;
+        }
+        self.beat("agent").await?;
+        let end = self.agent(&order.task).await?;
+        if end == End::Gone {
+            return Ok(());
+        }
+        self.hand_in(&end).await
+    }
+
+    async fn agent(&mut self, task: &str) -> Result<End> {
+        for line in task.lines() {
+            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+            match word {
+                "" | "ok" => {}
+                "print" => self.say("stdout", &format!("{}\n", unescaped(rest))).await?,
+                "complain" => self.say("stderr", &format!("{}\n", unescaped(rest))).await?,
+                "write" => {
+                    let (name, text) = rest.split_once(' ').context("write NAME TEXT")?;
+                    self.files
+                        .push((format!("files/{}", unescaped(name)), text.to_owned()));
+                }
+                "commit" => {
+                    let (file, text) = rest.split_once(' ').context("commit FILE TEXT")?;
+                    self.commit(file, text).await?;
+                }
+                "await" => {
+                    while !Path::new(rest).exists() {
+                        if self.beat("agent").await? {
+                            return Ok(End::Cancelled);
+                        }
+                        tokio::time::sleep(LOOK).await;
+                    }
+                }
+                "hang" => {
+                    while !self.beat("agent").await? {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    return Ok(End::Cancelled);
+                }
+                "exit" => return Ok(End::Exit(rest.parse()?)),
+                "no-clone" => return Ok(End::NoClone(rest.to_owned())),
+                "power-off" => {
+                    self.fake.stop(self.vmid);
+                    return Ok(End::Gone);
+                }
+                "flood" => self.flood(rest.parse()?).await?,
+                "bad-report" => {
+                    let refused = self
+                        .post(REPORT_PATH, &report("job_000000000000", &End::Exit(0)))
+                        .await?;
+                    ensure!(refused.status == 409, "a foreign report: {}", refused.status);
+                }
+                other => bail!("`{other}` is no instruction"),
+            }
+        }
+        Ok(End::Exit(0))
+    }
+
+    /// Commits as bundle and patches, the files, the report.
+    async fn hand_in(&mut self, end: &End) -> Result<()> {
+        self.beat("upload").await?;
+        let mut last = report(&self.job, end);
+        if let Some(work) = &self.work {
+            let (dir, base) = (work.repository.clone(), work.base.clone());
+            let head = git(&dir, &["rev-parse", "HEAD"]).await?.trim().to_owned();
+            let range = format!("{base}..HEAD");
+            let commits: u32 = git(&dir, &["rev-list", "--count", &range])
+                .await?
+                .trim()
+                .parse()?;
+            last["base_commit"] = json!(base);
+            last["head_commit"] = json!(head);
+            last["commits"] = json!(commits);
+            if commits > 0 {
+                let bundle = dir.join(".git/work.bundle");
+                git(
+                    &dir,
+                    &["bundle", "create", "-q", &bundle.display().to_string(), &range],
+                )
+                .await?;
+                self.upload(BUNDLE_NAME, ArtifactRole::Bundle, tokio::fs::read(bundle).await?)
+                    .await?;
+                let patch = git(&dir, &["format-patch", "--stdout", &range]).await?;
+                self.upload(PATCH_NAME, ArtifactRole::Patch, patch.into_bytes())
+                    .await?;
+            }
+        }
+        for (name, text) in std::mem::take(&mut self.files) {
+            self.upload(&name, ArtifactRole::File, text.into_bytes()).await?;
+        }
+        self.upload(REPORT_NAME, ArtifactRole::Report, last.to_string().into_bytes())
+            .await?;
+        let answer = self.post(REPORT_PATH, &last).await?;
+        ensure!(
+            answer.status == 202,
+            "report: {} {}",
+            answer.status,
+            answer.text()
+        );
+        Ok(())
+    }
+
+    async fn clone_repository(&mut self) -> Result<()> {
+        let answer = self.tell(&Message::repository()).await?;
+        ensure!(answer.status == 200, "repository: {}", answer.status);
+        let dir = TempDir::with_prefix("agentlab-guest-")?;
+        let bundle = dir.path().join("input.bundle");
+        tokio::fs::write(&bundle, &answer.body).await?;
+        let repository = dir.path().join("repository");
+        let (from, to) = (bundle.display().to_string(), repository.display().to_string());
+        git(dir.path(), &["clone", "-q", &from, &to]).await?;
+        let base = git(&repository, &["rev-parse", "HEAD"]).await?.trim().to_owned();
+        self.work = Some(Work {
+            _dir: dir,
+            repository,
+            base,
+        });
+        Ok(())
+    }
+
+    async fn commit(&mut self, file: &str, text: &str) -> Result<()> {
+        let work = self.work.as_ref().context("no repository to commit to")?;
+        let dir = work.repository.as_path();
+        tokio::fs::write(dir.join(file), format!("{text}\n")).await?;
+        git(dir, &["add", file]).await?;
+        git(dir, &["commit", "-q", "-m", &format!("Change {file}")]).await?;
+        Ok(())
+    }
+
+    async fn flood(&mut self, mebibytes: u64) -> Result<()> {
+        let line = format!("{}\n", "flood ".repeat(170));
+        let text = line.repeat(200);
+        let pieces = (mebibytes << 20).div_ceil(u64::try_from(text.len())?);
+        for _ in 0..pieces {
+            self.say("stdout", &text).await?;
+        }
+        Ok(())
+    }
+
+    async fn say(&mut self, stream: &str, text: &str) -> Result<()> {
+        let batch = json!({"first": self.next_piece, "pieces": [{"stream": stream, "text": text}]});
+        let answer = self.post(LOGS_PATH, &batch).await?;
+        ensure!(answer.status == 204, "logs: {} {}", answer.status, answer.text());
+        self.next_piece += 1;
+        Ok(())
+    }
+
+    /// Whether the host asks for an end.
+    async fn beat(&mut self, phase: &str) -> Result<bool> {
+        let answer = self.post(HEARTBEAT_PATH, &json!({"phase": phase})).await?;
+        ensure!(
+            answer.status == 200,
+            "heartbeat: {} {}",
+            answer.status,
+            answer.text()
+        );
+        Ok(answer.json()?["cancel"] == true)
+    }
+
+    async fn upload(&mut self, name: &str, role: ArtifactRole, bytes: Vec<u8>) -> Result<()> {
+        let path: String = name.bytes().map(path_byte).collect();
+        let answer = self.tell(&Message::upload(&path, role, bytes)).await?;
+        ensure!(
+            answer.status == 201,
+            "{name}: {} {}",
+            answer.status,
+            answer.text()
+        );
+        Ok(())
+    }
+
+    async fn post(&mut self, path: &str, body: &Value) -> Result<Answer> {
+        self.tell(&Message::post(path, body)).await
+    }
+
+    /// Says it until it is answered by a daemon that is not just stopping, over as many lines as that takes.
+    async fn tell(&mut self, message: &Message) -> Result<Answer> {
+        loop {
+            let mut guest = match self.guest.take() {
+                Some(guest) => guest,
+                None => {
+                    let line = self.fake.next_guest_channel(self.vmid).await;
+                    let Ok(mut guest) = Guest::connect(line).await else {
+                        continue;
+                    };
+                    guest.session.clone_from(&self.session);
+                    guest
+                }
+            };
+            if let Ok(answer) = guest.send(message).await {
+                self.guest = Some(guest);
+                if answer.status != 503 {
+                    return Ok(answer);
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+}
+
+fn report(job: &str, end: &End) -> Value {
+    let mut report = json!({"version": 1, "job": job, "inner_sandbox": "none", "agent_milliseconds": 12});
+    match end {
+        End::Exit(code) => {
+            report["status"] = json!(if *code == 0 { "completed" } else { "failed" });
+            report["exit_code"] = json!(code);
+        }
+        End::Cancelled => {
+            report["status"] = json!("cancelled");
+            report["exit_code"] = json!(143);
+        }
+        End::NoClone(words) => {
+            report["status"] = json!("failed");
+            report["failed_phase"] = json!("repository");
+            report["message"] = json!(words);
+        }
+        End::Gone => {}
+    }
+    report
+}
+
+/// `\e` is ESC, `\u{202e}` that character.
+fn unescaped(text: &str) -> String {
+    let mut plain = text.replace("\\e", "\u{1b}");
+    while let Some((before, rest)) = plain.split_once("\\u{") {
+        let Some((code, after)) = rest.split_once('}') else {
+            break;
+        };
+        let character = u32::from_str_radix(code, 16)
+            .ok()
+            .and_then(char::from_u32)
+            .unwrap_or('?');
+        plain = format!("{before}{character}{after}");
+    }
+    plain
+}
+
+fn path_byte(byte: u8) -> String {
+    if byte.is_ascii_alphanumeric() || b"/._-".contains(&byte) {
+        char::from(byte).to_string()
+    } else {
+        format!("%{byte:02x}")
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the daemon's log, which a failing test prints"
+)]
+fn complain(vmid: Vmid, error: &anyhow::Error) {
+    eprintln!("the scripted guest of {vmid} failed: {error:#}");
+}
+
+async fn git(dir: &Path, arguments: &[&str]) -> Result<String> {
+    let output = Command::new("git")
+        .args(["-c", "user.name=Agent", "-c", "user.email=agent@example.invalid"])
+        .args(arguments)
+        .current_dir(dir)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "git {arguments:?}: {words}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
