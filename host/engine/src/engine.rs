@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentlab_api::{
-    BackendStatus, ErrorCode, Problem, Profile, SandboxId, SandboxList, SandboxView, StatusView,
-    TemplateView, Vmid,
+    BackendStatus, ErrorCode, Problem, SandboxId, SandboxList, SandboxView, StatusView, TemplateView, Vmid,
 };
 use agentlab_store::{SandboxRecord, Store, StoreError};
 use tokio::time::timeout;
@@ -16,7 +15,7 @@ use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::{Request, State};
 use crate::sandbox::perform::chain;
 use crate::sandbox::reserve::bounds;
-use crate::settings::{Parts, Settings};
+use crate::settings::{Parts, Settings, Tunable};
 use crate::shared::Shared;
 use crate::view;
 
@@ -217,10 +216,25 @@ impl Engine {
         }
     }
 
-    /// Profiles as they were at start.
+    /// Profiles, and what else may change while it runs.
     #[must_use]
-    pub fn profiles(&self) -> &[Profile] {
-        &self.shared.profiles
+    pub fn tunable(&self) -> Arc<Tunable> {
+        self.shared.tunable()
+    }
+
+    /// Changes that from now on. What was begun goes on as it was asked for.
+    pub fn tune(&self, tunable: Tunable) {
+        self.shared.tune(tunable);
+    }
+
+    /// Shows an alarm in the status until [`Engine::clear_alarm`]; false when it is shown already.
+    pub fn raise_alarm(&self, alarm: &str) -> bool {
+        self.shared.raise(alarm)
+    }
+
+    /// Takes back every alarm that begins so.
+    pub fn clear_alarm(&self, beginning: &str) {
+        self.shared.clear(beginning);
     }
 
     /// The store, for reading events and logs.

@@ -44,7 +44,7 @@ impl Engine {
             return Ok(known);
         }
         let began = Instant::now();
-        let profile = request::profile(&self.shared.profiles, &request.profile)?.clone();
+        let profile = request::profile(&self.shared.tunable().profiles, &request.profile)?.clone();
         let settled = request::settle(&request, &profile)?;
         self.enforceable(&profile).await?;
         let occupied = self.inventory(&profile).await?;
@@ -235,9 +235,9 @@ impl Engine {
         occupied: HashSet<Vmid>,
         began: Instant,
     ) -> Result<(JobRecord, SandboxRecord), StoreError> {
-        let settings = self.shared.settings.clone();
+        let (settings, tunable) = (self.shared.settings.clone(), self.shared.tunable());
         let reserved = self.shared.store.reserve(move |live| {
-            reserve::below_limit(&settings, live)?;
+            reserve::below_limit(tunable.max_sandboxes, live)?;
             sandbox.vmid = reserve::free_vmid(&settings, live, &occupied)?;
             sandbox.address = reserve::free_address(&settings, live)?;
             sandbox.mac = reserve::free_mac(sandbox.id, live);

@@ -29,7 +29,7 @@ mod view;
 
 pub use engine::{Engine, StartError};
 pub use guest::{GuestOrigin, GuestRefusal, GuestSession};
-pub use settings::{Clock, Parts, Settings, SystemClock};
+pub use settings::{Clock, Parts, Settings, SystemClock, Tunable};
 
 #[cfg(test)]
 mod tests;

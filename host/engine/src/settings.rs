@@ -52,6 +52,8 @@ pub struct Settings {
     pub teardown_retry_max: Duration,
     /// How many sandboxes may hold something at once.
     pub max_sandboxes: usize,
+    /// How many jobs may wait for a place among them.
+    pub max_queued_jobs: usize,
     /// All log text of one job.
     pub max_log_bytes: u64,
     /// One uploaded repository.
@@ -88,6 +90,7 @@ impl Default for Settings {
             teardown_retry_first: Duration::from_secs(2),
             teardown_retry_max: Duration::from_secs(60),
             max_sandboxes: 64,
+            max_queued_jobs: 100,
             max_log_bytes: 64 << 20,
             max_bundle_bytes: 1 << 30,
             artifact_disk_floor: 1 << 30,
@@ -96,6 +99,19 @@ impl Default for Settings {
             authorized_keys: Vec::new(),
         }
     }
+}
+
+/// What may change while an engine runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunable {
+    /// Profiles, names unique. A sandbox keeps the one it was asked for with.
+    pub profiles: Vec<Profile>,
+    /// As in [`Settings`]; fewer than there are ends none.
+    pub max_sandboxes: usize,
+    /// As in [`Settings`]; fewer than wait refuses only new ones.
+    pub max_queued_jobs: usize,
+    /// As in [`Settings`]; for guests that redeem from now on.
+    pub authorized_keys: Vec<String>,
 }
 
 /// The world an engine is put into. Only the daemon's `wire.rs` picks the real ones.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use agentlab_api::{ChannelKind, Profile, RepositorySource, SandboxId, Vmid};
@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::port::{GuestDoor, Network};
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
-use crate::settings::{Clock, Settings};
+use crate::settings::{Clock, Settings, Tunable};
 
 /// How long a caller waits for a driver's answer. A driver never waits for a back end before it answers, only for
 /// the store and once for the packet policy.
@@ -35,12 +35,12 @@ pub(crate) struct Shared {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) door: Arc<dyn GuestDoor>,
     pub(crate) store: Store,
-    pub(crate) profiles: Vec<Profile>,
     pub(crate) host_key: Secret32,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) started_at: Timestamp,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
+    tunable: RwLock<Arc<Tunable>>,
     drivers: Mutex<Drivers>,
     health: Mutex<Health>,
     /// Bundles of ended jobs, and since when.
@@ -125,18 +125,24 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(crate) fn new(settings: Settings, parts: crate::settings::Parts) -> Self {
+        let tunable = Tunable {
+            profiles: parts.profiles,
+            max_sandboxes: settings.max_sandboxes,
+            max_queued_jobs: settings.max_queued_jobs,
+            authorized_keys: settings.authorized_keys.clone(),
+        };
         Self {
             settings,
             backend: parts.backend,
             network: parts.network,
             door: parts.door,
             store: parts.store,
-            profiles: parts.profiles,
             host_key: parts.host_key,
             started_at: parts.clock.now(),
             clock: parts.clock,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            tunable: RwLock::new(Arc::new(tunable)),
             drivers: Mutex::default(),
             health: Mutex::default(),
             unneeded: Mutex::default(),
@@ -146,6 +152,18 @@ impl Shared {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// What holds at the moment of asking.
+    pub(crate) fn tunable(&self) -> Arc<Tunable> {
+        self.tunable
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn tune(&self, tunable: Tunable) {
+        *self.tunable.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tunable);
     }
 
     pub(crate) fn driver(&self, id: SandboxId) -> Option<Handle> {

@@ -10,7 +10,7 @@ use super::request::Named;
 
 pub(super) async fn list(State(edge): State<Edge>) -> JsonAnswer<ProfileList> {
     JsonAnswer(ProfileList {
-        profiles: edge.engine.profiles().to_vec(),
+        profiles: edge.engine.tunable().profiles.clone(),
     })
 }
 
@@ -18,7 +18,8 @@ pub(super) async fn show(
     State(edge): State<Edge>,
     Named(name): Named<String>,
 ) -> Result<JsonAnswer<Profile>, Refusal> {
-    let profiles = edge.engine.profiles();
+    let tunable = edge.engine.tunable();
+    let profiles = &tunable.profiles;
     let found = profiles.iter().find(|profile| profile.name == name).cloned();
     found.map(JsonAnswer).ok_or_else(|| {
         let known: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();

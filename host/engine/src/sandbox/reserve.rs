@@ -71,17 +71,16 @@ pub(crate) fn bounds((address, prefix): (Ipv4Addr, u8)) -> (u32, u32) {
 }
 
 /// Refuses what would exceed the operator's bound. A FAILED sandbox of which nothing is left does not count.
-pub(crate) fn below_limit(settings: &Settings, live: &[SandboxRecord]) -> Result<(), String> {
+pub(crate) fn below_limit(max_sandboxes: usize, live: &[SandboxRecord]) -> Result<(), String> {
     let holding = live
         .iter()
         .filter(|record| State::of(record).holds_something())
         .count();
-    if holding < settings.max_sandboxes {
+    if holding < max_sandboxes {
         return Ok(());
     }
     Err(format!(
-        "{holding} sandboxes exist and no more than {} may",
-        settings.max_sandboxes
+        "{holding} sandboxes exist and no more than {max_sandboxes} may"
     ))
 }
 
