@@ -139,6 +139,16 @@ impl Engine {
         self.select(selector).await.map(view::sandbox)
     }
 
+    /// Whether nothing more happens to a sandbox by itself: it is kept on purpose, or nothing of it is left outside
+    /// the records.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn is_at_rest(&self, id: SandboxId) -> Result<bool, Problem> {
+        let record = self.select(&id.to_string()).await?;
+        Ok(record.keepalive || !State::of(&record).holds_something())
+    }
+
     async fn select(&self, selector: &str) -> Result<SandboxRecord, Problem> {
         let store = &self.shared.store;
         let absent = || {

@@ -74,6 +74,16 @@ pub(crate) fn state(record: &SandboxRecord, previous: SandboxState) -> Write {
     event(EventKind::SandboxState, record, message, data)
 }
 
+/// A sandbox that shows the same state has nothing left outside the records: a failed one stays on the list for its
+/// cause only.
+pub(crate) fn nothing_left(record: &SandboxRecord) -> Write {
+    let message = format!("Nothing of sandbox {} is left", record.vmid);
+    let data = json!({
+        "state": record.state, "previous": record.state, "vmid": record.vmid, "failure": record.failure,
+    });
+    event(EventKind::SandboxState, record, message, data)
+}
+
 /// A sandbox was recorded.
 pub(crate) fn requested(record: &SandboxRecord) -> Write {
     let message = format!("Sandbox {} is {} as {}", record.vmid, record.state, record.name);

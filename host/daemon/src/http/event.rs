@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agentlab_api::{Event, JobId, JobView, SandboxState};
+use agentlab_api::{Event, JobId, JobView};
 use agentlab_engine::Engine;
 use agentlab_store::EventFilter;
 use axum::Json as JsonAnswer;
@@ -124,7 +124,7 @@ impl Source for Events {
             .collect())
     }
 
-    /// A job's story ends when its sandbox is gone, or stays on purpose.
+    /// A job's story ends when its sandbox is gone, has failed and left nothing but its record, or stays on purpose.
     async fn ended(&mut self) -> Result<Option<JobView>, Refusal> {
         // Marked as seen before anything is read, this being the first look of a round: what comes meanwhile wakes us.
         self.newest.borrow_and_update();
@@ -136,10 +136,7 @@ impl Source for Events {
             return Ok(None);
         }
         let settled = match job.sandbox {
-            Some(sandbox) => {
-                let sandbox = self.engine.sandbox(&sandbox.to_string()).await?;
-                sandbox.keepalive || sandbox.state == SandboxState::Destroyed
-            }
+            Some(sandbox) => self.engine.is_at_rest(sandbox).await?,
             None => true,
         };
         Ok(settled.then_some(job))

@@ -250,6 +250,8 @@ impl Driver {
         if record.state != previous {
             tracing::info!(sandbox = %record.id, vmid = %record.vmid, state = %record.state, "sandbox");
             writes.push(event::state(&record, previous));
+        } else if self.state.holds_something() && !transition.next.holds_something() {
+            writes.push(event::nothing_left(&record));
         }
         writes.push(Write::Sandbox(Box::new(record.clone())));
         self.shared.store.commit(writes).await?;
