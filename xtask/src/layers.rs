@@ -48,6 +48,11 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "agentlab-store",
         ],
     ),
+    // not shipped
+    (
+        "agentlab-manual",
+        &["agentlab", "agentlab-netpolicy", "agentlab-template", "agentlabd"],
+    ),
     ("xtask", &[]),
 ];
 
