@@ -168,8 +168,12 @@ impl Qemu {
     /// a daemon that was killed may still be writing.
     async fn make_overlay(&self, machine: &MachineDir, template: &StoredTemplate) -> Result<()> {
         let path = machine.overlay_path();
-        let cleared = machine.clone();
-        let new = blocking(move || cleared.unfinished_overlay()).await?;
+        let (cleared, disk) = (machine.clone(), template.disk_path());
+        let new = blocking(move || {
+            cleared.hold_base(&disk)?;
+            cleared.unfinished_overlay()
+        })
+        .await?;
         let made = Command::new(&self.programs.image)
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
             .arg(template.disk_path())

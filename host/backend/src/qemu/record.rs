@@ -32,6 +32,7 @@ const RECORD: &str = "machine.json";
 const PROCESS: &str = "process.json";
 const SEED: &str = "seed";
 const OVERLAY: &str = "overlay.qcow2";
+const BASE: &str = "base.ext4";
 pub(super) const QMP_SOCKET: &str = "qmp.sock";
 pub(super) const CHANNEL_SOCKET: &str = "channel.sock";
 /// Records are small; a larger file is not ours.
@@ -289,6 +290,22 @@ impl MachineDir {
 
     pub(super) fn overlay_path(&self) -> PathBuf {
         self.path.join(OVERLAY)
+    }
+
+    /// Links the template's disk into this directory: a second link is how `agentlab-template gc` knows that a machine,
+    /// running or not, still needs an image whose name has moved on. A store on another file system cannot be
+    /// linked from; there only running machines are seen.
+    pub(super) fn hold_base(&self, disk: &Path) -> Result<()> {
+        let path = self.path.join(BASE);
+        match fs::hard_link(disk, &path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                tracing::debug!(disk = %disk.display(), "template store and machines are on different file systems");
+                Ok(())
+            }
+            Err(error) => Err(storage("linking", &path)(error)),
+        }
     }
 
     /// Where to make an overlay that nobody else is making; what earlier tries left is removed.

@@ -41,7 +41,8 @@ struct Manifest {
 
 #[derive(Debug, Clone, Deserialize)]
 struct ManifestRunner {
-    version: String,
+    #[serde(default)]
+    version: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -235,7 +236,7 @@ impl TemplateStore {
             name: manifest.name,
             vmid: manifest.vmid,
             id: manifest.id,
-            runner_version: manifest.runner.map(|runner| runner.version),
+            runner_version: manifest.runner.and_then(|runner| runner.version),
             kernel_command_line: manifest.kernel.command_line,
             disk_bytes,
         })

@@ -408,3 +408,17 @@ async fn usage_and_info_say_what_is_there() {
     );
     assert!(rig.qemu().console(spec.vmid, 10).await.unwrap().len() == 10);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_machine_holds_its_template_disk_by_a_second_link() {
+    let Some(rig) = QemuRig::open().await else { return };
+    let spec = cloned(rig.qemu(), 1000).await;
+    let base = rig.dir(spec.vmid).join("base.ext4");
+    assert_eq!(fs::metadata(&base).unwrap().nlink(), 2);
+    let another = cloned(rig.qemu(), 1001).await;
+    assert_eq!(fs::metadata(&base).unwrap().nlink(), 3);
+    rig.qemu().destroy(another.vmid, &another.stamp).await.unwrap();
+    assert_eq!(fs::metadata(&base).unwrap().nlink(), 2);
+    rig.qemu().destroy(spec.vmid, &spec.stamp).await.unwrap();
+    assert!(!base.exists());
+}
