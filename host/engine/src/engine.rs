@@ -68,8 +68,24 @@ impl Engine {
     /// # Errors
     /// The settings, the records or the back end do not allow it.
     pub async fn start(settings: Settings, parts: Parts) -> Result<Arc<Self>, StartError> {
-        check(&settings)?;
-        let shared = Arc::new(Shared::new(settings, parts));
+        Self::start_on(Shared::new(settings, parts)).await
+    }
+
+    /// The same with somebody who sees every commit.
+    #[cfg(test)]
+    pub(crate) async fn start_observed(
+        settings: Settings,
+        parts: Parts,
+        observer: Arc<dyn crate::Observer>,
+    ) -> Result<Arc<Self>, StartError> {
+        let mut shared = Shared::new(settings, parts);
+        shared.journal.observer = Some(observer);
+        Self::start_on(shared).await
+    }
+
+    async fn start_on(shared: Shared) -> Result<Arc<Self>, StartError> {
+        check(&shared.settings)?;
+        let shared = Arc::new(shared);
         let engine = Arc::new(Self {
             shared,
             settled: AtomicBool::new(false),

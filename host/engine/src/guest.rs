@@ -309,8 +309,15 @@ impl Engine {
     ) -> Result<(), GuestRefusal> {
         let handle = self.guest_of(session)?;
         handle.end_upload(name.as_str());
+        let job = match self.unfinished_job(&handle).await {
+            Ok(job) => job,
+            Err(refusal) => {
+                self.forget_late(session, name.as_str()).await;
+                return Err(refusal);
+            }
+        };
         let artifact = ArtifactRecord {
-            job: self.unfinished_job(&handle).await?,
+            job,
             name: name.into(),
             kind: kind_of(role),
             size_bytes: received.size_bytes,
@@ -318,6 +325,15 @@ impl Engine {
             created_at: self.shared.now(),
         };
         handle.ask(|reply| Message::Stored { artifact, reply }).await?
+    }
+
+    /// A file that arrived whole after the end of its job is no part of it. One that had arrived before is.
+    async fn forget_late(&self, session: &GuestSession, name: &str) {
+        let Some(job) = &session.job else { return };
+        match self.shared.store.artifact(job, name).await {
+            Ok(None) => self.shared.remove_artifact(job, name).await,
+            Ok(Some(_)) | Err(_) => {}
+        }
     }
 
     /// The guest's last word on its job. Returns at once; the teardown is the driver's.

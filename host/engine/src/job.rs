@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::engine::{Engine, store_problem};
 use crate::event::{self, StepEnd};
+use crate::journal::Point;
 use crate::request::{self, Settled};
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::granted;
@@ -236,7 +237,7 @@ impl Engine {
         began: Instant,
     ) -> Result<(JobRecord, SandboxRecord), StoreError> {
         let (settings, tunable) = (self.shared.settings.clone(), self.shared.tunable());
-        let reserved = self.shared.store.reserve(move |live| {
+        let reserved = self.shared.journal.reserve(Point::Reserve, move |live| {
             reserve::below_limit(tunable.max_sandboxes, live)?;
             sandbox.vmid = reserve::free_vmid(&settings, live, &occupied)?;
             sandbox.address = reserve::free_address(&settings, live)?;
@@ -261,7 +262,7 @@ impl Engine {
             ));
             Ok(((job, sandbox), writes))
         });
-        reserved.await.map(|(records, _)| records)
+        reserved.await
     }
 
     /// One job.

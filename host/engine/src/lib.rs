@@ -16,6 +16,7 @@ mod engine;
 mod event;
 mod guest;
 mod job;
+mod journal;
 mod lease;
 pub mod port;
 mod reconcile;
@@ -29,6 +30,11 @@ mod view;
 
 pub use engine::{Engine, StartError};
 pub use guest::{GuestOrigin, GuestRefusal, GuestSession};
+pub use journal::Point;
+#[cfg(feature = "observer")]
+pub use journal::observe;
+#[cfg(any(test, feature = "observer"))]
+pub use journal::{Moment, Observer};
 pub use settings::{Clock, Parts, Settings, SystemClock, Tunable};
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::engine::Engine;
 use crate::event;
+use crate::journal::Point;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
 use crate::sandbox::perform::{chain, seen, stamp_of};
@@ -91,13 +92,13 @@ async fn once(shared: &Arc<Shared>, suspects: &mut HashSet<Vmid>) {
         Err(_) => tracing::warn!("ports were not listed in time"),
     }
     remove_bundles(shared).await;
+    sweep(shared).await;
 }
 
 async fn unreached(shared: &Shared, reason: &str) {
     if crate::recover::unreached(shared, reason) {
-        let told = shared.store.commit(vec![event::host_alarm(format!(
-            "The back end cannot be reached: {reason}"
-        ))]);
+        let text = format!("The back end cannot be reached: {reason}");
+        let told = shared.journal.commit(Point::Told, vec![event::host_alarm(text)]);
         if let Err(error) = told.await {
             tracing::error!(error = %chain(&error), "alarm could not be recorded");
         }
@@ -206,6 +207,34 @@ async fn detach_orphans(
         }
     }
     *suspects = orphans;
+}
+
+/// Removes what ended jobs left on disk without a record: files that had arrived whole when the process, or the job,
+/// ended.
+async fn sweep(shared: &Shared) {
+    for id in shared.take_unswept() {
+        let swept = async {
+            let ended = shared
+                .store
+                .job(&id)
+                .await?
+                .is_some_and(|job| job.state.is_final());
+            if !ended {
+                return Ok(Vec::new());
+            }
+            let recorded = shared.store.artifacts(&id).await?;
+            let kept = recorded.into_iter().map(|file| file.name).collect();
+            shared.store.files().keep_artifacts(&id, kept).await
+        };
+        match swept.await {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(job = %id, ?removed, "removed files that were never recorded"),
+            Err(error) => {
+                tracing::warn!(job = %id, error = %chain(&error), "files not compared with their records yet");
+                shared.sweep_again(id);
+            }
+        }
+    }
 }
 
 /// Removes bundles of jobs that ended a while ago, unless another job still needs them.

@@ -10,6 +10,7 @@ use agentlab_store::{JobRecord, StoreError, Write};
 use tokio::time::timeout;
 
 use crate::event;
+use crate::journal::Point;
 use crate::sandbox::driver;
 use crate::sandbox::machine::State;
 use crate::sandbox::perform::{chain, failure};
@@ -68,7 +69,7 @@ pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), StoreError> {
     }
     for job in shared.store.jobs(None, RECENT).await?.0 {
         if job.state.is_final() {
-            shared.release_bundle(&job);
+            shared.job_ended(&job);
         }
     }
     Ok(())
@@ -105,8 +106,11 @@ async fn abandoned(shared: &Shared, job: JobRecord) -> Result<(), StoreError> {
         ..job
     };
     shared
-        .store
-        .commit(vec![event::job_finished(&job), Write::Job(Box::new(job))])
+        .journal
+        .commit(
+            Point::Abandoned,
+            vec![event::job_finished(&job), Write::Job(Box::new(job))],
+        )
         .await
         .map(drop)
 }

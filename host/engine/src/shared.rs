@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use agentlab_api::{ChannelKind, Profile, RepositorySource, SandboxId, Vmid};
+use agentlab_api::{ChannelKind, JobId, Profile, RepositorySource, SandboxId, Vmid};
 use agentlab_backend::{Backend, BackendInfo};
 use agentlab_protocol::secret::Secret32;
 use agentlab_store::{JobRecord, SandboxRecord, Store};
@@ -15,9 +15,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::journal::Journal;
 use crate::port::{GuestDoor, Network};
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
+use crate::sandbox::perform::chain;
 use crate::settings::{Clock, Settings, Tunable};
 
 /// How long a caller waits for a driver's answer. A driver never waits for a back end before it answers, only for
@@ -35,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) door: Arc<dyn GuestDoor>,
     pub(crate) store: Store,
+    /// Everything that is recorded goes through it.
+    pub(crate) journal: Journal,
     pub(crate) host_key: Secret32,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) started_at: Timestamp,
@@ -45,6 +49,8 @@ pub(crate) struct Shared {
     health: Mutex<Health>,
     /// Bundles of ended jobs, and since when.
     unneeded: Mutex<HashMap<String, Instant>>,
+    /// Ended jobs whose files have not been compared with their records since.
+    unswept: Mutex<BTreeSet<JobId>>,
     /// Held from the check that a bundle is there until its job is recorded, and while bundles are removed.
     pub(crate) bundles: tokio::sync::Mutex<()>,
 }
@@ -136,6 +142,7 @@ impl Shared {
             backend: parts.backend,
             network: parts.network,
             door: parts.door,
+            journal: Journal::new(parts.store.clone()),
             store: parts.store,
             host_key: parts.host_key,
             started_at: parts.clock.now(),
@@ -146,6 +153,7 @@ impl Shared {
             drivers: Mutex::default(),
             health: Mutex::default(),
             unneeded: Mutex::default(),
+            unswept: Mutex::default(),
             bundles: tokio::sync::Mutex::new(()),
         }
     }
@@ -240,13 +248,36 @@ impl Shared {
     }
 
     pub(crate) fn alarms(&self) -> Vec<String> {
-        lock(&self.health).alarms.iter().cloned().collect()
+        let standing = &lock(&self.health).alarms;
+        self.journal
+            .trouble()
+            .into_iter()
+            .chain(standing.iter().cloned())
+            .collect()
     }
 
-    /// A job has ended: its bundle may be removed once nobody is about to use it again.
-    pub(crate) fn release_bundle(&self, job: &JobRecord) {
+    /// A job has ended: its bundle may be removed once nobody is about to use it again, and files that were never
+    /// recorded at once.
+    pub(crate) fn job_ended(&self, job: &JobRecord) {
+        lock(&self.unswept).insert(job.id.clone());
         if let RepositorySource::Bundle { sha256, .. } = &job.repository {
             lock(&self.unneeded).insert(sha256.clone(), Instant::now());
+        }
+    }
+
+    /// Takes out the jobs that ended.
+    pub(crate) fn take_unswept(&self) -> BTreeSet<JobId> {
+        std::mem::take(&mut lock(&self.unswept))
+    }
+
+    pub(crate) fn sweep_again(&self, job: JobId) {
+        lock(&self.unswept).insert(job);
+    }
+
+    /// Removes a file that is not to be recorded. Where that fails, it is removed after the end of the job.
+    pub(crate) async fn remove_artifact(&self, job: &JobId, name: &str) {
+        if let Err(error) = self.store.files().remove_artifact(job, name).await {
+            tracing::warn!(%job, name, error = %chain(&error), "refused file not removed yet");
         }
     }
 

@@ -34,6 +34,7 @@ use super::step::{Seen, Step};
 use super::unwind::Unwinding;
 use super::watch::Ended;
 use crate::event;
+use crate::journal::Point;
 use crate::port::Trust;
 use crate::shared::{Handle, Shared};
 
@@ -191,7 +192,7 @@ impl Driver {
             Some(transition) => self.enter(transition, job_end, extra).await.map(|()| true),
             None => {
                 if !extra.is_empty() {
-                    self.shared.store.commit(extra).await?;
+                    self.shared.journal.commit(Point::Told, extra).await?;
                 }
                 Ok(false)
             }
@@ -254,8 +255,12 @@ impl Driver {
             writes.push(event::nothing_left(&record));
         }
         writes.push(Write::Sandbox(Box::new(record.clone())));
-        self.shared.store.commit(writes).await?;
+        let point = Point::enter(&transition.next);
+        self.shared.journal.commit(point, writes).await?;
         self.adopt(record);
+        if let Some(job) = job.as_ref().filter(|job| job.state.is_final()) {
+            self.shared.job_ended(job);
+        }
         self.job = job.filter(|job| !job.state.is_final());
         let giving_up = self.work.is_some() && !matches!(self.state, State::Unwinding { .. });
         self.clocks.entered(
@@ -321,7 +326,6 @@ impl Driver {
         tracing::info!(job = %job.id, sandbox = %self.record.id, state = %job.state, "job");
         writes.push(event::job_finished(job));
         writes.push(Write::Job(Box::new(job.clone())));
-        self.shared.release_bundle(job);
     }
 
     /// A slow call has ended.

@@ -13,6 +13,7 @@ use super::perform::{Produced, StepError, failure};
 use super::reserve::{TRIES, free_vmid};
 use super::step::Step;
 use crate::event::{self, StepEnd};
+use crate::journal::Point;
 use crate::port::Trust;
 
 impl Driver {
@@ -103,7 +104,7 @@ impl Driver {
             self.job.clone(),
         );
         let next = transition.next.clone();
-        let chosen = self.shared.store.reserve(move |live| {
+        let chosen = self.shared.journal.reserve(Point::ReserveAgain, move |live| {
             let others: Vec<SandboxRecord> = live
                 .iter()
                 .filter(|other| other.id != record.id)
@@ -128,7 +129,7 @@ impl Driver {
             Ok(((record, job), writes))
         });
         match chosen.await {
-            Ok(((record, job), _)) => {
+            Ok((record, job)) => {
                 self.adopt(record);
                 self.job = job;
                 self.state = transition.next;

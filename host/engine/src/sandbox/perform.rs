@@ -14,6 +14,7 @@ use agentlab_store::{SandboxRecord, Write};
 use tokio::time::{sleep, timeout};
 
 use super::step::{Seen, Step};
+use crate::journal::Point;
 use crate::port::{NetworkError, Port, Trust};
 use crate::shared::Shared;
 
@@ -294,8 +295,8 @@ async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Resul
         Step::IssueToken => {
             let forget = vec![Write::ForgetTokens(record.id)];
             shared
-                .store
-                .commit(forget)
+                .journal
+                .commit(Point::ForgetTokens, forget)
                 .await
                 .map(drop)
                 .map_err(|error| chain(&error))

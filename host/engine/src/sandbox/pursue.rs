@@ -12,6 +12,7 @@ use super::machine::{Effect, Event, Holder, Request, State, Verdict};
 use super::perform::{PowerChange, chain, failure};
 use super::step::{Resume, Seen, Step, resume};
 use crate::event::{self, StepEnd};
+use crate::journal::Point;
 use crate::lease::{self, Lease};
 
 impl Driver {
@@ -333,7 +334,7 @@ impl Driver {
                     Write::Sandbox(Box::new(record.clone())),
                 ];
                 self.clocks.lease.warned();
-                match self.shared.store.commit(writes).await {
+                match self.shared.journal.commit(Point::LeaseWarning, writes).await {
                     Ok(_) => self.adopt(record),
                     Err(error) => self.store_failed(&error),
                 }
@@ -423,8 +424,8 @@ impl Driver {
             };
             let commit = self
                 .shared
-                .store
-                .commit(vec![Write::Job(Box::new(job.clone()))])
+                .journal
+                .commit(Point::Cancel, vec![Write::Job(Box::new(job.clone()))])
                 .await;
             commit.map_err(|error| unrecorded(&error))?;
             self.clocks.cancel_requested(&self.shared.settings);

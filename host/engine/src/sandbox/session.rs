@@ -20,6 +20,7 @@ use super::perform::{chain, failure};
 use super::step::Step;
 use crate::event::{self, StepEnd};
 use crate::guest::{GuestRefusal, within_quota};
+use crate::journal::Point;
 use crate::report;
 
 /// Phase changes of one job that make an event; a guest that flaps is not worth more.
@@ -153,8 +154,8 @@ impl Driver {
                 );
                 let told = self
                     .shared
-                    .store
-                    .commit(vec![event::alarm(&self.record, text)])
+                    .journal
+                    .commit(Point::Told, vec![event::alarm(&self.record, text)])
                     .await;
                 told.map_err(|error| later(&error))?;
             }
@@ -238,8 +239,8 @@ impl Driver {
         record.last_heard_at = Some(self.shared.now());
         let commit = self
             .shared
-            .store
-            .commit(vec![Write::Sandbox(Box::new(record.clone()))])
+            .journal
+            .commit(Point::Acknowledge, vec![Write::Sandbox(Box::new(record.clone()))])
             .await;
         commit.map_err(|error| later(&error))?;
         self.adopt(record);
@@ -264,8 +265,8 @@ impl Driver {
             record.last_heard_at = Some(self.shared.now());
             writes.push(Write::Sandbox(Box::new(record.clone())));
             self.shared
-                .store
-                .commit(writes)
+                .journal
+                .commit(Point::Heartbeat, writes)
                 .await
                 .map_err(|error| later(&error))?;
             self.adopt(record);
@@ -277,7 +278,8 @@ impl Driver {
         Ok(HeartbeatAnswer { cancel })
     }
 
-    /// Appends what is new. After a crash between file and record a batch may stand there twice, never not at all.
+    /// Appends what is new. The file is first and knows its own last piece, so that a batch which comes again, after a
+    /// crash between file and record, stands there once.
     pub(crate) async fn logs(&mut self, batch: LogBatch) -> Result<(), GuestRefusal> {
         self.clocks.heard(&self.shared.settings);
         let Some(job) = &self.job else { return Ok(()) };
@@ -293,7 +295,8 @@ impl Driver {
         if end <= job.next_log_piece {
             return Ok(());
         }
-        let known = usize::try_from(job.next_log_piece.saturating_sub(batch.first)).unwrap_or(usize::MAX);
+        let first = batch.first.max(job.next_log_piece);
+        let known = usize::try_from(first - batch.first).unwrap_or(usize::MAX);
         let fresh: Vec<(LogStream, String)> = batch
             .pieces
             .into_iter()
@@ -305,12 +308,14 @@ impl Driver {
             ..job.clone()
         };
         let (files, limit) = (self.shared.store.files(), self.shared.settings.max_log_bytes);
-        let appended = files.append_log(&job.id, fresh, self.shared.now(), limit).await;
+        let appended = files
+            .append_log(&job.id, first, fresh, self.shared.now(), limit)
+            .await;
         appended.map_err(|error| later(&error))?;
         let commit = self
             .shared
-            .store
-            .commit(vec![Write::Job(Box::new(job.clone()))])
+            .journal
+            .commit(Point::Log, vec![Write::Job(Box::new(job.clone()))])
             .await;
         commit.map_err(|error| later(&error))?;
         self.job = Some(job);
@@ -329,12 +334,13 @@ impl Driver {
             .artifacts(&artifact.job)
             .await
             .map_err(|error| later(&error))?;
-        within_quota(
-            &self.record.profile.artifacts,
-            &kept,
-            &artifact.name,
-            artifact.size_bytes,
-        )?;
+        let rules = &self.record.profile.artifacts;
+        if let Err(refusal) = within_quota(rules, &kept, &artifact.name, artifact.size_bytes) {
+            if !kept.iter().any(|file| file.name == artifact.name) {
+                self.shared.remove_artifact(&artifact.job, &artifact.name).await;
+            }
+            return Err(refusal);
+        }
         let told = event::artifact_stored(
             &self.record,
             &artifact.name,
@@ -343,8 +349,8 @@ impl Driver {
         );
         let commit = self
             .shared
-            .store
-            .commit(vec![Write::Artifact(artifact), told])
+            .journal
+            .commit(Point::Artifact, vec![Write::Artifact(artifact), told])
             .await;
         commit.map(drop).map_err(|error| later(&error))
     }

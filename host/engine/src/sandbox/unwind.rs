@@ -12,6 +12,7 @@ use super::driver::{Done, Driver, intent};
 use super::machine::{Event, State};
 use super::step::Step;
 use crate::event::{self, StepEnd};
+use crate::journal::Point;
 use crate::settings::Settings;
 
 /// How far a teardown is. In memory only: after a restart all undos are done again, which is harmless.
@@ -80,7 +81,12 @@ impl Driver {
         }
         let mut writes = std::mem::take(&mut self.unwinding.unwritten);
         writes.push(intent(&self.record, step, true));
-        if let Err(error) = self.shared.store.commit(writes.clone()).await {
+        if let Err(error) = self
+            .shared
+            .journal
+            .commit(Point::Undo(step), writes.clone())
+            .await
+        {
             writes.pop();
             self.unwinding.unwritten = writes;
             self.store_failed(&error);
@@ -176,7 +182,7 @@ impl Driver {
             );
             writes.push(event::alarm(&record, text));
         }
-        if let Err(error) = self.shared.store.commit(writes).await {
+        if let Err(error) = self.shared.journal.commit(Point::Left, writes).await {
             self.store_failed(&error);
             return;
         }

@@ -1,5 +1,6 @@
 //! Paths that can only stay below a directory: walked by descriptor, one component at a time, no link followed.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -55,6 +56,17 @@ impl Place {
     /// The directory that holds it.
     pub(super) fn parent(&self, root: &OwnedFd, create: bool) -> io::Result<OwnedFd> {
         directory(root, &self.directories, create)
+    }
+
+    /// Removes the file. Absent is success.
+    pub(super) fn remove(&self, root: &OwnedFd) -> io::Result<()> {
+        let removed = self
+            .parent(root, false)
+            .and_then(|parent| Ok(rustix::fs::unlinkat(&parent, &self.last, AtFlags::empty())?));
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// Opens the file if it exists, and refuses anything that is not a plain file.
@@ -130,6 +142,52 @@ pub(super) fn empty(root: &OwnedFd, components: &[&str]) -> io::Result<usize> {
         }
     }
     Ok(removed)
+}
+
+/// Removes everything below a directory but the files named by their paths relative to it, and directories that have
+/// become empty. Names what is gone. An absent directory is an empty one.
+pub(super) fn prune<S: AsRef<str>>(
+    root: &OwnedFd,
+    components: &[S],
+    kept: &HashSet<String>,
+) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    match directory(root, components, false) {
+        Ok(handle) => prune_in(&handle, "", kept, &mut removed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(removed)
+}
+
+fn prune_in(
+    handle: &OwnedFd,
+    prefix: &str,
+    kept: &HashSet<String>,
+    removed: &mut Vec<String>,
+) -> io::Result<()> {
+    for entry in Dir::read_from(handle)? {
+        let entry = entry?;
+        let bytes = entry.file_name();
+        let name = bytes.to_string_lossy();
+        if name == "." || name == ".." {
+            continue;
+        }
+        let path = format!("{prefix}{name}");
+        if entry.file_type() == FileType::Directory {
+            let below = rustix::fs::openat(handle, bytes, DIRECTORY, Mode::empty())?;
+            prune_in(&below, &format!("{path}/"), kept, removed)?;
+            // Still holds something that is kept, as a rule.
+            match rustix::fs::unlinkat(handle, bytes, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        } else if !kept.contains(&path) {
+            rustix::fs::unlinkat(handle, bytes, AtFlags::empty())?;
+            removed.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// What an unprivileged writer could still use.

@@ -1,5 +1,6 @@
 //! A job's log: one JSON line per record. The byte offset after a line is the record's id, so that a reader resumes
-//! without an index.
+//! without an index. Each line ends with its number, so that the file itself says how far it is: whatever is appended
+//! again, after a crash or a lost answer, stands there once.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
@@ -18,22 +19,29 @@ const READ_BYTES: u64 = 1 << 20;
 
 /// Ends the last line of a log that reached its bound. No text can imitate it: quotes in it are escaped.
 const TRUNCATED_TAIL: &[u8] = b",\"truncated\":true}\n";
+/// Begins the end of every other line, with the same certainty.
+const PIECE_TAIL: &str = ",\"piece\":";
+/// Longest such end: the beginning, twenty digits, a brace and the line's own end.
+const PIECE_TAIL_BYTES: usize = PIECE_TAIL.len() + 22;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     time: Timestamp,
     stream: LogStream,
     text: String,
+    /// The writer's number of the record; always the last field but for the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    piece: Option<u64>,
     /// Set on the marker that says the bound was reached; always the last field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
 
-/// Returns the new end of the log.
+/// Appends those of the records, numbered from `first`, that are not there yet. Returns the new end of the log.
 pub(super) fn append(
     root: &OwnedFd,
     place: &Place,
-    records: &[(LogStream, String)],
+    (first, records): (u64, &[(LogStream, String)]),
     now: Timestamp,
     max_bytes: u64,
 ) -> io::Result<u64> {
@@ -45,12 +53,15 @@ pub(super) fn append(
     if is_truncated(&file, size)? {
         return Ok(size);
     }
+    let next = last_piece(&file, size)?.map_or(0, |last| last.saturating_add(1));
     let mut block = Vec::new();
-    for (stream, text) in records {
+    let numbered = (first..).zip(records).skip_while(|(piece, _)| *piece < next);
+    for (piece, (stream, text)) in numbered {
         let line = encode(&Line {
             time: now,
             stream: *stream,
             text: text.clone(),
+            piece: Some(piece),
             truncated: false,
         })?;
         if size + length(&block) + length(&line) > max_bytes {
@@ -59,6 +70,7 @@ pub(super) fn append(
                 time: now,
                 stream: LogStream::Runner,
                 text,
+                piece: None,
                 truncated: true,
             })?);
             break;
@@ -136,6 +148,20 @@ fn is_truncated(file: &File, size: u64) -> io::Result<bool> {
             .map(|()| tail == TRUNCATED_TAIL),
         None => Ok(false),
     }
+}
+
+/// The number that the last line carries.
+fn last_piece(file: &File, size: u64) -> io::Result<Option<u64>> {
+    let mut tail = [0u8; PIECE_TAIL_BYTES];
+    let length = usize::try_from(size).unwrap_or(usize::MAX).min(tail.len());
+    let tail = &mut tail[..length];
+    file.read_exact_at(tail, size.saturating_sub(self::length(tail)))?;
+    // The beginning may cut a character of the text in two.
+    let tail = String::from_utf8_lossy(tail);
+    let number = tail
+        .rsplit_once(PIECE_TAIL)
+        .and_then(|(_, rest)| rest.strip_suffix("}\n"));
+    Ok(number.and_then(|number| number.parse().ok()))
 }
 
 fn encode(line: &Line) -> io::Result<Vec<u8>> {

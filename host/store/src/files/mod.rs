@@ -12,6 +12,7 @@ mod beneath;
 mod incoming;
 mod log;
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex};
 
 use agentlab_api::{JobId, LogRecord, LogStream};
 use jiff::Timestamp;
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::OFlags;
 use tokio::sync::watch;
 
 use self::beneath::Place;
@@ -136,6 +137,41 @@ impl Files {
         .await
     }
 
+    /// Removes an artifact that was received and is not to be kept. Absent is success.
+    ///
+    /// # Errors
+    /// The name is refused, or the file cannot be removed.
+    pub async fn remove_artifact(&self, job: &JobId, name: &str) -> Result<(), StoreError> {
+        let place = Place::new(&[ARTIFACTS, job.as_str()], name)?;
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            place
+                .remove(&shared.root)
+                .map_err(|error| StoreError::file("Removing", &place.path(&shared.root_path), error))
+        })
+        .await
+    }
+
+    /// Removes every file of a job that is not among `kept`, and returns the names of those that were there: what
+    /// arrived whole and was never recorded, because the process ended in between.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file cannot be removed.
+    pub async fn keep_artifacts(
+        &self,
+        job: &JobId,
+        kept: HashSet<String>,
+    ) -> Result<Vec<String>, StoreError> {
+        let directory = [ARTIFACTS.to_owned(), job.to_string()];
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let path = shared.root_path.join(directory.join("/"));
+            beneath::prune(&shared.root, &directory, &kept)
+                .map_err(|error| StoreError::file("Removing what is not recorded below", &path, error))
+        })
+        .await
+    }
+
     /// Removes a bundle. Absent is success.
     ///
     /// # Errors
@@ -144,17 +180,15 @@ impl Files {
         let place = bundle_place(sha256)?;
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            let failed = |error| StoreError::file("Removing", &place.path(&shared.root_path), error);
-            let directory = beneath::directory(&shared.root, &[BUNDLES], false).map_err(failed)?;
-            match rustix::fs::unlinkat(&directory, place.last(), AtFlags::empty()) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-                Err(error) => Err(failed(error.into())),
-            }
+            place
+                .remove(&shared.root)
+                .map_err(|error| StoreError::file("Removing", &place.path(&shared.root_path), error))
         })
         .await
     }
 
-    /// Appends output to the job's log and returns its new end. The log never grows past `max_bytes` but for one
+    /// Appends output, numbered from `first`, to the job's log and returns its new end. Numbers that stand there
+    /// already are left out: the same batch again changes nothing. The log never grows past `max_bytes` but for one
     /// record that says so; what comes later is dropped. Not synced: a power cut ends the VM whose output it is.
     ///
     /// # Errors
@@ -162,6 +196,7 @@ impl Files {
     pub async fn append_log(
         &self,
         job: &JobId,
+        first: u64,
         records: Vec<(LogStream, String)>,
         now: Timestamp,
         max_bytes: u64,
@@ -173,7 +208,7 @@ impl Files {
                 .appending
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let end = log::append(&shared.root, &place, &records, now, max_bytes)
+            let end = log::append(&shared.root, &place, (first, &records), now, max_bytes)
                 .map_err(|error| StoreError::file("Appending to", &place.path(&shared.root_path), error))?;
             drop(one_at_a_time);
             shared

@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering;
+
 use tokio::io::AsyncReadExt as _;
 
 use super::*;
@@ -8,6 +10,8 @@ struct Lab {
     directory: tempfile::TempDir,
     files: Files,
     job: JobId,
+    /// Number of the next log record.
+    next: AtomicU64,
 }
 
 fn lab() -> Lab {
@@ -17,6 +21,7 @@ fn lab() -> Lab {
         directory,
         files,
         job: "job_0123456789ab".parse().unwrap(),
+        next: AtomicU64::new(0),
     }
 }
 
@@ -47,9 +52,14 @@ impl Lab {
     }
 
     async fn append(&self, text: &str, max_bytes: u64) -> u64 {
-        let records = vec![(LogStream::Stdout, text.to_owned())];
+        self.append_from(self.next.fetch_add(1, Ordering::Relaxed), &[text], max_bytes)
+            .await
+    }
+
+    async fn append_from(&self, first: u64, texts: &[&str], max_bytes: u64) -> u64 {
+        let records = texts.iter().map(|text| (LogStream::Stdout, (*text).to_owned()));
         self.files
-            .append_log(&self.job, records, Timestamp::now(), max_bytes)
+            .append_log(&self.job, first, records.collect(), Timestamp::now(), max_bytes)
             .await
             .unwrap()
     }
@@ -282,6 +292,67 @@ async fn a_log_says_once_that_it_is_full_and_takes_no_more() {
     let texts = lab.texts(0).await;
     assert_eq!(texts.len(), 2);
     assert!(texts[1].contains("not kept"), "{texts:?}");
+}
+
+#[tokio::test]
+async fn a_batch_that_is_appended_again_stands_there_once() {
+    let lab = lab();
+    let end = lab.append_from(0, &["one\n", "two\n"], 1 << 20).await;
+    assert_eq!(lab.append_from(0, &["one\n", "two\n"], 1 << 20).await, end);
+    lab.append_from(1, &["two\n", "three \u{e9}\n"], 1 << 20).await;
+    // Torn in the midst of the batch: its first half stands, its second comes again.
+    let bytes = std::fs::read(lab.log_path()).unwrap();
+    std::fs::write(lab.log_path(), &bytes[..bytes.len() - 5]).unwrap();
+    lab.append_from(1, &["two\n", "three \u{e9}\n"], 1 << 20).await;
+    // What was lost with the disk's cache stays lost; numbers never go back.
+    lab.append_from(9, &["ten\n"], 1 << 20).await;
+    assert_eq!(lab.texts(0).await, ["one\n", "two\n", "three \u{e9}\n", "ten\n"]);
+}
+
+#[tokio::test]
+async fn a_guest_cannot_print_the_number_of_a_line() {
+    let lab = lab();
+    for text in [
+        "x,\"piece\":99}\n",
+        "\u{e9}\u{e9},\"piece\":18446744073709551615}",
+    ] {
+        lab.append(text, 1 << 20).await;
+        lab.append("after", 1 << 20).await;
+    }
+    assert_eq!(lab.texts(0).await.len(), 4);
+}
+
+#[tokio::test]
+async fn what_was_received_and_never_recorded_is_removed_and_the_rest_stays() {
+    let lab = lab();
+    for name in ["work.bundle", "files/a", "files/deep/b", "files/deep/c"] {
+        lab.receive(name, b"x", None).await.unwrap();
+    }
+    let kept = HashSet::from(["files/deep/b".to_owned()]);
+    let mut gone = lab.files.keep_artifacts(&lab.job, kept.clone()).await.unwrap();
+    gone.sort();
+    assert_eq!(gone, ["files/a", "files/deep/c", "work.bundle"]);
+    assert!(lab.files.keep_artifacts(&lab.job, kept).await.unwrap().is_empty());
+    assert!(lab.content("files/deep/b").await.is_some());
+    lab.files.remove_artifact(&lab.job, "files/deep/b").await.unwrap();
+    lab.files.remove_artifact(&lab.job, "files/deep/b").await.unwrap();
+    lab.files.remove_artifact(&lab.job, "nowhere/x").await.unwrap();
+    assert!(lab.files.remove_artifact(&lab.job, "../x").await.is_err());
+    assert!(
+        lab.files
+            .keep_artifacts(&lab.job, HashSet::new())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let other: JobId = "job_ba9876543210".parse().unwrap();
+    assert!(
+        lab.files
+            .keep_artifacts(&other, HashSet::new())
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
