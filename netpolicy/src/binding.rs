@@ -37,41 +37,54 @@ impl Binding {
     /// Its elements in all tables.
     #[must_use]
     pub fn elements(&self) -> Elements {
-        let mut elements = Elements::default();
-        let name = || Value::IfName(self.name().clone());
-        for family in [Family::Bridge, Family::Arp, Family::Inet] {
-            elements.add(family, rules::PORTS, vec![name()]);
+        match self {
+            Self::Known(port) => port_elements(port),
+            Self::SealedName(name) => name_elements(name),
         }
-        let Self::Known(port) = self else { return elements };
-        let pin = vec![name(), Value::Ether(port.mac), Value::Ipv4(port.address)];
-        let Some(chain) = rules::trust_chain(&port.trust) else {
-            elements.add(Family::Bridge, rules::PARKED, pin);
-            return elements;
-        };
-        let address = || Value::Ipv4(port.address);
-        elements.add(Family::Bridge, rules::PINS, pin);
-        elements.add(Family::Bridge, rules::ADDRESSES, vec![name(), address()]);
-        elements.lead(Family::Inet, rules::TRUST, vec![address()], chain);
-        if let Trust::Allowlist(destinations) = &port.trust {
-            for destination in destinations {
-                let network = Value::Network(destination.network);
-                match destination.ports {
-                    None => elements.add(Family::Inet, rules::ALLOWED, vec![address(), network]),
-                    Some(ports) => elements.add(
-                        Family::Inet,
-                        rules::ALLOWED_PORTS,
-                        vec![
-                            address(),
-                            network,
-                            Value::Protocol(ports.protocol),
-                            Value::Ports(ports),
-                        ],
-                    ),
-                }
+    }
+}
+
+/// What every bound port has: without more it is sealed.
+fn name_elements(name: &IfName) -> Elements {
+    let mut elements = Elements::default();
+    for family in [Family::Bridge, Family::Arp, Family::Inet] {
+        elements.add(family, rules::PORTS, vec![Value::IfName(name.clone())]);
+    }
+    elements
+}
+
+/// Elements of a port that is known.
+pub(crate) fn port_elements(port: &GuestPort) -> Elements {
+    let mut elements = name_elements(&port.name);
+    let name = || Value::IfName(port.name.clone());
+    let address = || Value::Ipv4(port.address);
+    let pin = vec![name(), Value::Ether(port.mac), address()];
+    let Some(chain) = rules::trust_chain(&port.trust) else {
+        elements.add(Family::Bridge, rules::PARKED, pin);
+        return elements;
+    };
+    elements.add(Family::Bridge, rules::PINS, pin);
+    elements.add(Family::Bridge, rules::ADDRESSES, vec![name(), address()]);
+    elements.lead(Family::Inet, rules::TRUST, vec![address()], chain);
+    if let Trust::Allowlist(destinations) = &port.trust {
+        for destination in destinations {
+            let network = Value::Network(destination.network);
+            match destination.ports {
+                None => elements.add(Family::Inet, rules::ALLOWED, vec![address(), network]),
+                Some(ports) => elements.add(
+                    Family::Inet,
+                    rules::ALLOWED_PORTS,
+                    vec![
+                        address(),
+                        network,
+                        Value::Protocol(ports.protocol),
+                        Value::Ports(ports),
+                    ],
+                ),
             }
         }
-        elements
     }
+    elements
 }
 
 /// Set elements of one port, or the difference between two of them.
@@ -94,8 +107,13 @@ impl Elements {
         ));
     }
 
+    #[cfg(feature = "kernel")]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Family, &'static str, Element)> {
         self.0.iter()
+    }
+
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = (Family, &'static str, Element)> {
+        self.0.into_iter()
     }
 
     /// What is here and not there.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use crate::binding::Binding;
+use crate::binding::port_elements;
 use crate::ruleset::Ruleset;
 use crate::{Cidr, GuestPort, GuestService, HostPolicy, IfName, Intent, rules};
 
@@ -119,7 +119,7 @@ pub fn plan(intent: &Intent) -> Result<Ruleset, PlanError> {
     for port in &intent.ports {
         check_port(&intent.host, port)?;
         seen.add(port)?;
-        ruleset.insert(&Binding::Known(port.clone()).elements());
+        ruleset.insert(port_elements(port));
     }
     Ok(ruleset)
 }

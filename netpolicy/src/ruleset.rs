@@ -261,10 +261,10 @@ impl Rule {
 
 impl Ruleset {
     /// Adds the elements that bind a port.
-    pub(crate) fn insert(&mut self, elements: &Elements) {
-        for (family, set, element) in elements.iter() {
-            if let Some(set) = self.set_mut(*family, set) {
-                set.elements.insert(element.clone());
+    pub(crate) fn insert(&mut self, elements: Elements) {
+        for (family, set, element) in elements.into_iter() {
+            if let Some(set) = self.set_mut(family, set) {
+                set.elements.insert(element);
             }
         }
     }

@@ -21,9 +21,6 @@ const FILTER_ORIGINAL: u16 = 1;
 const BY_SOURCE: u32 = 1;
 
 /// Deletes every flow that `guest` began, and returns how many there were.
-///
-/// Each flow is deleted by its own tuple and id. A deletion by filter would be one request less, and on a kernel that
-/// ignores the filter it would delete every flow of the host.
 pub(crate) fn cut(socket: &mut NetfilterSocket, guest: Ipv4Addr) -> Result<usize, EnforceError> {
     let mut address = Vec::new();
     put(&mut address, IP_V4_SOURCE, &guest.octets());
@@ -34,14 +31,29 @@ pub(crate) fn cut(socket: &mut NetfilterSocket, guest: Ipv4Addr) -> Result<usize
     let mut attributes = Vec::new();
     put_nested(&mut attributes, TUPLE_ORIGINAL, &tuple);
     put_nested(&mut attributes, FILTER, &filter);
+    // A kernel before 5.8 ignores the filter, so it is asked again here.
+    delete(socket, &attributes, |source| source == guest)
+}
 
+/// Deletes every flow that one of the wanted addresses began, and returns how many there were.
+pub(crate) fn cut_all(
+    socket: &mut NetfilterSocket,
+    wanted: impl Fn(Ipv4Addr) -> bool,
+) -> Result<usize, EnforceError> {
+    delete(socket, &[], wanted)
+}
+
+/// Each flow is deleted by its own tuple and id. A deletion by filter would be one request less, and on a kernel that
+/// ignores the filter it would delete every flow of the host.
+fn delete(
+    socket: &mut NetfilterSocket,
+    attributes: &[u8],
+    wanted: impl Fn(Ipv4Addr) -> bool,
+) -> Result<usize, EnforceError> {
     let flows = socket.dump(
         "listing flows",
-        &request(CONNTRACK, GET, INET, &attributes),
-        |_, _, flow| {
-            // A kernel before 5.8 ignores the filter.
-            (source(flow) == Some(guest)).then(|| deletion(flow))
-        },
+        &request(CONNTRACK, GET, INET, attributes),
+        |_, _, flow| source(flow).is_some_and(&wanted).then(|| deletion(flow)),
     )?;
     for flow in &flows {
         match socket.request(&request(CONNTRACK, DELETE, INET, flow)) {

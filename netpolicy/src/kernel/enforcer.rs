@@ -4,7 +4,8 @@
 //! are cut after the rules that would let them begin again are gone. A crash between two steps leaves less open than
 //! either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use super::conntrack;
@@ -27,6 +28,9 @@ pub struct Enforcer {
     /// The policy without guests: what the sets are like.
     shape: Ruleset,
     bindings: BTreeMap<IfName, Binding>,
+    /// Addresses whose guest is gone and whose flows may not have ended. Looking for them means walking every flow of
+    /// the host, so it waits until there is time, or until somebody gets the address.
+    vacated: BTreeSet<Ipv4Addr>,
     kernel: Observer,
 }
 
@@ -49,8 +53,10 @@ impl Enforcer {
             shape: skeleton(&host),
             host,
             bindings,
+            vacated: BTreeSet::new(),
             kernel,
         };
+        enforcer.end_strangers_flows()?;
         enforcer.ready_links()?;
         Ok(enforcer)
     }
@@ -139,7 +145,7 @@ impl Enforcer {
         }
     }
 
-    /// Removes binding, flows and link. Absent is success.
+    /// Removes binding and link. Absent is success.
     pub fn detach(&mut self, name: &IfName) -> Result<(), EnforceError> {
         self.unbind(name)?;
         let Some(bridge) = self.kernel.links.find(&self.host.bridge.name)? else {
@@ -156,6 +162,10 @@ impl Enforcer {
     pub fn bind(&mut self, port: &GuestPort) -> Result<(), EnforceError> {
         check_port(&self.host, port)?;
         self.refuse_shared(port)?;
+        if self.vacated.contains(&port.address) {
+            conntrack::cut(&mut self.kernel.netfilter, port.address)?;
+            self.vacated.remove(&port.address);
+        }
         let binding = Binding::Known(port.clone());
         let old = self.bindings.get(&port.name).cloned();
         let before = old.as_ref().map(Binding::elements).unwrap_or_default();
@@ -171,7 +181,8 @@ impl Enforcer {
         }
     }
 
-    /// Removes a port's binding and its flows, and leaves its link alone. Absent is success.
+    /// Removes a port's binding, and leaves its link alone. Absent is success. Nothing passes from here on; what is left
+    /// of its flows in the kernel's table is removed by [`Self::verify`], or before the address is bound again.
     pub fn unbind(&mut self, name: &IfName) -> Result<(), EnforceError> {
         let Some(old) = self.bindings.get(name).cloned() else {
             return Ok(());
@@ -180,7 +191,9 @@ impl Enforcer {
             bindings.remove(name);
         })?;
         let Binding::Known(port) = old else { return Ok(()) };
-        self.end_flows(&port)?;
+        if port.trust.leaves_host() {
+            self.vacated.insert(port.address);
+        }
         match self.kernel.links.find(&self.host.bridge.name)? {
             Some(bridge) => self.kernel.links.forget(bridge.index, port.address, name),
             None => Ok(()),
@@ -198,16 +211,16 @@ impl Enforcer {
             .commit(&Transaction::replace(&plan(&intent)?))?;
         let bound = |port: &GuestPort| (port.name.clone(), Binding::Known(port.clone()));
         let before = std::mem::replace(&mut self.bindings, ports.iter().map(bound).collect());
-        for (name, old) in before {
-            let Binding::Known(old) = old else { continue };
-            let keeps = ports.iter().any(|port| {
-                port.name == name && port.address == old.address && port.trust.contains(&old.trust)
-            });
-            if !keeps {
-                self.end_flows(&old)?;
-            }
-        }
-        Ok(())
+        let keeps = |old: &GuestPort| match self.bindings.get(&old.name) {
+            Some(Binding::Known(port)) => port.address == old.address && port.trust.contains(&old.trust),
+            Some(Binding::SealedName(_)) | None => false,
+        };
+        let lost = before.values().filter_map(|binding| match binding {
+            Binding::Known(old) if old.trust.leaves_host() && !keeps(old) => Some(old.address),
+            Binding::Known(_) | Binding::SealedName(_) => None,
+        });
+        self.vacated.extend(lost);
+        self.end_vacated_flows()
     }
 
     /// Ports that are bound.
@@ -232,6 +245,7 @@ impl Enforcer {
             self.replace()?;
             self.ready_links()?;
         }
+        self.end_vacated_flows()?;
         Ok(drifts)
     }
 
@@ -316,6 +330,31 @@ impl Enforcer {
         Ok(())
     }
 
+    /// Ends what flows are left of guests that are gone, in one walk.
+    fn end_vacated_flows(&mut self) -> Result<(), EnforceError> {
+        if !self.vacated.is_empty() {
+            conntrack::cut_all(&mut self.kernel.netfilter, |source| {
+                self.vacated.contains(&source)
+            })?;
+            self.vacated.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends flows from addresses of the agent subnet that no open port has: an earlier process may have left them.
+    fn end_strangers_flows(&mut self) -> Result<(), EnforceError> {
+        let subnet = self.host.bridge.subnet();
+        let open: BTreeSet<Ipv4Addr> = self
+            .known()
+            .filter(|port| port.trust.leaves_host())
+            .map(|port| port.address)
+            .collect();
+        conntrack::cut_all(&mut self.kernel.netfilter, |source| {
+            subnet.contains(source) && source != self.host.bridge.address && !open.contains(&source)
+        })
+        .map(drop)
+    }
+
     /// Performs a change of elements, and of our own books when the kernel took it. When the kernel does not know what
     /// should be removed, somebody else was at our tables, and they are replaced as a whole.
     fn change(
@@ -388,17 +427,14 @@ fn stand_or_seal(
             .collect());
     };
     tracing::info!(%first, ports = reading.bindings.len(), "no policy to adopt, everything is sealed");
-    let mut ports = Vec::new();
-    let mut ended = Vec::new();
-    for binding in reading.bindings {
-        if let Binding::Known(port) = binding {
-            ended.push(port.address);
-            ports.push(GuestPort {
-                trust: Trust::Sealed,
-                ..port
-            });
-        }
-    }
+    let sealed = |binding| match binding {
+        Binding::Known(port) => Some(GuestPort {
+            trust: Trust::Sealed,
+            ..port
+        }),
+        Binding::SealedName(_) => None,
+    };
+    let ports: Vec<GuestPort> = reading.bindings.into_iter().filter_map(sealed).collect();
     // What does not fit this host any more is forgotten, which seals it too.
     let bindings: BTreeMap<IfName, Binding> = fitting(host, &ports)
         .into_iter()
@@ -407,9 +443,6 @@ fn stand_or_seal(
     kernel
         .netfilter
         .commit(&Transaction::replace(&ruleset(host, bindings.values())))?;
-    for address in ended {
-        conntrack::cut(&mut kernel.netfilter, address)?;
-    }
     Ok(bindings)
 }
 
@@ -420,5 +453,16 @@ fn refuse_taken_subnet(host: &HostPolicy, kernel: &Observer) -> Result<(), Enfor
     match networks.into_iter().find(|(network, _)| network.overlaps(subnet)) {
         None => Ok(()),
         Some((taken, name)) => Err(EnforceError::SubnetTaken { subnet, taken, name }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Enforcer;
+
+    #[test]
+    fn the_enforcer_can_move_to_a_thread_of_its_own() {
+        fn moves<T: Send + 'static>() {}
+        moves::<Enforcer>();
     }
 }

@@ -129,7 +129,7 @@ impl Observer {
 pub(crate) fn ruleset<'a>(host: &HostPolicy, bindings: impl Iterator<Item = &'a Binding>) -> Ruleset {
     let mut ruleset = skeleton(host);
     for binding in bindings {
-        ruleset.insert(&binding.elements());
+        ruleset.insert(binding.elements());
     }
     ruleset
 }

@@ -112,14 +112,13 @@ fn published_ports_that_are_none_or_twice_there_are_refused() {
 
 #[test]
 fn two_ports_that_share_a_name_a_mac_or_an_address_are_refused() {
-    for (change, what) in [
-        (
-            (|one, other| one.name = other.name.clone()) as fn(&mut GuestPort, &GuestPort),
-            "name",
-        ),
+    type Change = fn(&mut GuestPort, &GuestPort);
+    let changes: [(Change, &str); 3] = [
+        (|one, other| one.name = other.name.clone(), "name"),
         (|one, other| one.mac = other.mac, "MAC"),
         (|one, other| one.address = other.address, "address"),
-    ] {
+    ];
+    for (change, what) in changes {
         let refused = refusal(|intent| {
             let other = intent.ports[1].clone();
             change(&mut intent.ports[0], &other);

@@ -6,9 +6,9 @@ mod tests {
     use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
     use std::time::{Duration, Instant};
 
-    use agentlab_netpolicy::{Destination, EnforceError, IfName, PortRange, Protocol, Trust};
+    use agentlab_netpolicy::{Destination, EnforceError, Enforcer, IfName, PortRange, Protocol, Trust};
     use agentlab_tests_netns::frame::{IPV4, ethernet, ipv4_udp, token};
-    use agentlab_tests_netns::lab::{Lab, port, skipped};
+    use agentlab_tests_netns::lab::{Lab, host_policy, port, skipped};
     use agentlab_tests_netns::namespace::Namespace;
 
     const PATIENCE: Duration = Duration::from_millis(300);
@@ -136,6 +136,48 @@ mod tests {
                     "{lower:?}: what the outside hears"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_recycled_address_inherits_no_flow() {
+        if skipped() {
+            return;
+        }
+        let mut lab = trusted(Trust::Nat);
+        let talk = |lab: &Lab| {
+            assert!(connects(&lab.a.namespace, "1.1.1.1:443"));
+            assert!(flows(lab).contains("src=10.77.0.11"), "{}", flows(lab));
+        };
+        talk(&lab);
+        let heir = port(0, Trust::Nat).unwrap();
+        let _tap = lab
+            .enforce(|enforcer| {
+                enforcer.detach(&heir.name)?;
+                Ok(enforcer.attach(&heir)?)
+            })
+            .unwrap();
+        assert!(!flows(&lab).contains("src=10.77.0.11"), "{}", flows(&lab));
+
+        // An address that nobody gets is cleaned by the next verification, or by the next process.
+        for next_process in [false, true] {
+            let mut lab = trusted(Trust::Nat);
+            talk(&lab);
+            lab.enforce(|enforcer| Ok(enforcer.unbind(&heir.name)?)).unwrap();
+            if next_process {
+                lab.enforcer = None;
+                lab.host
+                    .enter(|| Enforcer::start(host_policy().unwrap()).map(drop))
+                    .unwrap()
+                    .unwrap();
+            } else {
+                lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap();
+            }
+            assert!(
+                !flows(&lab).contains("src=10.77.0.11"),
+                "{next_process}: {}",
+                flows(&lab)
+            );
         }
     }
 

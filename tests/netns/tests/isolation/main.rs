@@ -1,6 +1,8 @@
 //! Who may talk to whom, with real packets. Each probe carries the number of its row in `docs/security.md`.
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod probes;
 
 #[cfg(test)]

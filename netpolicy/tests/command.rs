@@ -1,0 +1,115 @@
+//! `agentlab-net` as an operator meets it: words and exit status.
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use nix::sched::{CloneFlags, unshare};
+
+    /// Exit status, standard output and standard error.
+    fn net(arguments: &[&str]) -> (i32, String, String) {
+        run(env!("CARGO_BIN_EXE_agentlab-net"), arguments)
+    }
+
+    fn run(program: &str, arguments: &[&str]) -> (i32, String, String) {
+        let child = Command::new(program)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let output = child.unwrap().wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    }
+
+    #[test]
+    fn the_plan_is_printed_without_any_privilege() {
+        let (status, text, _) = net(&[
+            "plan",
+            "--bridge",
+            "br7",
+            "--uplink",
+            "wan0",
+            "--bootstrap-port",
+            "1234",
+        ]);
+        assert_eq!(status, 0);
+        for part in [
+            "iifname \"br7\" goto from_bridge",
+            "oifname \"wan0\" masquerade",
+            "tcp . 1234",
+        ] {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_planned_is_an_error_that_says_what_to_do() {
+        let (status, text, words) = net(&["plan", "--address", "9.9.9.9"]);
+        assert_eq!((status, text.as_str()), (2, ""));
+        assert!(
+            words.contains("9.9.0.0/16") && words.contains("choose one inside"),
+            "{words}"
+        );
+        let (status, ..) = net(&["plan", "--uplink", "not a name"]);
+        assert_eq!(status, 2);
+    }
+
+    #[test]
+    fn drift_is_exit_status_one_and_repaired_by_apply() {
+        if !nix::unistd::geteuid().is_root() {
+            let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+            assert!(!in_ci, "in CI this must run, but it needs root");
+            eprintln!("SKIP: it needs root");
+            return;
+        }
+        // This test's own thread, and what it starts, live in the new namespace.
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        let with_uplink = |command: &[&str]| net(&[command, &["--uplink", "wan0"]].concat());
+        let (status, text, _) = with_uplink(&["verify"]);
+        assert!(
+            status == 1 && text.contains("table inet agentlab: is missing"),
+            "{status} {text}"
+        );
+        let (status, text, _) = with_uplink(&["apply", "--dry-run"]);
+        assert!(
+            status == 0 && text.contains("# would change: table inet agentlab: is missing"),
+            "{status} {text}"
+        );
+        assert_eq!(with_uplink(&["verify"]).0, 1, "a dry run changed something");
+        assert_eq!(with_uplink(&["apply"]).0, 0);
+        assert_eq!(with_uplink(&["verify"]).0, 0);
+        assert_eq!(
+            run("nft", &["flush", "chain", "inet", "agentlab", "forward"]).0,
+            0
+        );
+        let (status, text, _) = with_uplink(&["verify", "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (status, &report["standing"]),
+            (1, &serde_json::Value::Bool(false))
+        );
+        assert_eq!(
+            report["drift"][0]["object"],
+            "rule 1 of chain forward of table inet agentlab"
+        );
+        assert_eq!(with_uplink(&["seal"]).0, 0);
+        assert_eq!(with_uplink(&["verify"]).0, 0);
+        let (status, text, _) = net(&["status", "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            status == 0 && report["ports"].as_array().unwrap().is_empty(),
+            "{text}"
+        );
+        let (status, _, words) = net(&["apply", "--uplink", "nosuch0"]);
+        assert!(
+            status == 2 && words.contains("`nosuch0` does not exist"),
+            "{status} {words}"
+        );
+    }
+}
