@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentlab_api::{
-    BackendStatus, ErrorCode, Problem, SandboxId, SandboxList, SandboxView, StatusView, TemplateView, Vmid,
-};
+use agentlab_api::{ErrorCode, Problem, SandboxId, SandboxList, SandboxView, Vmid};
 use agentlab_store::{SandboxRecord, Store, StoreError};
 use tokio::time::timeout;
 
@@ -21,9 +19,7 @@ use crate::view;
 
 /// How long drivers may take to stop; what they leave half done is journalled.
 const STOP: Duration = Duration::from_secs(5);
-/// A status is shown even when the hypervisor is slow.
-const STATUS: Duration = Duration::from_secs(5);
-const CONSOLE: Duration = Duration::from_secs(10);
+const CONSOLE: Duration = Duration::from_secs(2);
 
 /// Everything of a running daemon that decides. Used as `Arc<Engine>`. Dropping it stops its tasks without waiting
 /// for them; machines go on running either way.
@@ -267,99 +263,6 @@ impl Engine {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.shared.store
-    }
-
-    /// How the daemon is. A hypervisor that does not answer is an alarm in it, not an error.
-    ///
-    /// # Errors
-    /// The records cannot be read.
-    pub async fn status(&self) -> Result<StatusView, Problem> {
-        let shared = &self.shared;
-        let counts = shared
-            .store
-            .counts()
-            .await
-            .map_err(|error| store_problem(&error))?;
-        let live = shared
-            .store
-            .sandboxes(false)
-            .await
-            .map_err(|error| store_problem(&error))?;
-        let free = shared
-            .store
-            .files()
-            .free_bytes()
-            .await
-            .map_err(|error| store_problem(&error))?;
-        let live_tokens = shared
-            .store
-            .live_tokens(shared.clock.now())
-            .await
-            .map_err(|error| store_problem(&error))?;
-        let mut alarms = shared.alarms();
-        for record in live.iter().filter(|record| !record.left_behind.is_empty()) {
-            alarms.push(format!(
-                "Sandbox {} left behind: {}",
-                record.vmid,
-                record.left_behind.join("; ")
-            ));
-        }
-        if free < shared.settings.artifact_disk_floor {
-            alarms.push(format!(
-                "Only {free} bytes are free for artifacts; uploads are refused"
-            ));
-        }
-        let backend = self.backend_status(&mut alarms).await;
-        Ok(StatusView {
-            version: shared.settings.daemon_version.clone(),
-            started_at: shared.started_at,
-            backend,
-            sandboxes: counts.sandboxes,
-            jobs: counts.jobs,
-            artifact_free_bytes: free,
-            live_tokens,
-            alarms,
-        })
-    }
-
-    async fn backend_status(&self, alarms: &mut Vec<String>) -> BackendStatus {
-        let backend = &self.shared.backend;
-        let both = async {
-            let info = backend.info().await?;
-            Ok::<_, agentlab_backend::BackendError>((info, backend.templates().await?))
-        };
-        let (info, templates) = match timeout(STATUS, both).await {
-            Ok(Ok((info, templates))) => {
-                self.shared.remember_info(info.clone());
-                (Some(info), templates)
-            }
-            Ok(Err(error)) => {
-                alarms.push(chain(&error));
-                (self.shared.last_info(), Vec::new())
-            }
-            Err(_) => {
-                alarms.push(format!(
-                    "The back end did not answer within {} s",
-                    STATUS.as_secs()
-                ));
-                (self.shared.last_info(), Vec::new())
-            }
-        };
-        let templates = templates.into_iter().map(|template| TemplateView {
-            name: template.name,
-            vmid: template.vmid,
-            id: template.id,
-            runner_version: template.runner_version.unwrap_or_else(|| "unknown".to_owned()),
-        });
-        BackendStatus {
-            kind: info
-                .as_ref()
-                .map_or_else(|| "unknown".to_owned(), |info| info.kind.to_owned()),
-            version: info.as_ref().map(|info| info.version.clone()).unwrap_or_default(),
-            accelerator: info.as_ref().and_then(|info| info.accelerator.clone()),
-            accelerator_reason: info.and_then(|info| info.accelerator_reason),
-            templates: templates.collect(),
-        }
     }
 }
 

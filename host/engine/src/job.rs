@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::engine::{Engine, store_problem};
 use crate::event::{self, StepEnd};
+use crate::glimpse::{self, Glimpse};
 use crate::journal::Point;
 use crate::request::{self, Settled};
 use crate::sandbox::inbox::Message;
@@ -21,8 +22,8 @@ use crate::sandbox::step::Step;
 use crate::sandbox::{driver, reserve};
 use crate::view;
 
-/// How long a request waits for the hypervisor before anything is recorded.
-const ASK: Duration = Duration::from_secs(20);
+/// How long a request waits for the hypervisor, or for the packet policy, before anything is recorded.
+const ASK: Duration = Duration::from_secs(2);
 const PAGE: u32 = 50;
 const LONGEST_PAGE: u32 = 500;
 
@@ -121,28 +122,24 @@ impl Engine {
         }
     }
 
-    /// Checks the template and says which VMIDs the hypervisor has given away.
+    /// Checks the template and says which VMIDs the hypervisor has given away. One that is slow is taken as it was
+    /// last: the clone finds out anyway.
     async fn inventory(&self, profile: &Profile) -> Result<HashSet<Vmid>, Problem> {
-        let backend = &self.shared.backend;
-        let both = async {
-            let templates = backend.templates().await?;
-            Ok::<_, agentlab_backend::BackendError>((templates, backend.list().await?))
-        };
-        let (templates, machines) = match timeout(ASK, both).await {
-            Ok(Ok(both)) => both,
-            Ok(Err(error)) => {
+        let seen = match glimpse::look(&self.shared, ASK).await {
+            Glimpse::Now(seen) | Glimpse::Late(Some(seen)) => seen,
+            Glimpse::Failed(error) => {
                 let failure = backend_failure(Step::Reserve.as_str(), &error);
                 return Err(Problem::new(failure.code, failure.message).with_stage(failure.stage));
             }
-            Err(_) => {
+            Glimpse::Late(None) => {
                 return Err(Problem::new(
                     ErrorCode::BackendUnreachable,
                     format!("The back end did not answer within {} s", ASK.as_secs()),
                 ));
             }
         };
-        request::template(&templates, profile, &self.shared.settings.runner_version)?;
-        Ok(machines.into_iter().map(|machine| machine.vmid).collect())
+        request::template(&seen.templates, profile, &self.shared.settings.runner_version)?;
+        Ok(seen.occupied.clone())
     }
 
     async fn bundle_is_here(&self, repository: &RepositorySource) -> Result<(), Problem> {

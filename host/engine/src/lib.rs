@@ -14,6 +14,7 @@
 
 mod engine;
 mod event;
+mod glimpse;
 mod guest;
 mod job;
 mod journal;
@@ -26,6 +27,7 @@ mod request;
 pub mod sandbox;
 mod settings;
 mod shared;
+mod status;
 mod view;
 
 pub use engine::{Engine, StartError};
@@ -36,6 +38,7 @@ pub use journal::observe;
 #[cfg(any(test, feature = "observer"))]
 pub use journal::{Moment, Observer};
 pub use settings::{Clock, Parts, Settings, SystemClock, Tunable};
+pub use status::Summary;
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use agentlab_api::{ChannelKind, JobId, Profile, RepositorySource, SandboxId, Vmid};
-use agentlab_backend::{Backend, BackendInfo};
+use agentlab_backend::Backend;
 use agentlab_protocol::secret::Secret32;
 use agentlab_store::{JobRecord, SandboxRecord, Store};
 use jiff::Timestamp;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::glimpse::Glimpses;
 use crate::journal::Journal;
 use crate::port::{GuestDoor, Network};
 use crate::sandbox::inbox::Message;
@@ -46,7 +47,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     tunable: RwLock<Arc<Tunable>>,
     drivers: Mutex<Drivers>,
-    health: Mutex<Health>,
+    pub(crate) glimpses: Glimpses,
+    alarms: Mutex<BTreeSet<String>>,
     /// Bundles of ended jobs, and since when.
     unneeded: Mutex<HashMap<String, Instant>>,
     /// Ended jobs whose files have not been compared with their records since.
@@ -59,13 +61,6 @@ pub(crate) struct Shared {
 struct Drivers {
     by_id: HashMap<SandboxId, Handle>,
     by_address: HashMap<Ipv4Addr, SandboxId>,
-}
-
-/// What is known of the hypervisor between two looks.
-#[derive(Debug, Default)]
-struct Health {
-    info: Option<BackendInfo>,
-    alarms: BTreeSet<String>,
 }
 
 /// The way to one driver.
@@ -151,7 +146,8 @@ impl Shared {
             stop: CancellationToken::new(),
             tunable: RwLock::new(Arc::new(tunable)),
             drivers: Mutex::default(),
-            health: Mutex::default(),
+            glimpses: Glimpses::default(),
+            alarms: Mutex::default(),
             unneeded: Mutex::default(),
             unswept: Mutex::default(),
             bundles: tokio::sync::Mutex::new(()),
@@ -227,28 +223,34 @@ impl Shared {
         })
     }
 
-    pub(crate) fn last_info(&self) -> Option<BackendInfo> {
-        lock(&self.health).info.clone()
-    }
-
-    pub(crate) fn remember_info(&self, info: BackendInfo) {
-        lock(&self.health).info = Some(info);
+    /// What teardowns could not remove yet, one sentence per sandbox.
+    pub(crate) fn left_behind(&self) -> Vec<String> {
+        let drivers = lock(&self.drivers);
+        let records = drivers.by_id.values().map(Handle::record);
+        records
+            .filter(|record| !record.left_behind.is_empty())
+            .map(|record| {
+                format!(
+                    "Sandbox {} left behind: {}",
+                    record.vmid,
+                    record.left_behind.join("; ")
+                )
+            })
+            .collect()
     }
 
     /// Whether the alarm is new.
     pub(crate) fn raise(&self, alarm: &str) -> bool {
-        lock(&self.health).alarms.insert(alarm.to_owned())
+        lock(&self.alarms).insert(alarm.to_owned())
     }
 
     /// Takes back every alarm that begins so.
     pub(crate) fn clear(&self, beginning: &str) {
-        lock(&self.health)
-            .alarms
-            .retain(|alarm| !alarm.starts_with(beginning));
+        lock(&self.alarms).retain(|alarm| !alarm.starts_with(beginning));
     }
 
     pub(crate) fn alarms(&self) -> Vec<String> {
-        let standing = &lock(&self.health).alarms;
+        let standing = lock(&self.alarms);
         self.journal
             .trouble()
             .into_iter()
