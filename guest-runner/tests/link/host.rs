@@ -42,6 +42,7 @@ pub(crate) enum Mishap {
 
 #[derive(Debug)]
 pub(crate) struct Asked {
+    pub(crate) at: std::time::Instant,
     pub(crate) listener: &'static str,
     pub(crate) method: String,
     pub(crate) path: String,
@@ -234,6 +235,7 @@ async fn answer(
     let mishap = {
         let mut state = state.lock().unwrap();
         let asked = Asked {
+            at: std::time::Instant::now(),
             listener,
             method,
             path: path.clone(),
