@@ -12,8 +12,8 @@ help:
 	@echo "make lint fmt    what CI says about style; rustfmt"
 
 demo:
-	@packaging/setup demo
-	@$(MAKE) --no-print-directory build
+	@packaging/with-sudo packaging/setup demo
+	@packaging/with-sudo $(MAKE) --no-print-directory build
 	@packaging/demo/run
 
 test:
