@@ -58,6 +58,10 @@ pub struct Config {
     pub log_max_bytes: u64,
     /// Sandboxes that may exist at once.
     pub max_sandboxes: usize,
+    /// Jobs that may wait for a place among them.
+    pub max_queued_jobs: usize,
+    /// How long records and files of jobs and sandboxes are kept after their end.
+    pub retention: Duration,
     /// First VMID given to a sandbox.
     pub vmid_first: Vmid,
     /// Last VMID given to a sandbox.

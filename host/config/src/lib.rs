@@ -17,6 +17,7 @@ mod network;
 mod profile;
 mod raw;
 mod refused;
+mod reload;
 mod yaml;
 
 pub use config::{

@@ -25,24 +25,31 @@ use crate::lock::Lock;
 const GROUP: &str = "agentlab";
 const PROBE: Duration = Duration::from_secs(2);
 
-/// The bound socket. Dropping it removes the file.
+/// The bound socket. Dropping it removes the file, unless somebody else has made it.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     listener: UnixListener,
-    path: PathBuf,
+    /// The file that is ours to remove.
+    made: Option<PathBuf>,
     _lock: Lock,
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         // The lock is still held: this is our own file.
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.made {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
 impl ControlSocket {
-    /// Takes the lock, removes the socket of a daemon that died, binds, opens it to the group.
-    pub(crate) async fn bind(path: &Path) -> Result<Self, StartError> {
+    /// Takes the lock, and the socket that a service manager has bound. Without one: removes the socket of a daemon
+    /// that died, binds, opens it to the group.
+    pub(crate) async fn open(
+        path: &Path,
+        inherited: Option<std::os::unix::net::UnixListener>,
+    ) -> Result<Self, StartError> {
         let failed = |action| {
             move |source| StartError::File {
                 action,
@@ -57,6 +64,14 @@ impl ControlSocket {
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock = Lock::take(Path::new(&lock_path), path)?;
+        if let Some(inherited) = inherited {
+            warn_of_another_place(&inherited, path);
+            return Ok(Self {
+                listener: UnixListener::from_std(inherited).map_err(failed("Listening at"))?,
+                made: None,
+                _lock: lock,
+            });
+        }
         remove_stale(path).await?;
         let listener = UnixListener::bind(path).map_err(failed("Binding"))?;
         // The umask kept it closed so far.
@@ -73,7 +88,7 @@ impl ControlSocket {
             .map_err(failed("Opening to its group"))?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
+            made: Some(path.to_owned()),
             _lock: lock,
         })
     }
@@ -107,6 +122,20 @@ impl ControlSocket {
             }
         }
         graceful.shutdown().await;
+    }
+}
+
+/// Clients look where the configuration says.
+fn warn_of_another_place(inherited: &std::os::unix::net::UnixListener, path: &Path) {
+    let Ok(address) = inherited.local_addr() else {
+        return;
+    };
+    if address.as_pathname() != Some(path) {
+        tracing::warn!(
+            inherited = ?address,
+            configured = %path.display(),
+            "The service manager's socket is not where socket_path says"
+        );
     }
 }
 

@@ -7,6 +7,7 @@
 //! Stopping goes the other way and leaves VMs, bridge and policy as they are: closed means sealed.
 
 use std::net::{SocketAddr, SocketAddrV4};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,18 @@ impl Daemon {
     /// # Errors
     /// Another daemon runs, a file is not what it must be, or the packet policy cannot be enforced.
     pub async fn start(config: &Config, world: Option<World>) -> Result<Self, StartError> {
+        Self::start_on(config, world, None).await
+    }
+
+    /// The same, on a control socket that somebody else has bound, if there is one.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn start_on(
+        config: &Config,
+        world: Option<World>,
+        inherited: Option<UnixListener>,
+    ) -> Result<Self, StartError> {
         let lock = lock_data(&config.data_dir)?;
         let keys = Keys::load(&config.data_dir)?;
         let profiles = config.load_profiles().map_err(StartError::Profiles)?;
@@ -79,7 +92,7 @@ impl Daemon {
         };
         let engine = Engine::start(told, parts).await?;
 
-        let control = match ControlSocket::bind(&config.socket_path).await {
+        let control = match ControlSocket::open(&config.socket_path, inherited).await {
             Ok(control) => control,
             Err(error) => {
                 engine.shutdown().await;
@@ -121,6 +134,10 @@ impl Daemon {
         });
         daemon.servers.spawn(control.serve(router, stopping));
         Ok(daemon)
+    }
+
+    pub(crate) fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine)
     }
 
     /// The control socket.

@@ -50,6 +50,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The handler of a signal.
+    #[error("Signals cannot be handled")]
+    Signals(#[source] std::io::Error),
     /// Profiles.
     #[error("The profiles cannot be used")]
     Profiles(#[source] agentlab_config::ConfigError),

@@ -8,6 +8,7 @@
 //!
 //! `main.rs` starts it as a program; tests start [`Daemon`] with a [`World`] of their own.
 
+mod activation;
 mod connection;
 mod control;
 mod daemon;
@@ -17,13 +18,19 @@ mod guest;
 mod http;
 mod keys;
 mod lock;
+mod log;
 mod network;
+mod notify;
+mod reload;
 mod run;
 mod settings;
 mod world;
 
+pub use activation::take_control_socket;
 pub use daemon::Daemon;
 pub use error::StartError;
 pub use flags::Flags;
-pub use run::run;
+pub use log::Log;
+pub use reload::Reload;
+pub use run::{Surroundings, run, run_in};
 pub use world::World;

@@ -1,15 +1,15 @@
 //! `agentlabd`.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agentlab_config::{Config, LogLevel, load_config};
-use agentlabd::Flags;
+use agentlab_config::{Config, load_config};
+use agentlabd::{Flags, Log, Reload, Surroundings};
 use anyhow::Context as _;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+/// Nothing here computes for long; each thread more costs memory.
+const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
     match run(&Flags::parse()) {
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
+    let control = agentlabd::take_control_socket().context("The control socket cannot be taken over")?;
     // Nothing of ours is for others, whatever shell or unit started us.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o027));
     let loaded = load_config(&flags.config)?;
@@ -29,12 +30,20 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     if flags.check {
         return check(&config, &loaded.warnings);
     }
-    log_to_stderr(config.log_level);
+    let log = Log::to_stderr(config.log_level);
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
+    let surroundings = Surroundings {
+        world: None,
+        control,
+        reload: Some(Reload {
+            config_path: flags.config.clone(),
+            log,
+        }),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4)))
+        .worker_threads(WORKERS)
         .enable_all()
         .build()
         .context("The runtime cannot be started")?;
@@ -47,7 +56,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
                 _ = interrupted.recv() => {}
             }
         };
-        anyhow::Ok(agentlabd::run(&config, None, stop).await?)
+        anyhow::Ok(agentlabd::run_in(&config, surroundings, stop).await?)
     });
     // A blocking call that hangs on a dead disk must not hold the stop up.
     runtime.shutdown_timeout(Duration::from_millis(500));
@@ -65,34 +74,6 @@ fn check(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
     }
     println!("The configuration and {} profiles can be used", profiles.len());
     Ok(())
-}
-
-/// Text on standard error; systemd keeps it in the journal, which has times of its own.
-fn log_to_stderr(level: LogLevel) {
-    let ours = level.as_str();
-    let crates = [
-        "agentlabd",
-        "agentlab_backend",
-        "agentlab_channel",
-        "agentlab_engine",
-        "agentlab_netpolicy",
-    ];
-    let mut directives = format!("warn,agentlab_store={ours}");
-    for name in crates {
-        directives += &format!(",{name}={ours}");
-    }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives));
-    let stderr = std::io::stderr;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(stderr)
-        .compact();
-    let builder = builder.with_ansi(stderr().is_terminal());
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.without_time().init();
-    } else {
-        builder.init();
-    }
 }
 
 #[expect(

@@ -24,6 +24,7 @@ pub(crate) fn engine(config: &Config) -> Settings {
         kill_grace: config.kill_grace,
         reconcile_interval: config.reconcile_interval,
         max_sandboxes: config.max_sandboxes,
+        max_queued_jobs: config.max_queued_jobs,
         max_log_bytes: config.log_max_bytes,
         max_bundle_bytes: config.bundle_max_bytes,
         artifact_disk_floor: config.artifact_disk_floor_bytes,
