@@ -42,6 +42,7 @@ pub(crate) enum Mishap {
 
 #[derive(Debug)]
 pub(crate) struct Asked {
+    #[allow(dead_code, reason = "only the benchmark looks at it")]
     pub(crate) at: std::time::Instant,
     pub(crate) listener: &'static str,
     pub(crate) method: String,
