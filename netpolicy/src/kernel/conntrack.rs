@@ -13,6 +13,7 @@ const INET: u8 = 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_IP: u16 = 1;
 const IP_V4_SOURCE: u16 = 1;
+const IP_V4_DESTINATION: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
@@ -20,8 +21,15 @@ const FILTER_ORIGINAL: u16 = 1;
 /// Compare the source address only.
 const BY_SOURCE: u32 = 1;
 
-/// Deletes every flow that `guest` began, and returns how many there were.
-pub(crate) fn cut(socket: &mut NetfilterSocket, guest: Ipv4Addr) -> Result<usize, EnforceError> {
+/// Deletes every flow that `guest` began, except to `spared`, and returns how many there were.
+///
+/// The host's own address is spared: what goes there is judged packet by packet, and a flow that is forgotten in the
+/// middle would hang until the guest speaks again.
+pub(crate) fn cut(
+    socket: &mut NetfilterSocket,
+    guest: Ipv4Addr,
+    spared: Ipv4Addr,
+) -> Result<usize, EnforceError> {
     let mut address = Vec::new();
     put(&mut address, IP_V4_SOURCE, &guest.octets());
     let mut tuple = Vec::new();
@@ -32,13 +40,15 @@ pub(crate) fn cut(socket: &mut NetfilterSocket, guest: Ipv4Addr) -> Result<usize
     put_nested(&mut attributes, TUPLE_ORIGINAL, &tuple);
     put_nested(&mut attributes, FILTER, &filter);
     // A kernel before 5.8 ignores the filter, so it is asked again here.
-    delete(socket, &attributes, |source| source == guest)
+    delete(socket, &attributes, |source, destination| {
+        source == guest && destination != spared
+    })
 }
 
-/// Deletes every flow that one of the wanted addresses began, and returns how many there were.
+/// Deletes every flow whose source and destination are wanted, and returns how many there were.
 pub(crate) fn cut_all(
     socket: &mut NetfilterSocket,
-    wanted: impl Fn(Ipv4Addr) -> bool,
+    wanted: impl Fn(Ipv4Addr, Ipv4Addr) -> bool,
 ) -> Result<usize, EnforceError> {
     delete(socket, &[], wanted)
 }
@@ -48,12 +58,16 @@ pub(crate) fn cut_all(
 fn delete(
     socket: &mut NetfilterSocket,
     attributes: &[u8],
-    wanted: impl Fn(Ipv4Addr) -> bool,
+    wanted: impl Fn(Ipv4Addr, Ipv4Addr) -> bool,
 ) -> Result<usize, EnforceError> {
     let flows = socket.dump(
         "listing flows",
         &request(CONNTRACK, GET, INET, attributes),
-        |_, _, flow| source(flow).is_some_and(&wanted).then(|| deletion(flow)),
+        |_, _, flow| {
+            ends(flow)
+                .is_some_and(|(source, destination)| wanted(source, destination))
+                .then(|| deletion(flow))
+        },
     )?;
     for flow in &flows {
         match socket.request(&request(CONNTRACK, DELETE, INET, flow)) {
@@ -71,14 +85,11 @@ fn delete(
     Ok(flows.len())
 }
 
-fn source(flow: Attributes<'_>) -> Option<Ipv4Addr> {
-    let address = flow
-        .find(TUPLE_ORIGINAL)?
-        .inside()
-        .find(TUPLE_IP)?
-        .inside()
-        .find(IP_V4_SOURCE)?;
-    Some(Ipv4Addr::from(*address.value.first_chunk::<4>()?))
+/// Who began it, and towards whom.
+fn ends(flow: Attributes<'_>) -> Option<(Ipv4Addr, Ipv4Addr)> {
+    let tuple = flow.find(TUPLE_ORIGINAL)?.inside().find(TUPLE_IP)?.inside();
+    let address = |kind| Some(Ipv4Addr::from(*tuple.find(kind)?.value.first_chunk::<4>()?));
+    Some((address(IP_V4_SOURCE)?, address(IP_V4_DESTINATION)?))
 }
 
 /// The attributes that name exactly this flow.

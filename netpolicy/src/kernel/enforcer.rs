@@ -163,7 +163,7 @@ impl Enforcer {
         check_port(&self.host, port)?;
         self.refuse_shared(port)?;
         if self.vacated.contains(&port.address) {
-            conntrack::cut(&mut self.kernel.netfilter, port.address)?;
+            conntrack::cut(&mut self.kernel.netfilter, port.address, self.host.bridge.address)?;
             self.vacated.remove(&port.address);
         }
         let binding = Binding::Known(port.clone());
@@ -324,7 +324,7 @@ impl Enforcer {
     /// outlive their permission: towards the host every packet is judged by itself.
     fn end_flows(&mut self, was: &GuestPort) -> Result<(), EnforceError> {
         if was.trust.leaves_host() {
-            let flows = conntrack::cut(&mut self.kernel.netfilter, was.address)?;
+            let flows = conntrack::cut(&mut self.kernel.netfilter, was.address, self.host.bridge.address)?;
             tracing::debug!(port = %was.name, flows, "flows cut");
         }
         Ok(())
@@ -333,7 +333,7 @@ impl Enforcer {
     /// Ends what flows are left of guests that are gone, in one walk.
     fn end_vacated_flows(&mut self) -> Result<(), EnforceError> {
         if !self.vacated.is_empty() {
-            conntrack::cut_all(&mut self.kernel.netfilter, |source| {
+            conntrack::cut_all(&mut self.kernel.netfilter, |source, _| {
                 self.vacated.contains(&source)
             })?;
             self.vacated.clear();
@@ -349,8 +349,9 @@ impl Enforcer {
             .filter(|port| port.trust.leaves_host())
             .map(|port| port.address)
             .collect();
-        conntrack::cut_all(&mut self.kernel.netfilter, |source| {
-            subnet.contains(source) && source != self.host.bridge.address && !open.contains(&source)
+        conntrack::cut_all(&mut self.kernel.netfilter, |source, destination| {
+            let ours = self.host.bridge.address;
+            subnet.contains(source) && source != ours && destination != ours && !open.contains(&source)
         })
         .map(drop)
     }

@@ -23,7 +23,7 @@ pub enum EnforceError {
         hint: &'static str,
     },
     /// netfilter's socket failed.
-    #[error("Netfilter's netlink socket failed at {action}")]
+    #[error("Netfilter's netlink socket failed at {action}{}", hint(.source))]
     Netfilter {
         /// What was tried.
         action: &'static str,

@@ -140,6 +140,23 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_to_the_host_s_own_services_survives_a_fall_of_trust() {
+        if skipped() {
+            return;
+        }
+        let mut lab = trusted(Trust::Nat);
+        let talk = lab
+            .a
+            .namespace
+            .enter(|| TcpStream::connect("10.77.0.1:8844").unwrap())
+            .unwrap();
+        lab.enforce(|enforcer| Ok(enforcer.set_trust(&name("tap1000i0"), Trust::Off)?))
+            .unwrap();
+        assert!(flows(&lab).contains("dport=8844"), "{}", flows(&lab));
+        drop(talk);
+    }
+
+    #[test]
     fn a_recycled_address_inherits_no_flow() {
         if skipped() {
             return;
