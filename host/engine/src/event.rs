@@ -170,7 +170,8 @@ pub(crate) fn job_finished(job: &JobRecord) -> Write {
         (Some(failure), state) => format!("Job {} is {state}: {}", job.id, failure.message),
         (None, JobState::Completed) => {
             let commits = job.outcome.as_ref().map_or(0, |outcome| outcome.commits);
-            format!("Job {} is COMPLETED with {commits} commits", job.id)
+            let noun = if commits == 1 { "commit" } else { "commits" };
+            format!("Job {} is COMPLETED with {commits} {noun}", job.id)
         }
         (None, state) => format!("Job {} is {state}", job.id),
     };
