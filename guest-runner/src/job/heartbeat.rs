@@ -27,7 +27,10 @@ pub(crate) async fn beat<H: HostLink>(
             since = Instant::now();
             last = Some(now);
         }
-        let message = format!("{now} for {} s", since.elapsed().as_secs());
+        let message = match since.elapsed().as_secs() {
+            0 => String::new(),
+            seconds => format!("for {seconds} s"),
+        };
         if let Ok(answer) = host.heartbeat(Heartbeat { phase: now, message }).await
             && answer.cancel
         {
