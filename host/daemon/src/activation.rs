@@ -12,12 +12,13 @@ const NAME: &str = "control";
 /// # Errors
 /// Descriptors were handed over, and none or not exactly one of them is a Unix stream socket named `control`.
 pub fn take_control_socket() -> io::Result<Option<UnixListener>> {
+    // Names may be there although the descriptors are another process's.
+    if sd_notify::listen_fds()?.len() == 0 {
+        return Ok(None);
+    }
     let names: Vec<String> = sd_notify::listen_fds_with_names()?
         .map(|(_, name)| name)
         .collect();
-    if names.is_empty() {
-        return Ok(None);
-    }
     let index = position(&names)?;
     let listener = listenfd::ListenFd::from_env().take_unix_listener(index)?;
     if let Some(listener) = &listener {

@@ -1,0 +1,7 @@
+//! The real program as a process: what a service manager, an operator with `kill` and a client see of it. It runs in
+//! a network namespace of its own, with a QEMU that only says its version.
+
+mod lab;
+mod notify;
+mod reload;
+mod socket;
