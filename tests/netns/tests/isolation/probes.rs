@@ -44,7 +44,9 @@ pub(crate) enum How {
     Frames(Who, Vec<Vec<u8>>),
     /// The same, and look for an answer among the frames that come back.
     Ask(Who, Vec<u8>, fn(&[u8]) -> bool),
-    /// The same, and look at what `ip` says on the host.
+    /// Make the host do something, and look for signs of it among the frames that guests get.
+    Overhear(&'static str, fn(&[u8]) -> bool),
+    /// Write a frame into a guest's cable, and look at what `ip` says on the host.
     Poison(Who, Vec<u8>, &'static str, &'static str),
 }
 
@@ -260,6 +262,14 @@ fn to_neighbour(probes: &mut Probes, a: &Guest, b: &Guest) {
 }
 
 fn from_outside(probes: &mut Probes) {
+    probes.add(
+        "S-32",
+        "the host's ARP request for somebody else",
+        NEVER,
+        How::Overhear("neigh replace 10.77.0.98 dev vmbr1 use", |frame| {
+            frame.get(12..14) == Some(&ARP.to_be_bytes()) && frame.get(38..42) == Some(&[10, 77, 0, 98])
+        }),
+    );
     for (what, who, to) in [
         (
             "guest from the LAN, by a static route",
