@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Why a text is not an identifier. The message names the text and the form expected.
+/// Why a text is not an identifier. The message names the text, escaped and cut short, and the form expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// Not a Proxmox VMID.
@@ -18,6 +18,10 @@ pub enum IdError {
     /// Not a sandbox id.
     #[error("`{0}` is not a sandbox id: expected a UUID")]
     Sandbox(String),
+}
+
+fn shown(text: &str) -> String {
+    text.escape_debug().take(80).collect()
 }
 
 /// The number a hypervisor knows a VM by. Proxmox VE accepts 100 to 999999999.
@@ -65,7 +69,9 @@ impl FromStr for Vmid {
         text.parse::<u32>()
             .ok()
             .and_then(|raw| Self::try_from(raw).ok())
-            .ok_or_else(|| IdError::Vmid(text.into()))
+            // `+100` and `0100` are numbers too, and would be second names of the same directory.
+            .filter(|vmid| vmid.to_string() == text)
+            .ok_or_else(|| IdError::Vmid(shown(text)))
     }
 }
 
@@ -106,7 +112,7 @@ impl FromStr for SandboxId {
     fn from_str(text: &str) -> Result<Self, IdError> {
         Uuid::parse_str(text)
             .map(Self)
-            .map_err(|_| IdError::Sandbox(text.into()))
+            .map_err(|_| IdError::Sandbox(shown(text)))
     }
 }
 
@@ -153,7 +159,7 @@ impl FromStr for JobId {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let body = text
             .strip_prefix(JOB_PREFIX)
-            .ok_or_else(|| IdError::Job(text.into()))?;
+            .ok_or_else(|| IdError::Job(shown(text)))?;
         let fits = body.len() == JOB_LENGTH
             && body
                 .bytes()
@@ -161,7 +167,7 @@ impl FromStr for JobId {
         if fits {
             Ok(Self(text.into()))
         } else {
-            Err(IdError::Job(text.into()))
+            Err(IdError::Job(shown(text)))
         }
     }
 }
@@ -192,7 +198,18 @@ mod tests {
 
     #[test]
     fn a_vmid_refuses_what_proxmox_refuses() {
-        for text in ["0", "99", "1000000000", "-1", "", "1e3", "4294967296"] {
+        for text in [
+            "0",
+            "99",
+            "1000000000",
+            "-1",
+            "",
+            "1e3",
+            "4294967296",
+            "+100",
+            "0100",
+            " 100",
+        ] {
             assert!(text.parse::<Vmid>().is_err(), "{text}");
         }
         assert_eq!("100".parse::<Vmid>().unwrap(), Vmid::MIN);
@@ -211,6 +228,20 @@ mod tests {
             "job_0123456789abc",
         ] {
             assert!(text.parse::<JobId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_carries_no_control_character_and_no_long_text() {
+        let text = "\u{1b}[31m".repeat(1000);
+        for message in [
+            text.parse::<Vmid>().unwrap_err(),
+            text.parse::<SandboxId>().unwrap_err(),
+            text.parse::<JobId>().unwrap_err(),
+        ]
+        .map(|error| error.to_string())
+        {
+            assert!(!message.contains('\u{1b}') && message.len() < 200, "{message}");
         }
     }
 

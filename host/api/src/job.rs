@@ -11,7 +11,7 @@ use crate::{ChannelKind, Failure, JobId, SandboxId, Vmid};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum JobState {
-    /// Recorded; its sandbox is on the way.
+    /// Recorded; it waits for a place, or its sandbox is on the way.
     Queued,
     /// The guest has redeemed its token and works.
     Running,
@@ -158,6 +158,9 @@ pub struct JobView {
     pub id: JobId,
     /// Where it stands.
     pub state: JobState,
+    /// Its place among the jobs that wait for a sandbox, from 1; absent once it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_position: Option<u32>,
     /// Where the code comes from.
     pub repository: RepositorySource,
     /// Branch, tag or commit asked for.

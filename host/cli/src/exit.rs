@@ -111,6 +111,7 @@ mod tests {
         JobView {
             id: "job_000000000000".parse().unwrap(),
             state,
+            queue_position: None,
             repository: RepositorySource::Url {
                 url: "https://example.org/r".to_owned(),
             },

@@ -91,12 +91,17 @@ impl Engine {
             engine.settle();
         }
         let (weak, shared) = (Arc::downgrade(&engine), engine.shared.clone());
+        engine
+            .shared
+            .tasks
+            .spawn(crate::queue::run(weak.clone(), shared.clone()));
         engine.shared.tasks.spawn(crate::reconcile::run(weak, shared));
         Ok(engine)
     }
 
     pub(crate) fn settle(&self) {
         self.settled.store(true, Ordering::Release);
+        self.shared.queue.look();
     }
 
     pub(crate) fn is_settled(&self) -> bool {
@@ -247,6 +252,7 @@ impl Engine {
     /// Changes that from now on. What was begun goes on as it was asked for.
     pub fn tune(&self, tunable: Tunable) {
         self.shared.tune(tunable);
+        self.shared.queue.look();
     }
 
     /// Shows an alarm in the status until [`Engine::clear_alarm`]; false when it is shown already.

@@ -126,14 +126,17 @@ pub(crate) fn host_alarm(message: String) -> Write {
     })
 }
 
-/// A job was recorded.
-pub(crate) fn job_queued(job: &JobRecord) -> Write {
-    let message = format!("Job {} is queued with profile {}", job.id, job.profile);
+/// A job was recorded. `position` is its place in the line, from 1; 0 for one that need not wait.
+pub(crate) fn job_queued(job: &JobRecord, position: usize) -> Write {
+    let mut message = format!("Job {} is queued with profile {}", job.id, job.profile);
+    if position > 0 {
+        message += &format!(", in place {position}");
+    }
     of_job(
         EventKind::JobQueued,
         job,
         message,
-        json!({"profile": job.profile, "vmid": job.vmid}),
+        json!({"profile": job.profile, "vmid": job.vmid, "queue_position": (position > 0).then_some(position)}),
     )
 }
 

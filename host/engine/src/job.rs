@@ -5,21 +5,20 @@ use std::time::Duration;
 
 use agentlab_api::{
     ArtifactView, ErrorCode, JobId, JobList, JobRequest, JobState, JobView, Problem, Profile,
-    RepositorySource, SandboxId, SandboxState, Vmid,
+    RepositorySource, Vmid,
 };
-use agentlab_store::{IdempotencyRecord, Incoming, JobRecord, SandboxRecord, StoreError, Write};
+use agentlab_store::{IdempotencyRecord, Incoming, JobRecord, StoreError};
 use tokio::time::{Instant, timeout};
 
 use crate::engine::{Engine, store_problem};
-use crate::event::{self, StepEnd};
 use crate::glimpse::{self, Glimpse};
-use crate::journal::Point;
+use crate::queue::{self, Admitted};
 use crate::request::{self, Settled};
+use crate::sandbox::driver;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::granted;
 use crate::sandbox::perform::{backend_failure, chain};
 use crate::sandbox::step::Step;
-use crate::sandbox::{driver, reserve};
 use crate::view;
 
 /// How long a request waits for the hypervisor, or for the packet policy, before anything is recorded.
@@ -50,27 +49,29 @@ impl Engine {
         let settled = request::settle(&request, &profile)?;
         self.enforceable(&profile).await?;
         let occupied = self.inventory(&profile).await?;
-        let (job, sandbox) = self.draft(&request, profile, settled)?;
+        let job = self.draft(&request, profile, settled)?;
         // Nobody removes the bundle between the look and the record that needs it.
         let bundles = match &job.repository {
             RepositorySource::Bundle { .. } => Some(self.shared.bundles.lock().await),
             RepositorySource::Url { .. } => None,
         };
         self.bundle_is_here(&job.repository).await?;
-        let made = self.record(job, sandbox, key.clone(), occupied, began).await;
+        let made = queue::admit(&self.shared, job, key.clone(), occupied, began).await;
         drop(bundles);
         match made {
-            Ok((job, sandbox)) => {
-                tracing::info!(job = %job.id, sandbox = %sandbox.id, vmid = %sandbox.vmid, "job queued");
-                driver::spawn(&self.shared, sandbox, Some(job.clone()), false);
-                Ok(view::job(job))
+            Ok(Admitted { job, sandbox, position }) => {
+                tracing::info!(job = %job.id, position, "job queued");
+                if let Some(sandbox) = sandbox {
+                    driver::spawn(&self.shared, sandbox, Some(job.clone()), false);
+                }
+                Ok(view::job(job, position))
             }
             // The same key may have been recorded a moment ago.
             Err(StoreError::Conflict(reason)) => match self.repeated(key.as_ref()).await? {
                 Some(known) => Ok(known),
                 None => Err(Problem::new(ErrorCode::LimitReached, reason)
                     .with_stage(Step::Reserve.as_str())
-                    .with_hint("destroy sandboxes that are no longer needed, or raise the limit")),
+                    .with_hint("destroy sandboxes that are no longer needed, or raise max_sandboxes or max_queued_jobs")),
             },
             Err(error) => Err(store_problem(&error)),
         }
@@ -158,26 +159,16 @@ impl Engine {
         }
     }
 
-    /// Both records as they will be written; the numbers are chosen in the transaction.
-    fn draft(
-        &self,
-        request: &JobRequest,
-        profile: Profile,
-        settled: Settled,
-    ) -> Result<(JobRecord, SandboxRecord), Problem> {
-        let random = |error: getrandom::Error| {
+    /// The job as it is recorded when it must wait.
+    fn draft(&self, request: &JobRequest, profile: Profile, settled: Settled) -> Result<JobRecord, Problem> {
+        let id = JobId::generate().map_err(|error| {
             Problem::new(
                 ErrorCode::Internal,
                 format!("The kernel gave no random bytes: {error}"),
             )
-        };
-        let mut nonce = [0u8; 16];
-        getrandom::fill(&mut nonce).map_err(random)?;
-        let id = JobId::generate().map_err(random)?;
-        let (now, sandbox) = (self.shared.now(), SandboxId::generate());
-        let lease = Duration::from_secs(u64::from(settled.ttl_minutes) * 60);
-        let job = JobRecord {
-            id: id.clone(),
+        })?;
+        Ok(JobRecord {
+            id,
             state: JobState::Queued,
             repository: request.repository.clone(),
             reference: request.reference.clone(),
@@ -185,81 +176,18 @@ impl Engine {
             profile: profile.name.clone(),
             agent: settled.agent,
             deadline_seconds: settled.deadline_seconds,
-            sandbox: Some(sandbox),
+            sandbox: None,
             vmid: None,
             channel: None,
             cancel_requested: false,
             next_log_piece: 0,
             outcome: None,
             failure: None,
-            created_at: now,
+            created_at: self.shared.now(),
             started_at: None,
             finished_at: None,
-        };
-        let record = SandboxRecord {
-            id: sandbox,
-            vmid: self.shared.settings.vmid_first,
-            name: id.as_str().replace('_', "-"),
-            profile,
-            state: SandboxState::Requested,
-            cursor: Step::Reserve.as_str().to_owned(),
-            unwinding: false,
-            nonce: hex::encode(nonce),
-            mac: [0; 6],
-            address: self.shared.settings.gateway,
-            job: Some(id),
-            keepalive: settled.keepalive,
-            lease_expires_at: Some(now + lease),
-            lease_warned: false,
-            runner_key_sha256: None,
-            acknowledged: false,
-            runner_version: None,
-            channel: None,
-            last_heard_at: None,
-            powered_on_at: None,
-            failure: None,
-            left_behind: Vec::new(),
-            created_at: now,
-            updated_at: now,
-        };
-        Ok((job, record))
-    }
-
-    async fn record(
-        &self,
-        mut job: JobRecord,
-        mut sandbox: SandboxRecord,
-        key: Option<IdempotencyRecord>,
-        occupied: HashSet<Vmid>,
-        began: Instant,
-    ) -> Result<(JobRecord, SandboxRecord), StoreError> {
-        let (settings, tunable) = (self.shared.settings.clone(), self.shared.tunable());
-        let reserved = self.shared.journal.reserve(Point::Reserve, move |live| {
-            reserve::below_limit(tunable.max_sandboxes, live)?;
-            sandbox.vmid = reserve::free_vmid(&settings, live, &occupied)?;
-            sandbox.address = reserve::free_address(&settings, live)?;
-            sandbox.mac = reserve::free_mac(sandbox.id, live);
-            job.vmid = Some(sandbox.vmid);
-            let mut writes = vec![
-                Write::Sandbox(Box::new(sandbox.clone())),
-                Write::Job(Box::new(job.clone())),
-            ];
-            if let Some(mut key) = key {
-                key.job = job.id.clone();
-                writes.push(Write::Idempotency(key));
-            }
-            writes.push(event::job_queued(&job));
-            writes.push(event::requested(&sandbox));
-            writes.push(event::step(
-                &sandbox,
-                Step::Reserve,
-                false,
-                began.elapsed(),
-                &StepEnd::Done,
-            ));
-            Ok(((job, sandbox), writes))
-        });
-        reserved.await
+            waiting: queue::waiting(profile, settled.ttl_minutes, settled.keepalive),
+        })
     }
 
     /// One job.
@@ -267,7 +195,9 @@ impl Engine {
     /// # Errors
     /// There is none of that id.
     pub async fn job(&self, id: &JobId) -> Result<JobView, Problem> {
-        self.job_record(id).await.map(view::job)
+        let job = self.job_record(id).await?;
+        let position = queue::position(&self.shared, &job).await?;
+        Ok(view::job(job, position))
     }
 
     async fn job_record(&self, id: &JobId) -> Result<JobRecord, Problem> {
@@ -299,8 +229,18 @@ impl Engine {
         let limit = limit.unwrap_or(PAGE).clamp(1, LONGEST_PAGE);
         let page = self.shared.store.jobs(before, limit).await;
         let (jobs, next) = page.map_err(|error| store_problem(&error))?;
+        let line = if jobs.iter().any(|job| job.waiting.is_some()) {
+            let line = self.shared.store.waiting_jobs().await;
+            line.map_err(|error| store_problem(&error))?
+        } else {
+            Vec::new()
+        };
+        let shown = jobs.into_iter().map(|job| {
+            let position = queue::place_in(&line, &job.id);
+            view::job(job, position)
+        });
         Ok(JobList {
-            jobs: jobs.into_iter().map(view::job).collect(),
+            jobs: shown.collect(),
             next_cursor: next.map(|cursor| cursor.to_string()),
         })
     }
@@ -313,8 +253,13 @@ impl Engine {
     pub async fn cancel_job(&self, id: &JobId) -> Result<JobView, Problem> {
         let job = self.job_record(id).await?;
         if job.state.is_final() {
-            return Ok(view::job(job));
+            return Ok(view::job(job, None));
         }
+        if let Some(cancelled) = queue::cancel(&self.shared, id).await? {
+            return Ok(view::job(cancelled, None));
+        }
+        // It may have got its sandbox meanwhile.
+        let job = self.job_record(id).await?;
         let handle = job
             .sandbox
             .and_then(|sandbox| self.shared.driver(sandbox))
@@ -326,12 +271,12 @@ impl Engine {
                 .with_hint("try again in a few seconds")
             })?;
         match handle.ask(|reply| Message::Cancel { reply }).await {
-            Ok(Ok(job)) => Ok(view::job(job)),
+            Ok(Ok(job)) => Ok(view::job(job, None)),
             // It may have ended between the look and the request.
             Ok(Err(problem)) => {
                 let now = self.job_record(id).await?;
                 if now.state.is_final() {
-                    Ok(view::job(now))
+                    Ok(view::job(now, None))
                 } else {
                     Err(problem)
                 }

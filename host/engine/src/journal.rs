@@ -23,8 +23,10 @@ use crate::shared::lock;
 /// What a commit is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Point {
-    /// A job and its sandbox are recorded.
+    /// A job is recorded, with its sandbox if there is a place.
     Reserve,
+    /// A job that waited has its sandbox.
+    Start,
     /// Another VMID is taken.
     ReserveAgain,
     /// A sandbox enters a state; the word is the state's, while it is being made the step's.
@@ -79,6 +81,7 @@ impl fmt::Display for Point {
             Self::Enter(word) => write!(f, "enter {word}"),
             Self::Undo(step) => write!(f, "undo {step}"),
             Self::Reserve => f.write_str("reserve"),
+            Self::Start => f.write_str("start"),
             Self::ReserveAgain => f.write_str("reserve again"),
             Self::Left => f.write_str("left"),
             Self::ForgetTokens => f.write_str("forget tokens"),

@@ -14,6 +14,8 @@ pub(crate) const WARNING: Duration = Duration::from_secs(300);
 pub(crate) struct Lease {
     ends_at: Option<Instant>,
     warned: bool,
+    /// Nobody is warned, and nothing ends, until it is taken up again.
+    is_idle: bool,
 }
 
 /// What the clock says.
@@ -29,12 +31,13 @@ impl Lease {
         Self {
             ends_at: expires_at.map(|end| now + until(wall, end)),
             warned,
+            is_idle: false,
         }
     }
 
     /// When to look again.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        let end = self.ends_at?;
+        let end = self.ends_at.filter(|_| !self.is_idle)?;
         if self.warned {
             Some(end)
         } else {
@@ -43,7 +46,7 @@ impl Lease {
     }
 
     pub(crate) fn due(&self, now: Instant) -> Due {
-        let Some(end) = self.ends_at else {
+        let Some(end) = self.ends_at.filter(|_| !self.is_idle) else {
             return Due::Nothing;
         };
         let left = end.saturating_duration_since(now);
@@ -66,9 +69,15 @@ impl Lease {
         self.ends_at = Some(Instant::now() + wait);
     }
 
-    /// The end was acted upon.
-    pub(crate) fn over(&mut self) {
-        self.ends_at = None;
+    /// Nothing is left for it to end.
+    pub(crate) fn rest(&mut self) {
+        self.is_idle = true;
+    }
+
+    /// A record is left that it ends, without a warning.
+    pub(crate) fn take_up(&mut self) {
+        self.is_idle = false;
+        self.warned = true;
     }
 }
 

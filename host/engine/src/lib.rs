@@ -20,6 +20,7 @@ mod job;
 mod journal;
 mod lease;
 pub mod port;
+mod queue;
 mod reconcile;
 mod recover;
 mod report;

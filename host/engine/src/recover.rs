@@ -64,7 +64,8 @@ pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), StoreError> {
         }
         driver::spawn(shared, record, job, true);
     }
-    for job in jobs {
+    // One that waits has no sandbox to have lost.
+    for job in jobs.into_iter().filter(|job| job.waiting.is_none()) {
         abandoned(shared, job).await?;
     }
     for job in shared.store.jobs(None, RECENT).await?.0 {

@@ -219,6 +219,7 @@ mod tests {
             created_at: Timestamp::UNIX_EPOCH,
             started_at: None,
             finished_at: None,
+            waiting: None,
         }
     }
 

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::glimpse::Glimpses;
 use crate::journal::Journal;
 use crate::port::{GuestDoor, Network};
+use crate::queue::Queue;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
 use crate::sandbox::perform::chain;
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     unswept: Mutex<BTreeSet<JobId>>,
     /// Held from the check that a bundle is there until its job is recorded, and while bundles are removed.
     pub(crate) bundles: tokio::sync::Mutex<()>,
+    /// Jobs that wait for a sandbox.
+    pub(crate) queue: Queue,
 }
 
 #[derive(Default)]
@@ -151,6 +154,7 @@ impl Shared {
             unneeded: Mutex::default(),
             unswept: Mutex::default(),
             bundles: tokio::sync::Mutex::new(()),
+            queue: Queue::default(),
         }
     }
 
@@ -221,6 +225,15 @@ impl Shared {
             let record = handle.record();
             record.vmid == vmid && State::of(&record).holds_something()
         })
+    }
+
+    /// Sandboxes of which something may exist outside the records.
+    pub(crate) fn holding(&self) -> usize {
+        let drivers = lock(&self.drivers);
+        let records = drivers.by_id.values().map(Handle::record);
+        records
+            .filter(|record| State::of(record).holds_something())
+            .count()
     }
 
     /// What teardowns could not remove yet, one sentence per sandbox.

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use agentlab_api::{ArtifactView, JobView, SandboxView};
 use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord};
 
-pub(crate) fn job(record: JobRecord) -> JobView {
+/// `queue_position` for one that waits for a place.
+pub(crate) fn job(record: JobRecord, queue_position: Option<u32>) -> JobView {
     JobView {
         id: record.id,
         state: record.state,
+        queue_position,
         repository: record.repository,
         reference: record.reference,
         task: record.task,

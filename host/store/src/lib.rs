@@ -27,7 +27,7 @@ pub use files::{Files, Incoming, Received};
 pub use page::{Counts, CursorError, JobCursor};
 pub use record::{
     ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, NewEvent, SandboxRecord, TokenRecord,
-    Write,
+    Waiting, Write,
 };
 
 /// Where things are kept.
@@ -130,6 +130,14 @@ impl Store {
     /// The database cannot be read.
     pub async fn unfinished_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
         self.database.unfinished_jobs().await
+    }
+
+    /// Jobs without a sandbox yet, in the order they were recorded in, whatever the clock did meanwhile.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn waiting_jobs(&self) -> Result<Vec<JobId>, StoreError> {
+        self.database.waiting_jobs().await
     }
 
     /// Effects of a sandbox that were tried and are not known to be done, oldest first.

@@ -101,6 +101,20 @@ pub struct JobRecord {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// What its sandbox is to be, for as long as there is no place for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Box<Waiting>>,
+}
+
+/// What a job waits with until it has a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The profile as it was when the job was asked for.
+    pub profile: Profile,
+    /// Lease of the sandbox, from when there is one.
+    pub ttl_minutes: u32,
+    /// The sandbox survives the end of the job.
+    pub keepalive: bool,
 }
 
 /// An effect about to be tried. It stays open until [`Write::Fact`] closes it, and is closed again after a crash

@@ -80,6 +80,7 @@ fn job(sandbox: Option<SandboxId>) -> JobRecord {
         created_at: Timestamp::now(),
         started_at: None,
         finished_at: None,
+        waiting: None,
     }
 }
 

@@ -94,7 +94,7 @@ impl List {
             let exit = job.outcome.as_ref().and_then(|outcome| outcome.exit_code);
             table.row([
                 cell(&job.id),
-                Cell::styled(job.state, job_style(job.state)),
+                Cell::styled(state(job), job_style(job.state)),
                 cell(exit.map_or("-".to_owned(), |code| code.to_string())),
                 cell(&job.profile),
                 cell(
@@ -164,6 +164,14 @@ impl Logs {
     }
 }
 
+/// `QUEUED, place 3` for one that waits for a sandbox.
+fn state(job: &JobView) -> String {
+    match job.queue_position {
+        Some(position) => format!("{}, place {position}", job.state),
+        None => job.state.to_string(),
+    }
+}
+
 async fn cancel(context: &Context, id: &JobId) -> CommandResult {
     let job = context.client.cancel_job(id).await?;
     if context.printer.json() {
@@ -186,7 +194,7 @@ fn show(context: &Context, job: &JobView) -> Result<(), CommandError> {
     let mut fields = Fields::default();
     fields
         .add("id", &job.id)
-        .add("state", job.state)
+        .add("state", state(job))
         .add("repository", &job.repository)
         .add_some("ref", job.reference.as_ref())
         .add("task", &job.task)

@@ -6,7 +6,7 @@ use agentlab_store::{JobRecord, SandboxRecord};
 use tokio::time::Instant;
 
 use super::machine::State;
-use crate::lease::{Lease, until};
+use crate::lease::Lease;
 use crate::settings::Settings;
 use crate::shared::Shared;
 
@@ -41,13 +41,10 @@ pub(crate) struct Clocks {
 }
 
 impl Clocks {
-    pub(crate) fn begin(record: &SandboxRecord, shared: &Shared) -> Self {
-        let lease = Lease::begin(
-            record.lease_expires_at,
-            record.lease_warned,
-            shared.now(),
-            Instant::now(),
-        );
+    pub(crate) fn begin(record: &SandboxRecord, shared: &Shared, resumed: bool) -> Self {
+        // A new lease is whole, whatever has happened to the wall clock since it was written down.
+        let wall = if resumed { shared.now() } else { record.created_at };
+        let lease = Lease::begin(record.lease_expires_at, record.lease_warned, wall, Instant::now());
         Self {
             lease,
             boot: None,
@@ -109,22 +106,20 @@ impl Clocks {
             self.abandon = abandon.map(|patience| now + patience);
         }
         if !state.holds_something() || matches!(state, State::Unwinding { .. } | State::TimedOut) {
-            self.lease.over();
+            self.lease.rest();
         }
     }
 
-    /// A FAILED record of which nothing is left still ends with its lease.
-    pub(crate) fn keep_lease(&mut self, lease: Lease) {
-        self.lease = lease;
-    }
-
-    /// The guest works on a job from here on; after a restart with what is left of its time.
-    pub(crate) fn job_begins(&mut self, job: &JobRecord, record: &SandboxRecord, shared: &Shared) {
+    /// The guest works on a job from here on, or has for a while when the process is new.
+    pub(crate) fn job_begins(
+        &mut self,
+        job: &JobRecord,
+        record: &SandboxRecord,
+        shared: &Shared,
+        spent: Duration,
+    ) {
         let settings = &shared.settings;
         let whole = host_deadline(job, record, settings);
-        let spent = job
-            .started_at
-            .map_or(Duration::ZERO, |started| until(started, shared.now()));
         self.job_deadline = Some(Instant::now() + whole.saturating_sub(spent));
         self.heard(settings);
         if job.cancel_requested {

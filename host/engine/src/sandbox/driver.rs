@@ -89,6 +89,8 @@ pub(crate) struct Driver {
     pub(crate) pending: bool,
     pub(crate) look_wanted: bool,
     pub(crate) token: Option<Secret32>,
+    /// When the time to redeem the token began, if this process issued it.
+    pub(crate) token_since: Option<Instant>,
     pub(crate) tap: Option<std::os::fd::OwnedFd>,
     /// VMIDs that turned out to be taken.
     pub(crate) tried: BTreeSet<Vmid>,
@@ -119,7 +121,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         return;
     }
     let state = State::of(&record);
-    let clocks = Clocks::begin(&record, shared);
+    let clocks = Clocks::begin(&record, shared, resumed);
     let driver = Driver {
         shared: shared.clone(),
         state,
@@ -130,6 +132,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         pending: !resumed,
         look_wanted: false,
         token: None,
+        token_since: None,
         tap: None,
         tried: BTreeSet::new(),
         clocks,
@@ -258,6 +261,9 @@ impl Driver {
         let point = Point::enter(&transition.next);
         self.shared.journal.commit(point, writes).await?;
         self.adopt(record);
+        if !transition.next.holds_something() {
+            self.shared.queue.look();
+        }
         if let Some(job) = job.as_ref().filter(|job| job.state.is_final()) {
             self.shared.job_ended(job);
         }

@@ -62,6 +62,7 @@ impl Driver {
                 self.record.acknowledged = false;
                 self.record.channel = None;
                 self.token = Some(token);
+                self.token_since = Some(Instant::now());
                 return self.token_write();
             }
             Produced::Nothing if step == Step::PowerOn => {
@@ -70,6 +71,9 @@ impl Driver {
                 self.enforced = Some(Trust::BootstrapOnly);
                 self.rebind = false;
                 let again = self.token_write();
+                if again.is_some() {
+                    self.token_since = self.powered_on;
+                }
                 self.token = None;
                 // The time to redeem counts from here; waiting for a turn to start must not eat it.
                 return again;

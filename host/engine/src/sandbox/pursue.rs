@@ -1,5 +1,7 @@
 //! What a driver does for the state it is in, and what it makes of looks, clocks and requests.
 
+use std::time::Duration;
+
 use agentlab_api::{ErrorCode, JobState, Problem};
 use agentlab_backend::BackendError;
 use agentlab_store::{JobRecord, SandboxRecord, StoreError, Write};
@@ -13,7 +15,7 @@ use super::perform::{PowerChange, chain, failure};
 use super::step::{Resume, Seen, Step, resume};
 use crate::event::{self, StepEnd};
 use crate::journal::Point;
-use crate::lease::{self, Lease};
+use crate::lease::{self, until};
 
 impl Driver {
     /// Does, or begins, what the state asks for. Safe to call at any time: what was done already is not done again.
@@ -33,9 +35,7 @@ impl Driver {
         }
         if matches!(self.state, State::Failed { kept: false, .. }) {
             // Kept to be read, until its lease is over.
-            let expires = self.record.lease_expires_at;
-            let lease = Lease::begin(expires, true, self.shared.now(), Instant::now());
-            self.clocks.keep_lease(lease);
+            self.clocks.lease.take_up();
         }
     }
 
@@ -104,7 +104,9 @@ impl Driver {
                 if change == PowerChange::Off {
                     self.tasks.abort_all();
                     let cause = failure(ErrorCode::SandboxLost, "Stop", "Its machine was powered off");
-                    self.happen(&Event::MachineStopped(cause), None, Vec::new()).await;
+                    if !self.happen(&Event::MachineStopped(cause), None, Vec::new()).await {
+                        self.powered = None;
+                    }
                 }
             }
             // Teardown begins with the same, and says what it cannot do.
@@ -181,7 +183,10 @@ impl Driver {
                 self.resumed = false;
                 self.clocks.entered(&self.state, &self.shared.settings, None);
                 if let Some(job) = self.job.clone().filter(|job| job.started_at.is_some()) {
-                    self.clocks.job_begins(&job, &self.record, &self.shared);
+                    let spent = job
+                        .started_at
+                        .map_or(Duration::ZERO, |started| until(started, self.shared.now()));
+                    self.clocks.job_begins(&job, &self.record, &self.shared, spent);
                 }
                 // The guest may speak before the hypervisor does; trust follows the look.
                 self.watch_machine();
@@ -353,7 +358,7 @@ impl Driver {
                 let end = self.job.is_some().then_some(end);
                 match self.apply(&Event::LeaseExpired, end, Vec::new()).await {
                     Ok(true) => {}
-                    Ok(false) => self.clocks.lease.over(),
+                    Ok(false) => self.clocks.lease.rest(),
                     Err(error) => {
                         self.clocks
                             .lease

@@ -17,7 +17,7 @@ const MAC_PREFIX: [u8; 2] = [0x02, 0xa1];
 
 /// A sandbox's Ethernet address: four bytes of its UUID's random tail, and the next free one should a neighbour have
 /// the same. The clock part of the UUID would collide among sandboxes of one millisecond.
-pub(crate) fn free_mac(sandbox: SandboxId, live: &[SandboxRecord]) -> [u8; 6] {
+fn free_mac(sandbox: SandboxId, live: &[SandboxRecord]) -> [u8; 6] {
     let held: HashSet<[u8; 6]> = live.iter().map(|record| record.mac).collect();
     let [.., a, b, c, d] = *sandbox.as_bytes();
     let [first, second] = MAC_PREFIX;
@@ -47,7 +47,7 @@ pub(crate) fn free_vmid(
 }
 
 /// The lowest host address of the agent subnet that no live record has.
-pub(crate) fn free_address(settings: &Settings, live: &[SandboxRecord]) -> Result<Ipv4Addr, String> {
+fn free_address(settings: &Settings, live: &[SandboxRecord]) -> Result<Ipv4Addr, String> {
     let held: HashSet<Ipv4Addr> = live.iter().map(|record| record.address).collect();
     let (network, broadcast) = bounds(settings.subnet);
     (network.saturating_add(1)..broadcast)
@@ -70,8 +70,34 @@ pub(crate) fn bounds((address, prefix): (Ipv4Addr, u8)) -> (u32, u32) {
     (network, network | !mask)
 }
 
+/// Why there is no place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Full {
+    /// The operator's bound is reached; a place becomes free when a sandbox ends.
+    #[error("{0}")]
+    Limit(String),
+    /// The numbers have run out, perhaps to others.
+    #[error("{0}")]
+    Numbers(String),
+}
+
+/// Chooses the numbers of a sandbox, if there may be one more.
+pub(crate) fn place(
+    settings: &Settings,
+    max_sandboxes: usize,
+    live: &[SandboxRecord],
+    occupied: &HashSet<Vmid>,
+    sandbox: &mut SandboxRecord,
+) -> Result<(), Full> {
+    below_limit(max_sandboxes, live).map_err(Full::Limit)?;
+    sandbox.vmid = free_vmid(settings, live, occupied).map_err(Full::Numbers)?;
+    sandbox.address = free_address(settings, live).map_err(Full::Numbers)?;
+    sandbox.mac = free_mac(sandbox.id, live);
+    Ok(())
+}
+
 /// Refuses what would exceed the operator's bound. A FAILED sandbox of which nothing is left does not count.
-pub(crate) fn below_limit(max_sandboxes: usize, live: &[SandboxRecord]) -> Result<(), String> {
+fn below_limit(max_sandboxes: usize, live: &[SandboxRecord]) -> Result<(), String> {
     let holding = live
         .iter()
         .filter(|record| State::of(record).holds_something())

@@ -9,7 +9,7 @@ use agentlab_protocol::message::{
     Stream,
 };
 use agentlab_protocol::session::{derive, encode_secret};
-use agentlab_store::{ArtifactRecord, JobRecord, StoreError, Write};
+use agentlab_store::{ArtifactRecord, JobRecord, StoreError, TokenRecord, Write};
 use tokio::time::Instant;
 
 use super::clocks::host_deadline;
@@ -71,7 +71,7 @@ impl Driver {
         };
         let key = hex::encode(redemption.key_sha256);
         match self.record.runner_key_sha256.as_deref() {
-            None if token.expires_at <= self.shared.now() => Err(GuestRefusal::Unauthorized),
+            None if self.is_too_old(&token) => Err(GuestRefusal::Unauthorized),
             None if matches!(self.state, State::Ready | State::Running { .. }) => {
                 Err(GuestRefusal::Unauthorized)
             }
@@ -82,6 +82,14 @@ impl Driver {
             }
             Some(known) if known == key => Err(GuestRefusal::Unauthorized),
             Some(_) => self.second_key().await,
+        }
+    }
+
+    /// By the clock that nobody sets, for as long as the process that issued it lives.
+    fn is_too_old(&self, token: &TokenRecord) -> bool {
+        match self.token_since {
+            Some(since) => since.elapsed() >= self.shared.settings.token_ttl,
+            None => token.expires_at <= self.shared.now(),
         }
     }
 
@@ -130,7 +138,8 @@ impl Driver {
         }
         if let Some(job) = self.job.clone() {
             tracing::info!(job = %job.id, sandbox = %self.record.id, state = %job.state, "job");
-            self.clocks.job_begins(&job, &self.record, &self.shared);
+            self.clocks
+                .job_begins(&job, &self.record, &self.shared, Duration::ZERO);
         }
         // The guest goes to work on this answer: its network must stand before.
         self.pending = false;

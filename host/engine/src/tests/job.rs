@@ -229,7 +229,11 @@ async fn what_cannot_be_done_is_refused_before_anything_is_made() {
 
 #[tokio::test]
 async fn no_more_sandboxes_exist_than_allowed() {
-    let lab = Lab::with(|settings| settings.max_sandboxes = 1).await;
+    let lab = Lab::with(|settings| {
+        settings.max_sandboxes = 1;
+        settings.max_queued_jobs = 0;
+    })
+    .await;
     lab.run().await;
     let problem = lab.engine().create_job(request(), None).await.unwrap_err();
     assert_eq!(problem.code, ErrorCode::LimitReached);
@@ -237,7 +241,11 @@ async fn no_more_sandboxes_exist_than_allowed() {
 
 #[tokio::test]
 async fn a_hundred_jobs_at_once_never_share_a_number() {
-    let lab = Lab::with(|settings| settings.max_sandboxes = 200).await;
+    let lab = Lab::with(|settings| {
+        settings.max_sandboxes = 200;
+        settings.max_queued_jobs = 0;
+    })
+    .await;
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..100 {
         let engine = lab.engine().clone();

@@ -8,3 +8,4 @@ mod failure;
 mod guest;
 mod job;
 mod restart;
+mod queue;

@@ -72,6 +72,14 @@ pub(super) fn unfinished(connection: &Connection) -> Result<Vec<JobRecord>, Work
     bodies.map(|body| Ok(decode("job", &body?)?)).collect()
 }
 
+/// In the order of their insertion: a row keeps its number for life, and numbers grow.
+pub(super) fn waiting(connection: &Connection) -> Result<Vec<JobId>, WorkError> {
+    let mut statement = connection
+        .prepare_cached("SELECT id FROM jobs WHERE state = 'QUEUED' AND sandbox IS NULL ORDER BY rowid")?;
+    let ids = statement.query_map([], |row| row.get::<_, String>(0))?;
+    ids.map(|id| Ok(parse("job", &id?)?)).collect()
+}
+
 pub(super) fn put_artifact(connection: &Connection, record: &ArtifactRecord) -> Result<(), WorkError> {
     connection
         .prepare_cached(

@@ -165,6 +165,12 @@ impl Database {
             .await
     }
 
+    pub(crate) async fn waiting_jobs(&self) -> Result<Vec<JobId>, StoreError> {
+        self.readers
+            .call("reading the queue", |reader| job::waiting(reader))
+            .await
+    }
+
     pub(crate) async fn open_intents(&self, sandbox: SandboxId) -> Result<Vec<Intent>, StoreError> {
         self.readers
             .call("reading the journal", move |reader| {
