@@ -184,6 +184,14 @@ impl Guest {
     /// The host refused.
     pub async fn redeem(&mut self, seed: &Seed, key: u8) -> Result<RedeemAnswer> {
         let answer = self.try_redeem(seed, key).await?;
+        self.accept(&answer)
+    }
+
+    /// Takes a redemption's answer, and uses its session from here on.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub fn accept(&mut self, answer: &Answer) -> Result<RedeemAnswer> {
         ensure!(
             answer.status == 200,
             "redeem: {} {}",

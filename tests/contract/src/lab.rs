@@ -1,5 +1,6 @@
 //! A daemon with its directory, and the command beside it.
 
+use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -27,6 +28,7 @@ pub struct Lab {
     daemon: Option<Child>,
     ready: UnixDatagram,
     flags: Vec<String>,
+    repository: OnceCell<Repository>,
 }
 
 impl Lab {
@@ -53,6 +55,7 @@ impl Lab {
             daemon: None,
             ready,
             flags: Vec::new(),
+            repository: OnceCell::new(),
         };
         fs::create_dir(lab.path("profiles"))?;
         lab.profile("demo.yaml", PROFILE)?;
@@ -201,7 +204,7 @@ impl Lab {
     /// # Errors
     /// It does not serve again; its log is in the error.
     pub fn restart_beside_its_machines(&self) -> Result<()> {
-        self.signal(Signal::HUP)?;
+        self.signal(Signal::USR1)?;
         self.wait_until_ready()
     }
 
@@ -265,8 +268,12 @@ impl Lab {
     ///
     /// # Errors
     /// git failed.
-    pub fn repository(&self) -> Result<Repository> {
-        Repository::with_failing_test(&self.path("repository"))
+    pub fn repository(&self) -> Result<&Repository> {
+        if self.repository.get().is_none() {
+            let made = Repository::with_failing_test(&self.path("repository"))?;
+            return Ok(self.repository.get_or_init(|| made));
+        }
+        self.repository.get().context("made before")
     }
 
     /// Begins a job on a URL, which no scripted guest clones, and gives its id.

@@ -23,8 +23,8 @@ use std::time::Duration;
 use agentlab_api::Vmid;
 use agentlab_backend::fake::Fake;
 use agentlab_protocol::message::{
-    ArtifactRole, BUNDLE_NAME, HEARTBEAT_PATH, LOGS_PATH, Order, PATCH_NAME, REPORT_NAME, REPORT_PATH,
-    Repository,
+    ACKNOWLEDGE_PATH, ArtifactRole, BUNDLE_NAME, HEARTBEAT_PATH, LOGS_PATH, Order, PATCH_NAME, REPORT_NAME,
+    REPORT_PATH, RedeemAnswer, Repository,
 };
 use agentlab_protocol::seed::Seed;
 use anyhow::{Context, Result, bail, ensure};
@@ -91,9 +91,7 @@ impl Script {
     }
 
     async fn try_play(&mut self) -> Result<()> {
-        let mut guest = Guest::connect(self.fake.next_guest_channel(self.vmid).await).await?;
-        let seed = Seed::decode(&self.fake.seed(self.vmid).context("no seed")?)?;
-        let answer = guest.redeem(&seed, KEY).await?;
+        let (mut guest, seed, answer) = self.redeemed().await?;
         let Order::Job(order) = answer.order else {
             bail!("no job was ordered");
         };
@@ -106,9 +104,10 @@ impl Script {
             );
             return Ok(());
         }
-        guest.acknowledge().await?;
         self.session.clone_from(&guest.session);
         self.guest = Some(guest);
+        let answer = self.post(ACKNOWLEDGE_PATH, &Value::Null).await?;
+        ensure!(answer.status == 204, "acknowledge: {}", answer.status);
         self.job = order.job;
         self.beat("repository").await?;
         if matches!(order.repository, Repository::Bundle { .. }) {
@@ -120,6 +119,25 @@ impl Script {
             return Ok(());
         }
         self.hand_in(&end).await
+    }
+
+    /// Redeems over as many lines as that takes: a lost answer is given again to the same key.
+    async fn redeemed(&self) -> Result<(Guest, Seed, RedeemAnswer)> {
+        let mut line = self.fake.next_guest_channel(self.vmid).await;
+        let seed = Seed::decode(&self.fake.seed(self.vmid).context("no seed")?)?;
+        loop {
+            if let Ok(mut guest) = Guest::connect(line).await {
+                match guest.try_redeem(&seed, KEY).await {
+                    Ok(answer) if answer.status == 503 => tokio::time::sleep(LOOK).await,
+                    Ok(answer) => {
+                        let answer = guest.accept(&answer)?;
+                        return Ok((guest, seed, answer));
+                    }
+                    Err(_) => {}
+                }
+            }
+            line = self.fake.next_guest_channel(self.vmid).await;
+        }
     }
 
     async fn agent(&mut self, task: &str) -> Result<End> {

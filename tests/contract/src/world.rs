@@ -140,10 +140,20 @@ impl Visitors {
     /// # Errors
     /// What came is no seed.
     pub async fn next(&self) -> Result<(Seed, UnixStream)> {
+        let (seed, line) = self.next_line().await?;
+        Ok((seed.context("this machine's seed is gone already")?, line))
+    }
+
+    /// Waits for the next line that the host opens, be it the second one of a machine.
+    ///
+    /// # Errors
+    /// What came is no seed.
+    pub async fn next_line(&self) -> Result<(Option<Seed>, UnixStream)> {
         let (mut line, _) = self.listener.accept().await?;
         let length = line.read_u16().await?;
         let mut seed = vec![0; usize::from(length)];
         line.read_exact(&mut seed).await?;
-        Ok((Seed::decode(&seed)?, line))
+        let seed = (length > 0).then(|| Seed::decode(&seed)).transpose()?;
+        Ok((seed, line))
     }
 }

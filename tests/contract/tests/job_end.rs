@@ -1,1 +1,203 @@
-//! job_end
+//! How jobs end and what they leave: cancel, Ctrl-C, artifacts, download, apply.
+
+use agentlab_tests_contract::Lab;
+use serde_json::Value;
+
+use crate::assert_shown;
+use crate::shown::{document, followed, shown};
+
+const WORK: &str = "commit sum.sh echo $(($1 + $2))\nwrite out/answer.txt 42\nwrite a.txt b";
+
+fn worked(lab: &Lab, task: &str) -> String {
+    lab.repository().unwrap();
+    let arguments = [
+        "--json",
+        "job",
+        "run",
+        "--repo",
+        "repository",
+        "--profile",
+        "demo",
+        "--task",
+    ];
+    let ran = lab.agentlab(&[&arguments[..], &[task]].concat()).unwrap();
+    let job: Value = serde_json::from_str(&ran.stdout).unwrap();
+    job["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_cancelled_job_ends_as_cancelled_and_keeps_what_it_made() {
+    let lab = Lab::started().unwrap();
+    let job = lab.detached("write made.txt before\nprint begun\nhang").unwrap();
+    let mut following = lab.begin(&["job", "logs", "-f", &job]).unwrap();
+    following.wait_for("begun").unwrap();
+    assert_shown!(
+        "cancel",
+        shown(&lab, &lab.agentlab(&["job", "cancel", &job]).unwrap())
+    );
+    let ran = following.finish().unwrap();
+    assert_shown!("cancelled", followed(&lab, &ran));
+    let list = lab.json(&["job", "artifacts", &job]).unwrap();
+    assert_eq!(list["artifacts"][0]["name"], "files/made.txt", "{list:#}");
+    assert_shown!(
+        "cancel-again",
+        shown(&lab, &lab.agentlab(&["job", "cancel", &job]).unwrap())
+    );
+}
+
+#[test]
+fn ctrl_c_detaches_and_says_how_to_follow_again_and_the_job_goes_on() {
+    let lab = Lab::started().unwrap();
+    lab.repository().unwrap();
+    let go = lab.path("go").display().to_string();
+    let task = format!("print begun\nawait {go}\nprint ended");
+    let mut running = lab
+        .begin(&[
+            "job",
+            "run",
+            "--repo",
+            "repository",
+            "--profile",
+            "demo",
+            "--task",
+            &task,
+        ])
+        .unwrap();
+    running.wait_for("begun").unwrap();
+    running.interrupt().unwrap();
+    let ran = running.finish().unwrap();
+    assert_eq!(ran.code(), Some(130), "{ran:?}");
+    assert_shown!("detached-by-ctrl-c", {
+        let stdout = String::new();
+        shown(&lab, &agentlab_testkit::Ran { stdout, ..ran })
+    });
+    let list = lab.json(&["job", "list"]).unwrap();
+    assert_eq!(list["jobs"][0]["state"], "RUNNING", "{list:#}");
+
+    std::fs::write(go, "").unwrap();
+    let job = list["jobs"][0]["id"].as_str().unwrap();
+    let ran = lab.agentlab(&["job", "logs", "-f", job]).unwrap();
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    for words in ["│ begun", "│ ended", "COMPLETED"] {
+        assert!(ran.stdout.contains(words), "no {words:?} in {ran:?}");
+    }
+}
+
+#[test]
+fn a_vm_that_dies_under_its_job_fails_it_as_lost_without_delay() {
+    let lab = Lab::started().unwrap();
+    let job = lab.detached("print begun\npower-off").unwrap();
+    let ran = lab.agentlab(&["job", "logs", "-f", &job]).unwrap();
+    assert_shown!("lost", followed(&lab, &ran));
+}
+
+#[test]
+fn artifacts_are_listed_and_downloaded_whole() {
+    let lab = Lab::started().unwrap();
+    let job = worked(&lab, WORK);
+    let say = |arguments: &[&str]| shown(&lab, &lab.agentlab(arguments).unwrap());
+    let download = |more: &[&str]| say(&[&["job", "artifacts", "download", &job], more].concat());
+    let list = lab.json(&["job", "artifacts", &job]).unwrap();
+    let names: Vec<_> = list["artifacts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["name"].as_str().unwrap(), one["kind"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("files/a.txt", "file"),
+            ("files/out/answer.txt", "file"),
+            ("report.json", "report"),
+            ("work.bundle", "bundle"),
+            ("work.patch", "patch"),
+        ]
+    );
+    let files = worked(&lab, "write out/answer.txt 42");
+    let small = [
+        "job",
+        "artifacts",
+        "download",
+        &files,
+        "--name",
+        "files/out/answer.txt",
+    ];
+    assert_shown!("download-one", say(&[&small[..], &["--out", "here"]].concat()));
+    assert_eq!(
+        std::fs::read(lab.path("here/files/out/answer.txt")).unwrap(),
+        b"42"
+    );
+    assert_shown!("download-absent", download(&["--name", "nothing"]));
+
+    let ran = lab.agentlab(&["job", "artifacts", "download", &job]).unwrap();
+    assert_eq!((ran.code(), ran.stdout.lines().count()), (Some(0), 5), "{ran:?}");
+    let patch = std::fs::read_to_string(lab.path(&job).join("work.patch")).unwrap();
+    assert!(patch.contains("Subject: [PATCH] Change sum.sh"), "{patch}");
+    let text = say(&["job", "artifacts", &files]);
+    assert!(
+        text.contains("NAME") && text.contains("files/out/answer.txt"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_damaged_artifact_is_noticed_and_leaves_no_file() {
+    let lab = Lab::started().unwrap();
+    let job = worked(&lab, "write a.txt good");
+    let stored = lab.path("data/artifacts").join(&job).join("files/a.txt");
+    assert_eq!(std::fs::read(&stored).unwrap(), b"good");
+    std::fs::write(&stored, "evil").unwrap();
+    let arguments = [
+        "job",
+        "artifacts",
+        "download",
+        &job,
+        "--name",
+        "files/a.txt",
+        "--out",
+        "here",
+    ];
+    let ran = lab.agentlab(&arguments).unwrap();
+    assert_shown!("download-damaged", shown(&lab, &ran));
+    assert!(!lab.path("here/files/a.txt").exists());
+}
+
+#[test]
+fn work_is_applied_into_a_ref_of_its_own_and_nothing_is_checked_out() {
+    let lab = Lab::started().unwrap();
+    let job = worked(&lab, WORK);
+    let repository = lab.repository().unwrap();
+    let head = repository.git(&["rev-parse", "HEAD"]).unwrap();
+    let arguments = ["job", "apply", &job, "--repo", "repository"];
+    assert_shown!("apply", shown(&lab, &lab.agentlab(&arguments).unwrap()));
+    let reference = format!("refs/agentlab/{job}");
+    let subject = repository.git(&["log", "-1", "--format=%s", &reference]).unwrap();
+    assert_eq!(subject, "Change sum.sh\n");
+    assert_eq!(repository.git(&["rev-parse", "HEAD"]).unwrap(), head);
+    assert_eq!(repository.git(&["status", "--porcelain"]).unwrap(), "");
+
+    let branch = [&arguments[..], &["--branch", "fix"]].concat();
+    assert_shown!("apply-json", document(&lab, &lab.json(&branch).unwrap()));
+    assert_shown!("apply-branch-taken", shown(&lab, &lab.agentlab(&branch).unwrap()));
+}
+
+#[test]
+fn work_that_is_not_there_or_not_finished_is_not_applied() {
+    let lab = Lab::started().unwrap();
+    let apply = |job: &str, more: &[&str]| {
+        let arguments = ["job", "apply", job, "--repo", "repository"];
+        shown(&lab, &lab.agentlab(&[&arguments[..], more].concat()).unwrap())
+    };
+    let failed = worked(&lab, "commit sum.sh x\nexit 3");
+    assert_shown!("apply-failed", apply(&failed, &[]));
+    assert_shown!("apply-forced", apply(&failed, &["--force"]));
+    let empty = worked(&lab, "ok");
+    assert_shown!("apply-nothing", apply(&empty, &[]));
+    let running = lab.detached("print begun\nhang").unwrap();
+    let mut following = lab.begin(&["job", "logs", "-f", &running]).unwrap();
+    following.wait_for("begun").unwrap();
+    assert_shown!("apply-running", apply(&running, &[]));
+    following.interrupt().unwrap();
+    following.finish().unwrap();
+}

@@ -1,8 +1,8 @@
 //! `agentlabd` with a hypervisor in memory: everything a user meets is the real thing, and a VM costs nothing.
 //!
 //! It reads a `config.yaml` like the real one, listens for guests on loopback, and touches neither network nor disk
-//! outside of its directories. HUP stops the daemon and starts it anew in this process, because machines in memory
-//! could not outlive the process as real ones do.
+//! outside of its directories. USR1 stops the daemon and starts it anew in this process, because machines in
+//! memory could not outlive the process as real ones do.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -91,7 +91,7 @@ async fn serve(config: &Config, templates: Vec<Template>, guests: Option<PathBuf
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
+    begin_anew: Signal,
 }
 
 impl Signals {
@@ -100,7 +100,7 @@ impl Signals {
         Ok(Self {
             terminate: register(SignalKind::terminate())?,
             interrupt: register(SignalKind::interrupt())?,
-            hang_up: register(SignalKind::hangup())?,
+            begin_anew: register(SignalKind::user_defined1())?,
         })
     }
 
@@ -109,7 +109,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => false,
             _ = self.interrupt.recv() => false,
-            _ = self.hang_up.recv() => true,
+            _ = self.begin_anew.recv() => true,
         }
     }
 }
