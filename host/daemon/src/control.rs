@@ -152,11 +152,17 @@ fn caller(stream: &UnixStream) -> Option<Caller> {
     }
 }
 
+/// From the file itself: asking through the name service could ask a network, and costs a MiB for its plug-ins.
 fn group() -> Option<u32> {
-    nix::unistd::Group::from_name(GROUP)
-        .ok()
-        .flatten()
-        .map(|group| group.gid.as_raw())
+    group_in(&std::fs::read_to_string("/etc/group").ok()?)
+}
+
+fn group_in(groups: &str) -> Option<u32> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let named = fields.next() == Some(GROUP);
+        named.then(|| fields.nth(1)?.parse().ok()).flatten()
+    })
 }
 
 /// Made as systemd's RuntimeDirectory would; one that exists is the operator's.
@@ -205,4 +211,19 @@ async fn remove_stale(path: &Path) -> Result<(), StartError> {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_group_is_found_by_its_whole_name() {
+        let groups = "root:x:0:\nagentlab-dns:x:990:\nagentlab:x:991:alice,bob\n";
+        assert_eq!(group_in(groups), Some(991));
+        assert_eq!(
+            group_in("agentlab-dns:x:990:\n# agentlab:x:1:\nagentlab:x::\n"),
+            None
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! One running daemon: what is begun in which order, and ended in which.
 //!
 //! ```text
-//!   locks ─► keys, profiles ─► store ─► back end, policy (the bridge stands) ─► guest listeners bound
+//!   locks ─► keys, profiles ─► store | back end | policy (the bridge stands) ─► guest listeners bound
 //!         ─► engine (adopts, recovers) ─► guests answered ─► control socket ─► READY=1
 //! ```
 //! Stopping goes the other way and leaves VMs, bridge and policy as they are: closed means sealed.
@@ -67,11 +67,14 @@ impl Daemon {
         let lock = lock_data(&config.data_dir)?;
         let keys = Keys::load(&config.data_dir)?;
         let profiles = config.load_profiles().map_err(StartError::Profiles)?;
-        let store = Store::open(settings::store(config)).await?;
-        let world = match world {
-            Some(world) => world,
-            None => World::of_host(config).await?,
+        let world = async {
+            match world {
+                Some(world) => Ok(world),
+                None => World::of_host(config).await,
+            }
         };
+        let (store, world) = tokio::join!(Store::open(settings::store(config)), world);
+        let (store, world) = (store?, world?);
         let bootstrap = GuestListener::bind(config.bootstrap_listen).await?;
         let artifacts = GuestListener::bind(config.artifact_listen).await?;
 

@@ -32,13 +32,15 @@ impl fmt::Debug for World {
 impl World {
     /// This host's, as the configuration names it.
     pub(crate) async fn of_host(config: &Config) -> Result<Self, StartError> {
-        let backend = match config.backend {
-            BackendKind::Qemu => qemu(config).await?,
+        let backend = async {
+            match config.backend {
+                BackendKind::Qemu => qemu(config).await,
+            }
         };
-        let network = Arc::new(EnforcedNetwork::start(config).await?);
+        let (backend, network) = tokio::join!(backend, EnforcedNetwork::start(config));
         Ok(Self {
-            backend,
-            network,
+            backend: backend?,
+            network: Arc::new(network?),
             clock: Arc::new(SystemClock),
         })
     }

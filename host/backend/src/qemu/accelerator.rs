@@ -1,11 +1,14 @@
 //! KVM or TCG, and which QEMU.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::record::{read_json, write_json};
 use crate::{BackendError, Result};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -32,7 +35,7 @@ impl Accelerator {
 }
 
 /// QEMU's version.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Version {
     pub(super) major: u32,
     /// `7.2.22`, with the distribution's suffix where it has one.
@@ -72,8 +75,9 @@ fn absent(reason: String) -> BackendError {
 }
 
 impl Programs {
-    /// Finds QEMU and asks for its version. Without a path given, the usual places are searched.
-    pub(super) async fn find(given: Option<&Path>) -> Result<Self> {
+    /// Finds QEMU and its version. Without a path given, the usual places are searched. QEMU needs some 10 ms to say
+    /// its version, so the answer is kept at `kept_path` for as long as the program is the same file.
+    pub(super) async fn find(given: Option<&Path>, kept_path: &Path) -> Result<Self> {
         let system = match given {
             Some(path) => path.to_owned(),
             None => search(PROGRAM).ok_or_else(|| {
@@ -94,24 +98,64 @@ impl Programs {
                 "no {IMAGE_PROGRAM}; install it (Debian: `apt-get install qemu-utils`)"
             ))
         })?;
-        let asked = Command::new(&system)
-            .arg("--version")
-            .env_clear()
-            .kill_on_drop(true)
-            .output();
-        let output = timeout(ASK_DEADLINE, asked)
-            .await
-            .map_err(|_| absent(format!("{} --version did not end", system.display())))?
-            .map_err(|error| absent(format!("{} could not be executed: {error}", system.display())))?;
-        let output = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = Version::parse(&output)
-            .ok_or_else(|| absent(format!("{} --version says no version", system.display())))?;
+        let file = identity(&system);
+        let kept = read_json::<KeptVersion>(kept_path).ok().flatten();
+        let version = match kept {
+            Some(kept) if file.as_ref() == Some(&kept.file) => kept.version,
+            Some(_) | None => {
+                let version = ask_version(&system).await?;
+                if let Some(file) = file {
+                    let kept = KeptVersion { file, version };
+                    if let Err(error) = write_json(kept_path, &kept) {
+                        tracing::debug!(%error, "QEMU's version is asked for again at the next start");
+                    }
+                    kept.version
+                } else {
+                    version
+                }
+            }
+        };
         Ok(Self {
             system,
             image,
             version,
         })
     }
+}
+
+/// `qemu-version.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptVersion {
+    file: String,
+    version: Version,
+}
+
+/// Changes whenever the program is another one: an upgrade replaces the file, and so its inode.
+fn identity(program: &Path) -> Option<String> {
+    let file = std::fs::metadata(program).ok()?;
+    Some(format!(
+        "{} {}:{} {} bytes, changed {}.{:09}",
+        program.display(),
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.ctime(),
+        file.ctime_nsec()
+    ))
+}
+
+async fn ask_version(system: &Path) -> Result<Version> {
+    let asked = Command::new(system)
+        .arg("--version")
+        .env_clear()
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(ASK_DEADLINE, asked)
+        .await
+        .map_err(|_| absent(format!("{} --version did not end", system.display())))?
+        .map_err(|error| absent(format!("{} could not be executed: {error}", system.display())))?;
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    Version::parse(&output).ok_or_else(|| absent(format!("{} --version says no version", system.display())))
 }
 
 fn search(name: &str) -> Option<PathBuf> {
@@ -138,6 +182,29 @@ mod tests {
         );
         for nonsense in ["", "qemu", "QEMU emulator version x.y"] {
             assert_eq!(Version::parse(nonsense), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_version_is_asked_for_once_and_again_after_an_upgrade() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, kept) = (dir.path().join(PROGRAM), dir.path().join("kept.json"));
+        std::fs::write(dir.path().join(IMAGE_PROGRAM), "").unwrap();
+        let install = |version: &str| {
+            let text = format!("#!/bin/sh\necho asked >>$0.asked\necho QEMU emulator version {version}\n");
+            let fresh = dir.path().join("fresh");
+            std::fs::write(&fresh, text).unwrap();
+            std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            std::fs::rename(fresh, &program).unwrap();
+        };
+        for (version, asked) in [("7.2.22", 1), ("7.2.23", 2)] {
+            install(version);
+            for _ in 0..2 {
+                let found = Programs::find(Some(&program), &kept).await.unwrap();
+                assert_eq!(found.version.text, version);
+            }
+            let log = std::fs::read_to_string(format!("{}.asked", program.display())).unwrap();
+            assert_eq!(log.lines().count(), asked);
         }
     }
 }

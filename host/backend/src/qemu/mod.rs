@@ -203,7 +203,8 @@ impl Qemu {
         }
         make_run_dir(&options.run_dir)?;
         let lock = lock(&options.run_dir).await?;
-        let programs = Programs::find(options.qemu_binary.as_deref()).await?;
+        let kept_version = options.run_dir.join("qemu-version.json");
+        let programs = Programs::find(options.qemu_binary.as_deref(), &kept_version).await?;
         let machines = record::Machines::open(&options.run_dir)?;
         let templates = TemplateStore::new(&options.template_dir);
         let kept_path = options.run_dir.join("accelerator.json");

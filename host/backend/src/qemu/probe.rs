@@ -324,7 +324,9 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let prober = Prober {
-            programs: Programs::find(None).await.unwrap(),
+            programs: Programs::find(None, &dir.path().join("qemu-version.json"))
+                .await
+                .unwrap(),
             uid: 3_099_999,
             kept_path: dir.path().join("accelerator.json"),
             tried: Accelerator::Tcg,
