@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agentlab_config::{Config, load_config};
+use agentlab_config::{Config, ConfigError, load_config};
 use agentlabd::{Flags, Log, Reload, Surroundings};
 use anyhow::Context as _;
 use clap::Parser;
@@ -84,5 +84,9 @@ fn complain(error: &anyhow::Error) {
     eprintln!("error: {error}");
     for cause in error.chain().skip(1) {
         eprintln!("caused by: {cause}");
+    }
+    let wrong_file = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>());
+    if let Some(hint) = wrong_file.and_then(ConfigError::hint) {
+        eprintln!("hint: {hint}");
     }
 }

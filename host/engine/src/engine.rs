@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Problem, SandboxId, SandboxList, SandboxView, Vmid};
+use agentlab_api::{ErrorCode, Problem, Profile, SandboxId, SandboxList, SandboxView, Vmid};
 use agentlab_store::{SandboxRecord, Store, StoreError};
 use tokio::time::timeout;
 
@@ -263,6 +263,14 @@ impl Engine {
     /// Takes back every alarm that begins so.
     pub fn clear_alarm(&self, beginning: &str) {
         self.shared.clear(beginning);
+    }
+
+    /// One profile, as the next sandbox would be made from it.
+    ///
+    /// # Errors
+    /// There is none of that name; the nearest is in the hint.
+    pub fn profile(&self, name: &str) -> Result<Profile, Problem> {
+        crate::request::profile(&self.shared.tunable().profiles, name).cloned()
     }
 
     /// The store, for reading events and logs.

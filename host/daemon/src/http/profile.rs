@@ -18,16 +18,10 @@ pub(super) async fn show(
     State(edge): State<Edge>,
     Named(name): Named<String>,
 ) -> Result<JsonAnswer<Profile>, Refusal> {
-    let tunable = edge.engine.tunable();
-    let profiles = &tunable.profiles;
-    let found = profiles.iter().find(|profile| profile.name == name).cloned();
-    found.map(JsonAnswer).ok_or_else(|| {
-        let known: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();
-        Problem::new(
-            ErrorCode::NotFound,
-            format!("There is no profile `{}`", name.escape_debug()),
-        )
-        .with_hint(format!("known profiles: {}", known.join(", ")))
-        .into()
+    edge.engine.profile(&name).map(JsonAnswer).map_err(|unknown| {
+        // Here the name is the thing asked for, not a field of a body.
+        let mut problem = Problem::new(ErrorCode::NotFound, unknown.detail);
+        problem.hint = unknown.hint;
+        problem.into()
     })
 }
