@@ -282,9 +282,7 @@ impl Lab {
         let clean = wait_for(Duration::from_secs(60), || {
             Ok(leftovers::find(&self.namespace, self.dir())?.is_empty()
                 && self.json(&["status"])?["live_tokens"] == 0
-                && self.json(&["sandbox", "list"])?["sandboxes"]
-                    .as_array()
-                    .is_some_and(Vec::is_empty))
+                && self.only_failures_are_listed()?)
         })?;
         let left = leftovers::find(&self.namespace, self.dir())?;
         ensure!(
