@@ -355,7 +355,7 @@ impl FromStr for ArtifactRole {
         ]
         .into_iter()
         .find(|role| role.as_str() == word)
-        .ok_or_else(|| ArtifactNameError::Role(word.into()))
+        .ok_or_else(|| ArtifactNameError::Role(word.escape_debug().take(80).collect()))
     }
 }
 
