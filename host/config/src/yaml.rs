@@ -132,8 +132,19 @@ pub(crate) fn documents<T: DeserializeOwned>(
         .collect())
 }
 
+/// Nodes that aliases may stand for, all together: more than any file of ours has, and few enough that a short text
+/// of nested aliases cannot fill the memory.
+const MAX_ALIASED: usize = 5_000;
+/// Sequences and mappings inside each other. Ours go three deep; the reader takes stack for each.
+const MAX_DEPTH: usize = 32;
+
 fn options() -> serde_saphyr::Options {
-    serde_saphyr::options! { with_snippet: false, strict_booleans: true }
+    serde_saphyr::options! {
+        with_snippet: false,
+        strict_booleans: true,
+        budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_ALIASED },
+    }
 }
 
 fn invalid(error: &Error, label: &str) -> ConfigError {
