@@ -1,6 +1,7 @@
 //! The recipe: what goes into an image. Strict: a key nobody enforces is an error at its place.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -22,6 +23,8 @@ pub const BUILT_IN: [(&str, &str); 2] = [
 pub const DEFAULT_VMID: u32 = 9000;
 const DEFAULT_SUITE: &str = "trixie";
 const DEFAULT_SIZE_MB: u32 = 4096;
+/// Largest file that a recipe places; it is held in memory.
+const MAX_SOURCE_BYTES: u64 = 256 << 20;
 
 /// A recipe that has been checked, with the content of every file it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,10 +300,13 @@ impl Source<'_> {
             (Some(content), None) => Ok(content.into_bytes()),
             (None, Some(source)) => {
                 let path = base.join(source.get_ref());
-                fs::read(&path).map_err(|error| {
+                read_source(&path).map_err(|error| {
                     self.wrong(
                         source.span().start,
-                        format!("cannot read {}: {error}", path.display()),
+                        format!(
+                            "cannot read {}: {error}",
+                            path.display().to_string().escape_debug()
+                        ),
                     )
                 })
             }
@@ -343,6 +349,20 @@ impl Source<'_> {
             enabled: written.enabled.unwrap_or(true),
         })
     }
+}
+
+/// A regular file of a sensible size: a device has no end, and a pipe may have no writer.
+fn read_source(path: &Path) -> io::Result<Vec<u8>> {
+    let found = fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if found.len() > MAX_SOURCE_BYTES {
+        return Err(io::Error::other(format!(
+            "it is larger than {MAX_SOURCE_BYTES} bytes; put it into a package"
+        )));
+    }
+    fs::read(path)
 }
 
 fn is_name(text: &str) -> bool {
@@ -451,6 +471,10 @@ mod tests {
             (
                 "name = \"a\"\n[[files]]\npath = \"/x\"\nsource = \"y\"\n",
                 "r.toml:4:10: cannot read /nonexistent/y: ",
+            ),
+            (
+                "name = \"a\"\n[[files]]\npath = \"/x\"\nsource = \"/dev/zero\"\n",
+                "r.toml:4:10: cannot read /dev/zero: it is not a regular file",
             ),
             (
                 "name = \"a\"\n[[units]]\nname = \"../x.service\"\ncontent = \"\"\n",
