@@ -49,6 +49,8 @@ use crate::{Backend, BackendError, BackendInfo, Capabilities, Machine, Result, S
 use accelerator::{Accelerator, Programs};
 use monitor::Monitor;
 use probe::{Prober, Verdict};
+#[doc(hidden)]
+pub use qmp::converse;
 use record::{MachineDir, storage};
 use sockets::Line;
 use template::{StoredTemplate, TemplateStore};
