@@ -40,8 +40,6 @@ pub struct Config {
     pub bootstrap_listen: SocketAddrV4,
     /// Where guests fetch and upload files; on the bridge address.
     pub artifact_listen: SocketAddrV4,
-    /// Operators' public keys, from `ssh_public_key` and `ssh_public_key_path`.
-    pub authorized_keys: Vec<String>,
     /// From request until the VM is powered on.
     pub provisioning_timeout: Duration,
     /// From power-on until the runner has redeemed its token.
@@ -192,10 +190,9 @@ pub fn load_config(path: &Path) -> Result<Loaded<Config>, ConfigError> {
 }
 
 /// Reads the text of a `config.yaml`; `label` stands for its path in messages. An empty text gives the defaults.
-/// Opens `ssh_public_key_path`, and nothing else.
 ///
 /// # Errors
-/// The text is not what it should be, or the key file cannot be read.
+/// The text is not what it should be.
 pub fn parse_config(text: &str, label: &str) -> Result<Loaded<Config>, ConfigError> {
     let mut documents = yaml::documents::<Raw>(text, label, refused::in_config)?;
     if let Some(second) = documents.get(1) {

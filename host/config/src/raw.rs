@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::check::Check;
 use crate::network::NetworkPart;
-use crate::{Accelerator, BackendKind, Config, LogLevel, QemuConfig, file};
+use crate::{Accelerator, BackendKind, Config, LogLevel, QemuConfig};
 
 /// As it stands in the file.
 #[derive(Debug, Default, Deserialize)]
@@ -30,8 +30,6 @@ pub(crate) struct Raw {
     pub(crate) bootstrap_listen: Option<String>,
     pub(crate) artifact_listen: Option<String>,
     pub(crate) controller_url: Option<String>,
-    pub(crate) ssh_public_key: Option<String>,
-    pub(crate) ssh_public_key_path: Option<PathBuf>,
     pub(crate) provisioning_timeout: Option<SignedDuration>,
     pub(crate) boot_timeout: Option<SignedDuration>,
     pub(crate) bootstrap_token_ttl: Option<SignedDuration>,
@@ -71,7 +69,6 @@ impl Raw {
     pub(crate) fn into_config(self, check: &mut Check<'_>) -> Config {
         let network = NetworkPart::of(&self, check);
         let limits = LimitsPart::of(&self, check);
-        let authorized_keys = authorized_keys(&self, check);
         if let Some(word) = &self.backend {
             backend(word, check);
         }
@@ -107,7 +104,6 @@ impl Raw {
             uplink: network.uplink,
             bootstrap_listen: network.bootstrap,
             artifact_listen: network.artifacts,
-            authorized_keys,
             provisioning_timeout: check.duration(
                 "provisioning_timeout",
                 self.provisioning_timeout,
@@ -151,47 +147,6 @@ fn backend(word: &str, check: &mut Check<'_>) {
             );
         }
         _ => check.fault(&["backend"], "must be `qemu`, the back end of this build"),
-    }
-}
-
-fn authorized_keys(raw: &Raw, check: &mut Check<'_>) -> Vec<String> {
-    let mut keys = Vec::new();
-    if let Some(text) = &raw.ssh_public_key {
-        collect_keys("ssh_public_key", text, &mut keys, check);
-    }
-    if let Some(path) = &raw.ssh_public_key_path {
-        let path = check.path("ssh_public_key_path", Some(path.clone()), PathBuf::new);
-        match file::read(&path, "SSH public key file") {
-            Ok((text, _)) => collect_keys("ssh_public_key_path", &text, &mut keys, check),
-            Err(error) => check.fault(&["ssh_public_key_path"], format!("cannot be used: {error}")),
-        }
-    }
-    keys
-}
-
-fn collect_keys(key: &str, text: &str, keys: &mut Vec<String>, check: &mut Check<'_>) {
-    let before = keys.len();
-    for line in text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-    {
-        // A private key pasted here must not be echoed, so the message never holds the text.
-        let public = ["ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-"]
-            .iter()
-            .any(|prefix| line.starts_with(prefix));
-        if public && line.split_whitespace().count() >= 2 {
-            keys.push(line.to_owned());
-        } else {
-            check.fault(
-                &[key],
-                "holds a line that is not an SSH public key in OpenSSH's form",
-            );
-            return;
-        }
-    }
-    if keys.len() == before {
-        check.fault(&[key], "holds no key");
     }
 }
 

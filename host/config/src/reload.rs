@@ -7,7 +7,6 @@ impl Config {
     #[must_use]
     pub fn with_reloadable_of(&self, other: Self) -> Self {
         Self {
-            authorized_keys: other.authorized_keys,
             artifact_max_bytes: other.artifact_max_bytes,
             max_sandboxes: other.max_sandboxes,
             max_queued_jobs: other.max_queued_jobs,
@@ -84,7 +83,6 @@ bridge_address: 10.78.0.1/16             restart
 uplink: eth7                             restart
 bootstrap_listen: 10.77.0.1:9844         restart
 artifact_listen: 10.77.0.1:9846          restart
-ssh_public_key: ssh-ed25519 AAAA x
 provisioning_timeout: 7m                 restart
 boot_timeout: 7m                         restart
 bootstrap_token_ttl: 7m                  restart

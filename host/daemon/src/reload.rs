@@ -87,7 +87,6 @@ pub(crate) fn tunable(config: &Config, profiles: Vec<agentlab_api::Profile>) -> 
         profiles,
         max_sandboxes: config.max_sandboxes,
         max_queued_jobs: config.max_queued_jobs,
-        authorized_keys: config.authorized_keys.clone(),
     }
 }
 

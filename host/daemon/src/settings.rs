@@ -30,7 +30,6 @@ pub(crate) fn engine(config: &Config) -> Settings {
         artifact_disk_floor: config.artifact_disk_floor_bytes,
         runner_version: VERSION.to_owned(),
         daemon_version: VERSION.to_owned(),
-        authorized_keys: config.authorized_keys.clone(),
         ..Settings::default()
     }
 }

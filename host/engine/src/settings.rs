@@ -64,8 +64,6 @@ pub struct Settings {
     pub runner_version: String,
     /// Shown in the status.
     pub daemon_version: String,
-    /// Public keys that may log in to every sandbox.
-    pub authorized_keys: Vec<String>,
 }
 
 impl Default for Settings {
@@ -96,7 +94,6 @@ impl Default for Settings {
             artifact_disk_floor: 1 << 30,
             runner_version: env!("CARGO_PKG_VERSION").to_owned(),
             daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
-            authorized_keys: Vec::new(),
         }
     }
 }
@@ -110,8 +107,6 @@ pub struct Tunable {
     pub max_sandboxes: usize,
     /// As in [`Settings`]; fewer than wait refuses only new ones.
     pub max_queued_jobs: usize,
-    /// As in [`Settings`]; for guests that redeem from now on.
-    pub authorized_keys: Vec<String>,
 }
 
 /// The world an engine is put into. Only the daemon's `wire.rs` picks the real ones.

@@ -133,7 +133,6 @@ impl Shared {
             profiles: parts.profiles,
             max_sandboxes: settings.max_sandboxes,
             max_queued_jobs: settings.max_queued_jobs,
-            authorized_keys: settings.authorized_keys.clone(),
         };
         Self {
             settings,

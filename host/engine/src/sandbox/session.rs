@@ -205,7 +205,7 @@ impl Driver {
                 .map_or(Order::Hold, |job| Order::Job(self.order(job))),
             git: None,
             environment: BTreeMap::new(),
-            authorized_keys: self.shared.tunable().authorized_keys.clone(),
+            authorized_keys: Vec::new(),
             limits: Limits {
                 max_file_bytes: rules.max_file_bytes,
                 max_total_bytes: rules.max_total_bytes,
