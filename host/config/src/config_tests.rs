@@ -138,7 +138,7 @@ fn numbers_that_contradict_each_other_are_refused() {
         "vmid_first: 1000\nvmid_last: 1003\n",
         "max_sandboxes: 0\n",
         "heartbeat_seconds: 30\n",
-        "max_sandboxes: 64\nqemu:\n  uid_count: 32\n",
+        "max_sandboxes: 64\nqemu:\n  uid_count: 64\n",
         "qemu:\n  uid_first: 0\n",
         "qemu:\n  accelerator: xen\n",
         "data_dir: var/lib\n",
@@ -148,6 +148,8 @@ fn numbers_that_contradict_each_other_are_refused() {
     ] {
         assert!(parse_config(text, "c.yaml").is_err(), "{text:?}");
     }
+    let enough = "max_sandboxes: 64\nqemu:\n  uid_count: 65\n";
+    assert!(parse_config(enough, "c.yaml").is_ok());
     assert!(faults("---\ndata_dir: /a\n---\ndata_dir: /b\n").contains("second"));
 }
 

@@ -232,9 +232,11 @@ impl RawQemu {
             (65_536, 2_147_000_000),
         );
         let uid_count = check.number(&["qemu", "uid_count"], self.uid_count, 4096, (1, 65_536));
-        if uid_count < sandboxes {
-            let message =
-                format!("is {uid_count}, and every one of `max_sandboxes` ({sandboxes}) needs its own");
+        // The last one is the probe's.
+        if uid_count <= sandboxes {
+            let message = format!(
+                "is {uid_count}, and the sandboxes (`max_sandboxes` is {sandboxes}) need one each and one for the probe"
+            );
             check.fault(&["qemu", "uid_count"], message);
         }
         QemuConfig {

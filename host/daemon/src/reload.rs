@@ -66,9 +66,10 @@ fn read(path: &std::path::Path, standing: &Config) -> Result<Fresh, String> {
     let fixed = standing.fixed_differences(&loaded.value);
     let config = standing.with_reloadable_of(loaded.value);
     let room = usize::try_from(config.qemu.uid_count).unwrap_or(usize::MAX);
-    if config.max_sandboxes > room {
+    if config.max_sandboxes >= room {
         return Err(format!(
-            "`max_sandboxes` is {}, and the running daemon has only {room} user ids for them; restart it",
+            "`max_sandboxes` is {}, and the running daemon has only {room} user ids: they need one each and one for the \
+             probe; restart it",
             config.max_sandboxes
         ));
     }

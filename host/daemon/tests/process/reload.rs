@@ -74,7 +74,7 @@ fn fewer_user_ids_than_sandboxes_are_refused_by_the_running_daemon() {
     let mut lab = Lab::new();
     lab.configure("  uid_count: 20\n");
     lab.start(&[]);
-    lab.configure("  uid_count: 200\nmax_sandboxes: 100\n");
+    lab.configure("  uid_count: 200\nmax_sandboxes: 20\n");
     reload(&lab);
     let alarms = lab.alarms();
     assert!(
