@@ -17,14 +17,14 @@ pub mod record;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agentlab_api::{Event, JobId, SandboxId};
+use agentlab_api::{Event, JobId, SandboxId, Vmid};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use self::database::Database;
 pub use error::StoreError;
 pub use files::{Files, Incoming, Received};
-pub use page::{Counts, CursorError, JobCursor};
+pub use page::{Counts, CursorError, Expiry, JobCursor, Pruned, SandboxCursor};
 pub use record::{
     ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, NewEvent, SandboxRecord, TokenRecord,
     Waiting, Write,
@@ -102,6 +102,65 @@ impl Store {
     /// The database cannot be read.
     pub async fn sandboxes(&self, include_destroyed: bool) -> Result<Vec<SandboxRecord>, StoreError> {
         self.database.sandboxes(include_destroyed).await
+    }
+
+    /// A page of sandboxes, newest first, and where the next one begins.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn sandbox_page(
+        &self,
+        include_destroyed: bool,
+        before: Option<SandboxCursor>,
+        limit: u32,
+    ) -> Result<(Vec<SandboxRecord>, Option<SandboxCursor>), StoreError> {
+        self.database.sandbox_page(include_destroyed, before, limit).await
+    }
+
+    /// The sandbox of a VMID or a name. Both are used again: the living one comes first, then the newest.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn sandbox_named(
+        &self,
+        vmid: Option<Vmid>,
+        name: &str,
+    ) -> Result<Option<SandboxRecord>, StoreError> {
+        self.database.sandbox_named(vmid, name.to_owned()).await
+    }
+
+    /// Jobs that ended before a time, those first that ended first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn ended_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        self.database.ended_jobs(before, limit).await
+    }
+
+    /// Of some jobs, those of which there is no record.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn unknown_jobs(&self, jobs: Vec<JobId>) -> Result<Vec<JobId>, StoreError> {
+        self.database.unknown_jobs(jobs).await
+    }
+
+    /// Removes the records of jobs, with those of their artifacts and keys; the files are to be removed before. A job
+    /// that has not ended stays.
+    ///
+    /// # Errors
+    /// Nothing was removed.
+    pub async fn forget_jobs(&self, jobs: Vec<JobId>) -> Result<(), StoreError> {
+        self.database.forget_jobs(jobs).await
+    }
+
+    /// Removes at most `limit` records of each kind that has expired. A sandbox stays for as long as a job refers to
+    /// it.
+    ///
+    /// # Errors
+    /// Nothing was removed.
+    pub async fn prune(&self, expiry: Expiry, limit: u32) -> Result<Pruned, StoreError> {
+        self.database.prune(expiry, limit).await
     }
 
     /// One job.

@@ -4,13 +4,48 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use agentlab_api::JobId;
+use agentlab_api::{JobId, SandboxId};
+use jiff::Timestamp;
+
+use crate::SandboxRecord;
 
 /// Place in the list of jobs, after which the next page begins. Opaque text to everybody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobCursor {
     pub(crate) microseconds: i64,
     pub(crate) id: JobId,
+}
+
+/// Place in the list of sandboxes, after which the next page begins. Opaque text to everybody else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxCursor {
+    pub(crate) microseconds: i64,
+    pub(crate) id: SandboxId,
+}
+
+impl SandboxCursor {
+    /// The page after this record.
+    pub(crate) fn after(record: &SandboxRecord) -> Self {
+        Self {
+            microseconds: record.created_at.as_microsecond(),
+            id: record.id,
+        }
+    }
+}
+
+impl fmt::Display for SandboxCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.microseconds, self.id)
+    }
+}
+
+impl FromStr for SandboxCursor {
+    type Err = CursorError;
+
+    fn from_str(text: &str) -> Result<Self, CursorError> {
+        let (microseconds, id) = parts(text)?;
+        Ok(Self { microseconds, id })
+    }
 }
 
 /// The text is not a cursor that this store has given.
@@ -28,15 +63,37 @@ impl FromStr for JobCursor {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Self, CursorError> {
-        text.split_once('.')
-            .and_then(|(microseconds, id)| {
-                Some(Self {
-                    microseconds: microseconds.parse().ok()?,
-                    id: id.parse().ok()?,
-                })
-            })
-            .ok_or_else(|| CursorError(text.escape_debug().take(80).collect()))
+        let (microseconds, id) = parts(text)?;
+        Ok(Self { microseconds, id })
     }
+}
+
+fn parts<I: FromStr>(text: &str) -> Result<(i64, I), CursorError> {
+    text.split_once('.')
+        .and_then(|(microseconds, id)| Some((microseconds.parse().ok()?, id.parse().ok()?)))
+        .ok_or_else(|| CursorError(text.escape_debug().take(80).collect()))
+}
+
+/// What is too old to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expiry {
+    /// Destroyed sandboxes and events from before go.
+    pub ended_before: Timestamp,
+    /// Idempotency keys from before go.
+    pub keys_before: Timestamp,
+    /// Of younger events, about so many of the newest stay.
+    pub max_events: u64,
+}
+
+/// What was removed by one look at what is too old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pruned {
+    /// Destroyed sandboxes.
+    pub sandboxes: u64,
+    /// Idempotency keys.
+    pub keys: u64,
+    /// Events.
+    pub events: u64,
 }
 
 /// How many records there are, per state; states with none are absent.

@@ -12,14 +12,15 @@ use crate::{JobCursor, StoreError};
 pub(super) fn put(connection: &Connection, record: &JobRecord) -> Result<(), WorkError> {
     connection
         .prepare_cached(
-            "INSERT INTO jobs (id, state, sandbox, created_at, body) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (id) DO UPDATE SET state = ?2, sandbox = ?3, created_at = ?4, body = ?5",
+            "INSERT INTO jobs (id, state, sandbox, created_at, finished_at, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (id) DO UPDATE SET state = ?2, sandbox = ?3, created_at = ?4, finished_at = ?5, body = ?6",
         )?
         .execute(params![
             record.id.as_str(),
             record.state.as_str(),
             record.sandbox.map(|sandbox| sandbox.to_string()),
             record.created_at.as_microsecond(),
+            record.finished_at.map(Timestamp::as_microsecond),
             encode("job", record)?,
         ])?;
     Ok(())

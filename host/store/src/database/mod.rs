@@ -6,6 +6,7 @@
 mod event;
 mod job;
 mod journal;
+mod retention;
 mod sandbox;
 mod schema;
 mod worker;
@@ -14,7 +15,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use agentlab_api::{Event, JobId, SandboxId};
+use agentlab_api::{Event, JobId, SandboxId, Vmid};
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use serde::Serialize;
@@ -25,7 +26,7 @@ use self::worker::{WorkError, Workers};
 use crate::record::{
     ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, TokenRecord, Write,
 };
-use crate::{Counts, JobCursor, StoreError};
+use crate::{Counts, Expiry, JobCursor, Pruned, SandboxCursor, StoreError};
 
 const READERS: usize = 2;
 const BUSY_TIMEOUT_MILLISECONDS: u64 = 5000;
@@ -137,6 +138,70 @@ impl Database {
         self.readers
             .call("reading sandboxes", move |reader| {
                 sandbox::all(reader, include_destroyed)
+            })
+            .await
+    }
+
+    pub(crate) async fn sandbox_page(
+        &self,
+        include_destroyed: bool,
+        before: Option<SandboxCursor>,
+        limit: u32,
+    ) -> Result<(Vec<SandboxRecord>, Option<SandboxCursor>), StoreError> {
+        self.readers
+            .call("reading sandboxes", move |reader| {
+                sandbox::page(reader, include_destroyed, before.as_ref(), limit)
+            })
+            .await
+    }
+
+    pub(crate) async fn sandbox_named(
+        &self,
+        vmid: Option<Vmid>,
+        name: String,
+    ) -> Result<Option<SandboxRecord>, StoreError> {
+        self.readers
+            .call("reading a sandbox", move |reader| {
+                sandbox::named(reader, vmid, &name)
+            })
+            .await
+    }
+
+    pub(crate) async fn ended_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        self.readers
+            .call("reading ended jobs", move |reader| {
+                retention::ended_jobs(reader, before, limit)
+            })
+            .await
+    }
+
+    pub(crate) async fn unknown_jobs(&self, jobs: Vec<JobId>) -> Result<Vec<JobId>, StoreError> {
+        self.readers
+            .call("looking for jobs", move |reader| {
+                retention::unknown_jobs(reader, jobs)
+            })
+            .await
+    }
+
+    pub(crate) async fn forget_jobs(&self, jobs: Vec<JobId>) -> Result<(), StoreError> {
+        self.writer
+            .call("removing old jobs", move |connection| {
+                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                for job in &jobs {
+                    retention::forget_job(&transaction, job)?;
+                }
+                Ok(transaction.commit()?)
+            })
+            .await
+    }
+
+    pub(crate) async fn prune(&self, expiry: Expiry, limit: u32) -> Result<Pruned, StoreError> {
+        self.writer
+            .call("removing what is old", move |connection| {
+                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let pruned = retention::prune(&transaction, expiry, limit)?;
+                transaction.commit()?;
+                Ok(pruned)
             })
             .await
     }

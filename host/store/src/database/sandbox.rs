@@ -1,13 +1,13 @@
 //! Rows of `sandboxes`.
 
-use agentlab_api::SandboxId;
+use agentlab_api::{SandboxId, Vmid};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::worker::WorkError;
 use super::{decode, encode};
-use crate::StoreError;
 use crate::record::SandboxRecord;
+use crate::{SandboxCursor, StoreError};
 
 pub(super) fn put(
     connection: &Connection,
@@ -16,8 +16,10 @@ pub(super) fn put(
 ) -> Result<(), WorkError> {
     record.updated_at = now;
     let mut statement = connection.prepare_cached(
-        "INSERT INTO sandboxes (id, vmid, address, name, state, created_at, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-         ON CONFLICT (id) DO UPDATE SET vmid = ?2, address = ?3, name = ?4, state = ?5, created_at = ?6, body = ?7",
+        "INSERT INTO sandboxes (id, vmid, address, name, state, created_at, updated_at, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT (id) DO UPDATE
+         SET vmid = ?2, address = ?3, name = ?4, state = ?5, created_at = ?6, updated_at = ?7, body = ?8",
     )?;
     let written = statement.execute(params![
         record.id.to_string(),
@@ -26,6 +28,7 @@ pub(super) fn put(
         record.name,
         record.state.as_str(),
         record.created_at.as_microsecond(),
+        record.updated_at.as_microsecond(),
         encode("sandbox", &record)?,
     ]);
     match written {
@@ -72,4 +75,72 @@ pub(super) fn all(connection: &Connection, include_destroyed: bool) -> Result<Ve
     let mut statement = connection.prepare_cached(sql)?;
     let bodies = statement.query_map([], |row| row.get::<_, String>(0))?;
     bodies.map(|body| Ok(decode("sandbox", &body?)?)).collect()
+}
+
+/// Newest first; one row more than asked for tells whether there is a next page.
+pub(super) fn page(
+    connection: &Connection,
+    include_destroyed: bool,
+    before: Option<&SandboxCursor>,
+    limit: u32,
+) -> Result<(Vec<SandboxRecord>, Option<SandboxCursor>), WorkError> {
+    let sql = if include_destroyed {
+        "SELECT body FROM sandboxes WHERE (created_at, id) < (?1, ?2) ORDER BY created_at DESC, id DESC LIMIT ?3"
+    } else {
+        "SELECT body FROM sandboxes WHERE state <> 'DESTROYED' AND (created_at, id) < (?1, ?2)
+         ORDER BY created_at DESC, id DESC LIMIT ?3"
+    };
+    let (microseconds, id) = before.map_or((i64::MAX, String::new()), |cursor| {
+        (cursor.microseconds, cursor.id.to_string())
+    });
+    let mut statement = connection.prepare_cached(sql)?;
+    let bodies = statement.query_map(params![microseconds, id, i64::from(limit) + 1], |row| {
+        row.get::<_, String>(0)
+    })?;
+    let mut records: Vec<SandboxRecord> = bodies
+        .map(|body| Ok(decode("sandbox", &body?)?))
+        .collect::<Result<_, WorkError>>()?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let next = if records.len() > limit {
+        records.truncate(limit);
+        records.last().map(SandboxCursor::after)
+    } else {
+        None
+    };
+    Ok((records, next))
+}
+
+/// By VMID or by name. The living one before those that are gone, then the newest.
+pub(super) fn named(
+    connection: &Connection,
+    vmid: Option<Vmid>,
+    name: &str,
+) -> Result<Option<SandboxRecord>, WorkError> {
+    let find = |sql: &str, value: rusqlite::types::Value| {
+        let row = connection
+            .prepare_cached(sql)?
+            .query_row([value], |row| {
+                Ok((row.get::<_, bool>(0)?, row.get::<_, String>(1)?))
+            })
+            .optional();
+        row.map_err(WorkError::Sql)
+    };
+    let by_vmid = match vmid {
+        Some(vmid) => find(
+            "SELECT state <> 'DESTROYED', body FROM sandboxes WHERE vmid = ?1
+             ORDER BY state <> 'DESTROYED' DESC, created_at DESC LIMIT 1",
+            i64::from(vmid).into(),
+        )?,
+        None => None,
+    };
+    let by_name = find(
+        "SELECT state <> 'DESTROYED', body FROM sandboxes WHERE name = ?1
+         ORDER BY state <> 'DESTROYED' DESC, created_at DESC LIMIT 1",
+        name.to_owned().into(),
+    )?;
+    let found = match (by_vmid, by_name) {
+        (Some((false, _)), Some((true, body))) | (None, Some((_, body))) | (Some((_, body)), _) => Some(body),
+        (None, None) => None,
+    };
+    Ok(found.map(|body| decode("sandbox", &body)).transpose()?)
 }

@@ -82,8 +82,27 @@ CREATE INDEX events_of_sandbox ON events (sandbox, seq) WHERE sandbox IS NOT NUL
 CREATE INDEX events_of_job     ON events (job, seq)     WHERE job IS NOT NULL;
 ";
 
-fn migrations() -> [M<'static>; 1] {
-    [M::up(VERSION_1)]
+/// What ages has its time in a column, and what is looked up or counted has an index.
+const VERSION_2: &str = "
+ALTER TABLE sandboxes ADD COLUMN updated_at INTEGER NOT NULL DEFAULT 0;
+UPDATE sandboxes SET updated_at =
+    coalesce(CAST(strftime('%s', json_extract(body, '$.updated_at')) AS INTEGER) * 1000000, created_at);
+ALTER TABLE jobs ADD COLUMN finished_at INTEGER;
+UPDATE jobs SET finished_at = CAST(strftime('%s', json_extract(body, '$.finished_at')) AS INTEGER) * 1000000;
+
+CREATE INDEX sandboxes_of_vmid ON sandboxes (vmid, created_at);
+CREATE INDEX sandboxes_of_name ON sandboxes (name, created_at);
+CREATE INDEX sandboxes_of_state ON sandboxes (state);
+CREATE INDEX sandboxes_destroyed ON sandboxes (updated_at) WHERE state = 'DESTROYED';
+CREATE INDEX jobs_of_sandbox ON jobs (sandbox);
+CREATE INDEX jobs_of_state ON jobs (state);
+CREATE INDEX jobs_ended ON jobs (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX idempotency_of_job ON idempotency (job);
+CREATE INDEX idempotency_age ON idempotency (created_at);
+";
+
+fn migrations() -> [M<'static>; 2] {
+    [M::up(VERSION_1), M::up(VERSION_2)]
 }
 
 /// Brings the database to this program's version. Refuses one that is newer or is somebody else's, and changes
@@ -129,6 +148,38 @@ mod tests {
     #[test]
     fn every_migration_is_valid_sql() {
         Migrations::from_slice(&migrations()).validate().unwrap();
+    }
+
+    #[test]
+    fn records_of_the_first_version_age_by_their_own_times() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let known = migrations();
+        Migrations::from_slice(&known)
+            .to_version(&mut connection, 1)
+            .unwrap();
+        connection
+            .execute_batch(
+                r#"INSERT INTO sandboxes VALUES ('s', 1, 'a', 'n', 'DESTROYED', 5, '{"updated_at": "1970-01-01T00:00:07.123456Z"}');
+                   INSERT INTO sandboxes VALUES ('t', 2, 'b', 'o', 'DESTROYED', 5, '{}');
+                   INSERT INTO jobs VALUES ('j', 'FAILED', NULL, 5, '{"finished_at": "1970-01-01T00:00:09Z"}');
+                   INSERT INTO jobs VALUES ('k', 'RUNNING', NULL, 5, '{"finished_at": null}');"#,
+            )
+            .unwrap();
+        migrate(&mut connection, Path::new("old.db")).unwrap();
+        let number = |sql: &str| {
+            connection
+                .query_row(sql, [], |row| row.get::<_, Option<i64>>(0))
+                .unwrap()
+        };
+        assert_eq!(
+            [
+                number("SELECT updated_at FROM sandboxes WHERE id = 's'"),
+                number("SELECT updated_at FROM sandboxes WHERE id = 't'"),
+                number("SELECT finished_at FROM jobs WHERE id = 'j'"),
+                number("SELECT finished_at FROM jobs WHERE id = 'k'"),
+            ],
+            [Some(7_000_000), Some(5), Some(9_000_000), None]
+        );
     }
 
     #[test]

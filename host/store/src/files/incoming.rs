@@ -246,8 +246,10 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Resul
     // A guest that repeats an upload gets the same answer; one that changes its mind is refused. A link in the
     // place of the file counts as nothing and is replaced by the rename.
     if let Ok(Some((standing, _))) = place.open(&shared.root, OFlags::RDONLY) {
+        let young_again = standing.set_modified(std::time::SystemTime::now());
         if hash_of(standing).map_err(failed)? == sha256 {
-            return Ok(());
+            // It ages from the last time somebody wanted it here.
+            return young_again.map_err(failed);
         }
         return Err(StoreError::Conflict(format!(
             "`{}` is stored already, with other bytes",

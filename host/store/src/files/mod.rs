@@ -11,6 +11,7 @@
 mod beneath;
 mod incoming;
 mod log;
+mod retention;
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;

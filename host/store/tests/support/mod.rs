@@ -1,0 +1,90 @@
+//! Records as an engine would write them.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::path::Path;
+
+use agentlab_api::{EventKind, JobId, JobState, Profile, RepositorySource, SandboxId, SandboxState, Vmid};
+use agentlab_store::{JobRecord, NewEvent, SandboxRecord, Store, StoreError, StoreOptions, Write};
+use jiff::Timestamp;
+
+pub(crate) async fn open(directory: &Path) -> Result<Store, StoreError> {
+    Store::open(StoreOptions {
+        database_path: directory.join("agentlab.db"),
+        files_dir: directory.to_owned(),
+        disk_floor_bytes: 0,
+    })
+    .await
+}
+
+pub(crate) fn sandbox(vmid: u32) -> SandboxRecord {
+    let profile: Profile =
+        serde_json::from_value(serde_json::json!({"name": "demo", "template_vmid": 9000})).unwrap();
+    let last = u8::try_from(vmid % 250).unwrap();
+    SandboxRecord {
+        id: SandboxId::generate(),
+        vmid: Vmid::try_from(vmid).unwrap(),
+        name: format!("sandbox-{vmid}"),
+        profile,
+        state: SandboxState::Requested,
+        cursor: String::new(),
+        unwinding: false,
+        nonce: "0".repeat(32),
+        mac: [2, 0, 0, 0, 0, last],
+        address: [10, 77, 0, last].into(),
+        job: None,
+        keepalive: false,
+        lease_expires_at: None,
+        lease_warned: false,
+        runner_key_sha256: None,
+        acknowledged: false,
+        runner_version: None,
+        channel: None,
+        last_heard_at: None,
+        powered_on_at: None,
+        failure: None,
+        left_behind: Vec::new(),
+        created_at: Timestamp::now(),
+        updated_at: Timestamp::now(),
+    }
+}
+
+pub(crate) fn job(sandbox: Option<SandboxId>) -> JobRecord {
+    JobRecord {
+        id: JobId::generate().unwrap(),
+        state: JobState::Queued,
+        repository: RepositorySource::Url {
+            url: "https://example.org/a.git".into(),
+        },
+        reference: None,
+        task: "true".into(),
+        profile: "demo".into(),
+        agent: "shell".into(),
+        deadline_seconds: 60,
+        sandbox,
+        vmid: None,
+        channel: None,
+        cancel_requested: false,
+        next_log_piece: 0,
+        outcome: None,
+        failure: None,
+        created_at: Timestamp::now(),
+        started_at: None,
+        finished_at: None,
+        waiting: None,
+    }
+}
+
+pub(crate) fn put(record: &SandboxRecord) -> Write {
+    Write::Sandbox(Box::new(record.clone()))
+}
+
+pub(crate) fn event(sandbox: Option<SandboxId>, job: Option<&JobId>, message: &str) -> Write {
+    Write::Event(NewEvent {
+        kind: EventKind::SandboxStep,
+        sandbox,
+        job: job.cloned(),
+        message: message.into(),
+        data: serde_json::json!({"step": "Clone"}),
+    })
+}
