@@ -330,9 +330,8 @@ impl Engine {
     /// A file that arrived whole after the end of its job is no part of it. One that had arrived before is.
     async fn forget_late(&self, session: &GuestSession, name: &str) {
         let Some(job) = &session.job else { return };
-        match self.shared.store.artifact(job, name).await {
-            Ok(None) => self.shared.remove_artifact(job, name).await,
-            Ok(Some(_)) | Err(_) => {}
+        if let Ok(None) = self.shared.store.artifact(job, name).await {
+            self.shared.remove_artifact(job, name).await;
         }
     }
 

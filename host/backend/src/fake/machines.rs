@@ -152,6 +152,7 @@ impl Machines for Fake {
                     entry.machine.power = Power::Running;
                     entry.nic = with.nic;
                     entry.power_ons += 1;
+                    entry.booted_with.clone_from(&entry.seed);
                     Ok(())
                 }
             })

@@ -57,6 +57,8 @@ struct Entry {
     shape: Option<Shape>,
     disk_gb: u32,
     seed: Option<Vec<u8>>,
+    /// As the guest read it at power-on.
+    booted_with: Option<Vec<u8>>,
     console: Vec<u8>,
     nic: Option<Nic>,
     guest_channel: Option<DuplexStream>,
@@ -74,6 +76,7 @@ impl Entry {
             shape: None,
             disk_gb: TEMPLATE_DISK_GB,
             seed: None,
+            booted_with: None,
             console: Vec::new(),
             nic: None,
             guest_channel: None,
@@ -253,6 +256,12 @@ impl Fake {
     #[must_use]
     pub fn seed(&self, vmid: Vmid) -> Option<Vec<u8>> {
         self.world().machines.get(&vmid)?.seed.clone()
+    }
+
+    /// The seed that lay there when the machine was powered on: the only one its guest has read.
+    #[must_use]
+    pub fn booted_with(&self, vmid: Vmid) -> Option<Vec<u8>> {
+        self.world().machines.get(&vmid)?.booted_with.clone()
     }
 
     /// Whether a machine runs; `None` when there is none.

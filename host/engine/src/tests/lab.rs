@@ -15,7 +15,7 @@ use agentlab_protocol::session::{decode_secret, encode_secret};
 use agentlab_store::{EventFilter, SandboxRecord, Store, StoreOptions};
 
 use super::wires::{Door, Wires};
-use crate::{Engine, GuestOrigin, GuestRefusal, GuestSession, Parts, Settings, SystemClock};
+use crate::{Clock, Engine, GuestOrigin, GuestRefusal, GuestSession, Observer, Parts, Settings, SystemClock};
 
 /// Longest wait of any test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,7 +27,10 @@ pub(super) struct Lab {
     pub(super) door: Door,
     pub(super) store: Store,
     pub(super) settings: Settings,
-    dir: tempfile::TempDir,
+    pub(super) profile: serde_json::Value,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) observer: Option<Arc<dyn Observer>>,
+    dir: Arc<tempfile::TempDir>,
 }
 
 impl Lab {
@@ -44,7 +47,7 @@ impl Lab {
 
     /// A world whose engine has not begun.
     pub(super) async fn stopped() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Arc::new(directory());
         let backend = Fake::new();
         backend.add_template(Template {
             name: "debian".into(),
@@ -66,6 +69,8 @@ impl Lab {
             ..Settings::default()
         };
         let store = open_store(dir.path()).await;
+        let profile = serde_json::json!({"name": "demo", "template_vmid": 9000,
+            "artifacts": {"max_file_bytes": 1000, "max_total_bytes": 1500, "max_files": 3}});
         Self {
             engine: None,
             backend,
@@ -73,23 +78,46 @@ impl Lab {
             door: Door::default(),
             store,
             settings,
+            profile,
+            clock: Arc::new(SystemClock),
+            observer: None,
             dir,
         }
     }
 
+    /// The same world for another process, which has no engine yet.
+    pub(super) async fn next_process(&self) -> Self {
+        self.store.close().await;
+        Self {
+            engine: None,
+            backend: self.backend.clone(),
+            wires: self.wires.clone(),
+            door: self.door.clone(),
+            store: open_store(self.dir.path()).await,
+            settings: self.settings.clone(),
+            profile: self.profile.clone(),
+            clock: self.clock.clone(),
+            observer: None,
+            dir: self.dir.clone(),
+        }
+    }
+
     pub(super) async fn start(&mut self) {
-        let profile = serde_json::json!({"name": "demo", "template_vmid": 9000,
-            "artifacts": {"max_file_bytes": 1000, "max_total_bytes": 1500, "max_files": 3}});
         let parts = Parts {
             backend: Arc::new(self.backend.clone()),
             network: Arc::new(self.wires.clone()),
             door: Arc::new(self.door.clone()),
             store: self.store.clone(),
-            profiles: vec![serde_json::from_value(profile).unwrap()],
+            profiles: vec![serde_json::from_value(self.profile.clone()).unwrap()],
             host_key: Secret32::new([3; 32]),
-            clock: Arc::new(SystemClock),
+            clock: self.clock.clone(),
         };
-        self.engine = Some(Engine::start(self.settings.clone(), parts).await.unwrap());
+        let settings = self.settings.clone();
+        let started = match self.observer.clone() {
+            Some(observer) => Engine::start_observed(settings, parts, observer).await,
+            None => Engine::start(settings, parts).await,
+        };
+        self.engine = Some(started.unwrap());
     }
 
     pub(super) fn engine(&self) -> &Arc<Engine> {
@@ -239,7 +267,7 @@ impl Lab {
         let left = self.backend.leftovers();
         assert!(left.is_empty(), "{left:?}");
         assert_eq!(self.wires.ports(), []);
-        assert_eq!(self.store.live_tokens(jiff::Timestamp::now()).await.unwrap(), 0);
+        assert_eq!(self.store.live_tokens(jiff::Timestamp::MIN).await.unwrap(), 0);
         for record in self.store.sandboxes(true).await.unwrap() {
             assert_eq!(record.left_behind, Vec::<String>::new());
             assert_eq!(
@@ -249,6 +277,13 @@ impl Lab {
             );
         }
     }
+}
+
+/// In memory where that can be had: these tests are about order, not about a disk's patience.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 async fn open_store(dir: &std::path::Path) -> Store {

@@ -2,10 +2,14 @@
 //! script. Every wait has an end; every test ends by asking what is left.
 
 mod lab;
+mod process;
+mod story;
 mod wires;
 
 mod failure;
 mod guest;
 mod job;
-mod restart;
 mod queue;
+mod restart;
+mod steps;
+mod survival;

@@ -1,11 +1,12 @@
 //! What a test has in place of the packet policy and of the guest edge's serial door.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use agentlab_api::{SandboxId, Vmid};
 use agentlab_backend::ByteStream;
 use async_trait::async_trait;
+use tokio::sync::Notify;
 
 use crate::port::{GuestDoor, Network, NetworkError, Port, Trust};
 
@@ -17,7 +18,9 @@ pub(super) struct Wires(Arc<Mutex<WiresInner>>);
 struct WiresInner {
     ports: BTreeMap<Vmid, (Port, Trust)>,
     history: Vec<(Vmid, Trust)>,
-    fail: VecDeque<&'static str>,
+    faults: Vec<(&'static str, usize, Fault)>,
+    /// How often each call came.
+    calls: BTreeMap<&'static str, usize>,
     unsupported: Option<Trust>,
     forgotten: Vec<Vmid>,
 }
@@ -29,7 +32,13 @@ impl Wires {
 
     /// The next call of this name fails.
     pub(super) fn fail_next(&self, call: &'static str) {
-        self.inner().fail.push_back(call);
+        let next = self.inner().calls.get(call).copied().unwrap_or(0);
+        self.fault(call, next, Fault::Refuse);
+    }
+
+    /// The n-th call of this name, counted from 0, goes wrong.
+    pub(super) fn fault(&self, call: &'static str, nth: usize, fault: Fault) {
+        self.inner().faults.push((call, nth, fault));
     }
 
     pub(super) fn without(&self, trust: Trust) {
@@ -64,17 +73,53 @@ impl Wires {
         self.inner().ports.insert(port.vmid, (port, Trust::Sealed));
     }
 
-    fn fault(&self, call: &'static str) -> Result<(), NetworkError> {
-        let mut inner = self.inner();
-        if inner.fail.front() == Some(&call) {
-            inner.fail.pop_front();
-            return Err(NetworkError::Unenforced {
+    /// One call: what goes wrong before its effect, its effect, what goes wrong after it.
+    async fn perform<T>(
+        &self,
+        call: &'static str,
+        effect: impl FnOnce() -> Result<T, NetworkError> + Send,
+    ) -> Result<T, NetworkError> {
+        let fault = {
+            let mut inner = self.inner();
+            let count = inner.calls.entry(call).or_default();
+            let nth = *count;
+            *count += 1;
+            let planned = inner
+                .faults
+                .iter()
+                .position(|(of, at, _)| (*of, *at) == (call, nth));
+            planned.map(|position| inner.faults.remove(position).2)
+        };
+        let refused = || {
+            Err(NetworkError::Unenforced {
                 action: call,
                 reason: "told to fail".into(),
-            });
+            })
+        };
+        match fault {
+            None => effect(),
+            Some(Fault::Refuse) => refused(),
+            Some(Fault::Lose) => {
+                effect()?;
+                refused()
+            }
+            Some(Fault::Hang(reached)) => {
+                reached.notify_one();
+                std::future::pending().await
+            }
         }
-        Ok(())
     }
+}
+
+/// What goes wrong with a call.
+#[derive(Debug, Clone)]
+pub(super) enum Fault {
+    /// It has no effect.
+    Refuse,
+    /// It takes effect, and says that it did not.
+    Lose,
+    /// It never ends.
+    Hang(Arc<Notify>),
 }
 
 #[async_trait]
@@ -90,13 +135,14 @@ impl Network for Wires {
     }
 
     async fn attach(&self, port: &Port) -> Result<Option<std::os::fd::OwnedFd>, NetworkError> {
-        self.fault("attach")?;
-        let mut inner = self.inner();
-        inner.ports.insert(port.vmid, (port.clone(), Trust::Sealed));
-        inner.history.push((port.vmid, Trust::Sealed));
-        drop(inner);
-        let tap = std::fs::File::open("/dev/null").unwrap();
-        Ok(Some(tap.into()))
+        self.perform("attach", || {
+            let mut inner = self.inner();
+            inner.ports.insert(port.vmid, (port.clone(), Trust::Sealed));
+            inner.history.push((port.vmid, Trust::Sealed));
+            let tap = std::fs::File::open("/dev/null").unwrap();
+            Ok(Some(tap.into()))
+        })
+        .await
     }
 
     async fn adopt(&self, port: &Port) -> Result<(), NetworkError> {
@@ -112,23 +158,27 @@ impl Network for Wires {
     }
 
     async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError> {
-        self.fault("set_trust")?;
-        let mut inner = self.inner();
-        let Some(port) = inner.ports.get_mut(&vmid) else {
-            return Err(NetworkError::Unenforced {
-                action: "set_trust",
-                reason: format!("{vmid} has no port"),
-            });
-        };
-        port.1 = trust;
-        inner.history.push((vmid, trust));
-        Ok(())
+        self.perform("set_trust", || {
+            let mut inner = self.inner();
+            let Some(port) = inner.ports.get_mut(&vmid) else {
+                return Err(NetworkError::Unenforced {
+                    action: "set_trust",
+                    reason: format!("{vmid} has no port"),
+                });
+            };
+            port.1 = trust;
+            inner.history.push((vmid, trust));
+            Ok(())
+        })
+        .await
     }
 
     async fn detach(&self, vmid: Vmid) -> Result<(), NetworkError> {
-        self.fault("detach")?;
-        self.inner().ports.remove(&vmid);
-        Ok(())
+        self.perform("detach", || {
+            self.inner().ports.remove(&vmid);
+            Ok(())
+        })
+        .await
     }
 
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {

@@ -1,0 +1,418 @@
+//! What a job can live through, told so that it goes on after any interruption: an operator and a guest who ask again
+//! until they are answered, as the command line and the runner do.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use agentlab_api::{ErrorCode, JobRequest, JobState, JobView, LogStream, SandboxState};
+use agentlab_backend::{Power, fake::Fake};
+use agentlab_protocol::message::{LogBatch, LogPiece, Phase, ReportStatus, Stream};
+use agentlab_protocol::secret::Secret32;
+use agentlab_protocol::seed::Seed;
+use agentlab_store::JobRecord;
+use tokio::time::{sleep, timeout};
+
+use super::lab::{Guest, Lab, request, vmid};
+use crate::{GuestOrigin, GuestRefusal};
+
+const PACE: Duration = Duration::from_millis(50);
+/// Between two signs of life of a guest that works on.
+const WORKING: Duration = Duration::from_secs(5);
+/// Longest story, in its own time.
+const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+
+/// How a job goes when nobody disturbs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Story {
+    /// The agent does its work.
+    Completes,
+    /// The agent ends with a status of its own.
+    AgentFails,
+    /// The hypervisor refuses a step, whenever it is asked.
+    StepFails,
+    /// The guest never speaks.
+    BootFails,
+    /// The machine stops under its job.
+    MachineDies,
+    /// An operator destroys the sandbox under its job.
+    Destroyed,
+    /// An operator cancels the job.
+    Cancelled,
+    /// Its lease ends under it.
+    LeaseEnds,
+    /// The sandbox outlives its job, until an operator destroys it.
+    Kept,
+}
+
+impl Story {
+    pub(super) const ALL: [Self; 9] = [
+        Self::Completes,
+        Self::AgentFails,
+        Self::StepFails,
+        Self::BootFails,
+        Self::MachineDies,
+        Self::Destroyed,
+        Self::Cancelled,
+        Self::LeaseEnds,
+        Self::Kept,
+    ];
+
+    /// What the world must be like for it.
+    pub(super) fn prepare(self, lab: &mut Lab) {
+        if self == Self::StepFails {
+            // A disk that would have to shrink.
+            lab.profile["storage"] = serde_json::json!({"root_size_gb": 1});
+        }
+    }
+
+    /// How the job ends, and where when it did not complete.
+    pub(super) fn end(self) -> (JobState, Option<(ErrorCode, &'static str)>) {
+        match self {
+            Self::Completes | Self::Kept => (JobState::Completed, None),
+            Self::AgentFails => (JobState::Failed, Some((ErrorCode::AgentFailed, "Agent"))),
+            Self::StepFails => (JobState::Failed, Some((ErrorCode::BackendFailed, "Configure"))),
+            Self::BootFails => (JobState::Failed, Some((ErrorCode::GuestSilent, "AwaitGuest"))),
+            Self::MachineDies => (JobState::Failed, Some((ErrorCode::SandboxLost, ""))),
+            Self::Destroyed | Self::Cancelled => (JobState::Cancelled, Some((ErrorCode::Cancelled, ""))),
+            Self::LeaseEnds => (JobState::Timeout, Some((ErrorCode::AgentTimeout, "Lease"))),
+        }
+    }
+
+    fn request(self) -> JobRequest {
+        JobRequest {
+            ttl_minutes: (self == Self::LeaseEnds).then_some(1),
+            keepalive: Some(self == Self::Kept),
+            ..request()
+        }
+    }
+
+    /// Whether the guest has a last word.
+    fn reports(self) -> Option<(ReportStatus, u8)> {
+        match self {
+            Self::Completes | Self::Kept => Some((ReportStatus::Completed, 0)),
+            Self::AgentFails => Some((ReportStatus::Failed, 7)),
+            Self::Cancelled => Some((ReportStatus::Cancelled, 143)),
+            Self::StepFails | Self::BootFails | Self::MachineDies | Self::Destroyed | Self::LeaseEnds => None,
+        }
+    }
+}
+
+/// What operator and guest remember. It outlives every daemon.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    job: RefCell<Option<JobView>>,
+    guest: RefCell<Known>,
+}
+
+/// What one guest knows; another power-on makes another guest.
+#[derive(Debug, Default)]
+struct Known {
+    /// Which power-on it came with, and the seed it read then.
+    power_on: u32,
+    seed: Option<Seed>,
+    session: Option<Secret32>,
+    /// Its next word.
+    next: usize,
+    /// Why it has given up.
+    gave_up: Option<GuestRefusal>,
+}
+
+/// What a guest says, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Redeem,
+    Acknowledge,
+    Beat(Phase),
+    FirstLog,
+    SecondLog,
+    Upload(&'static str),
+    Report,
+}
+
+const WORDS: [Word; 10] = [
+    Word::Redeem,
+    Word::Acknowledge,
+    Word::Beat(Phase::Agent),
+    Word::FirstLog,
+    Word::SecondLog,
+    Word::Beat(Phase::Upload),
+    Word::Upload("files/a"),
+    Word::Upload("work.bundle"),
+    Word::Beat(Phase::Report),
+    Word::Report,
+];
+const LINES: [&str; 3] = ["one\n", "two\n", "three\n"];
+
+/// Lives through the story, from wherever it stands, to its end.
+pub(super) async fn tell(lab: &Lab, story: Story, memory: &Memory) {
+    let whole = async {
+        tokio::select! {
+            () = operator(lab, story, memory) => {}
+            () = guest(lab, story, memory) => {}
+        }
+    };
+    if timeout(PATIENCE, whole).await.is_err() {
+        let job = memory.job.borrow().clone().unwrap();
+        panic!(
+            "{story:?} does not end: {:#?}\n{:#?}\n{:#?}\n{:#?}",
+            lab.job(&job.id).await,
+            lab.record(&job).await,
+            lab.messages(&job).await,
+            memory.guest.borrow()
+        );
+    }
+}
+
+async fn operator(lab: &Lab, story: Story, memory: &Memory) {
+    let job = loop {
+        // The command line repeats a request under the same key.
+        match lab.engine().create_job(story.request(), Some("key".into())).await {
+            Ok(job) => break job,
+            Err(_) => sleep(PACE).await,
+        }
+    };
+    memory.job.replace(Some(job.clone()));
+    let id = job.sandbox.unwrap().to_string();
+    let mut asked = false;
+    while !asked && !lab.job(&job.id).await.state.is_final() {
+        let works = memory.guest.borrow().next > 4;
+        asked = works
+            && match story {
+                Story::Destroyed => lab.engine().destroy_sandbox(&id, false).await.is_ok(),
+                Story::Cancelled => lab.engine().cancel_job(&job.id).await.is_ok(),
+                Story::MachineDies => {
+                    lab.backend.stop(vmid(1000));
+                    true
+                }
+                Story::Completes
+                | Story::AgentFails
+                | Story::StepFails
+                | Story::BootFails
+                | Story::LeaseEnds
+                | Story::Kept => true,
+            };
+        sleep(PACE).await;
+    }
+    while !lab.job(&job.id).await.state.is_final() {
+        sleep(PACE * 10).await;
+    }
+    // A failed sandbox, and one that is kept, stay until somebody says that they may go.
+    loop {
+        match lab.record(&job).await.state {
+            SandboxState::Destroyed => return settled(lab, &job).await,
+            SandboxState::Failed | SandboxState::Ready => {
+                let at_rest = lab.record(&job).await;
+                if !at_rest.unwinding || at_rest.cursor.is_empty() {
+                    drop(lab.engine().destroy_sandbox(&id, false).await);
+                }
+            }
+            SandboxState::Requested
+            | SandboxState::Provisioning
+            | SandboxState::Booting
+            | SandboxState::Running
+            | SandboxState::Suspended
+            | SandboxState::Stopped
+            | SandboxState::Timeout => {}
+        }
+        sleep(PACE).await;
+    }
+}
+
+/// Gives reconciliation its turn.
+async fn settled(lab: &Lab, job: &JobView) {
+    sleep(lab.settings.reconcile_interval * 4).await;
+    drop(lab.engine().job(&job.id).await);
+}
+
+/// The seed of the guest that runs.
+fn seed_of(backend: &Fake, memory: &Memory) -> Option<Seed> {
+    if backend.power(vmid(1000)) != Some(Power::Running) {
+        return None;
+    }
+    let power_on = backend.power_ons(vmid(1000));
+    if memory.guest.borrow().power_on != power_on {
+        let bytes = backend.booted_with(vmid(1000)).unwrap();
+        memory.guest.replace(Known {
+            power_on,
+            seed: Some(Seed::decode(&bytes).unwrap()),
+            ..Known::default()
+        });
+    }
+    memory.guest.borrow().seed.clone()
+}
+
+async fn guest(lab: &Lab, story: Story, memory: &Memory) {
+    loop {
+        sleep(PACE).await;
+        let Some(seed) = seed_of(&lab.backend, memory).filter(|_| story != Story::BootFails) else {
+            continue;
+        };
+        let next = memory.guest.borrow().next;
+        let told_to_end = story != Story::Cancelled || lab_says_cancelled(lab, memory).await;
+        let word = match WORDS.get(next) {
+            Some(Word::Beat(Phase::Report) | Word::Report) if story.reports().is_none() || !told_to_end => {
+                Word::Beat(Phase::Agent)
+            }
+            Some(word) => *word,
+            None => continue,
+        };
+        let mut guest = Guest {
+            origin: GuestOrigin::Address(seed.address),
+            seed,
+            key: [9; 32],
+            session: memory.guest.borrow().session.clone(),
+        };
+        match say(&mut guest, lab, story, memory, word).await {
+            Ok(()) => {
+                let is_next = WORDS.get(next) == Some(&word);
+                {
+                    let mut known = memory.guest.borrow_mut();
+                    known.session = guest.session;
+                    known.next += usize::from(is_next);
+                }
+                if !is_next {
+                    sleep(WORKING).await;
+                }
+            }
+            Err(GuestRefusal::Unavailable(_)) => {}
+            Err(refusal) => {
+                // A runner that is turned away ends, and its machine with it.
+                if memory.guest.borrow_mut().gave_up.replace(refusal).is_none() {
+                    lab.backend.stop(vmid(1000));
+                }
+            }
+        }
+    }
+}
+
+async fn lab_says_cancelled(lab: &Lab, memory: &Memory) -> bool {
+    let id = memory.job.borrow().as_ref().map(|job| job.id.clone());
+    match id {
+        Some(id) => lab
+            .store
+            .job(&id)
+            .await
+            .unwrap()
+            .is_some_and(|job: JobRecord| job.cancel_requested),
+        None => false,
+    }
+}
+
+async fn say(
+    guest: &mut Guest,
+    lab: &Lab,
+    story: Story,
+    memory: &Memory,
+    word: Word,
+) -> Result<(), GuestRefusal> {
+    match word {
+        Word::Redeem => guest.redeem(lab).await.map(drop),
+        Word::Acknowledge => {
+            let session = guest.authenticate(lab).await?;
+            lab.engine().acknowledge(&session).await
+        }
+        Word::Beat(phase) => guest.beat(lab, phase).await.map(drop),
+        Word::FirstLog => logs(guest, lab, 0, &LINES[..2]).await,
+        // Begins before what is known, as a runner does whose answer was lost.
+        Word::SecondLog => logs(guest, lab, 1, &LINES[1..]).await,
+        Word::Upload(name) => guest.upload(lab, name, b"bytes").await,
+        Word::Report => {
+            let job = memory.job.borrow().clone();
+            let Some((job, (status, code))) = job.zip(story.reports()) else {
+                return Ok(());
+            };
+            guest.report(lab, &job, status, Some(code)).await
+        }
+    }
+}
+
+async fn logs(guest: &Guest, lab: &Lab, first: u64, texts: &[&str]) -> Result<(), GuestRefusal> {
+    let session = guest.authenticate(lab).await?;
+    let piece = |text: &&str| LogPiece {
+        stream: Stream::Stdout,
+        text: (*text).to_owned(),
+    };
+    let batch = LogBatch {
+        first,
+        pieces: texts.iter().map(piece).collect(),
+    };
+    lab.engine().guest_logs(&session, batch).await
+}
+
+/// The job ended like this, and nothing is left of it.
+pub(super) async fn judge_as(
+    lab: &Lab,
+    memory: &Memory,
+    state: JobState,
+    cause: Option<(ErrorCode, &str)>,
+) -> JobView {
+    let job = memory.job.borrow().clone().unwrap();
+    let ended = lab.job(&job.id).await;
+    let seen = || format!("{ended:#?}\n{:#?}", memory.guest.borrow());
+    assert_eq!(ended.state, state, "{}", seen());
+    match (&ended.failure, cause) {
+        (None, None) => {}
+        (Some(failure), Some((code, stage))) => {
+            assert_eq!(failure.code, code, "{}", seen());
+            assert!(stage.is_empty() || failure.stage == stage, "{}", seen());
+            assert!(
+                !failure.message.is_empty() && !failure.stage.is_empty(),
+                "{}",
+                seen()
+            );
+        }
+        _ => panic!("{}", seen()),
+    }
+    lab.assert_empty().await;
+    assert_nothing_unrecorded(lab, &job).await;
+    assert_told_once(lab, &job).await;
+    job
+}
+
+/// The story ended as it should, was told once, and nothing is left of it but what was to be kept.
+pub(super) async fn judge(lab: &Lab, story: Story, memory: &Memory) {
+    let (state, cause) = story.end();
+    let job = judge_as(lab, memory, state, cause).await;
+    if matches!(story, Story::Completes | Story::AgentFails | Story::Kept) {
+        assert_work_is_whole(lab, &job).await;
+    }
+}
+
+async fn assert_work_is_whole(lab: &Lab, job: &JobView) {
+    let log = lab.store.files().read_log(&job.id, 0, 100).await.unwrap();
+    let lines: Vec<(LogStream, &str)> = log
+        .iter()
+        .map(|record| (record.stream, record.text.as_str()))
+        .collect();
+    assert_eq!(lines, LINES.map(|line| (LogStream::Stdout, line)));
+    for name in ["files/a", "work.bundle"] {
+        let (view, _) = lab.engine().open_artifact(&job.id, name).await.unwrap();
+        assert_eq!(view.size_bytes, 5);
+    }
+    assert_eq!(lab.backend.power_ons(vmid(1000)), 0, "its machine is gone");
+}
+
+/// Every file on disk has a record.
+async fn assert_nothing_unrecorded(lab: &Lab, job: &JobView) {
+    let recorded = lab.store.artifacts(&job.id).await.unwrap();
+    let kept = recorded.into_iter().map(|file| file.name).collect();
+    let unrecorded = lab.store.files().keep_artifacts(&job.id, kept).await.unwrap();
+    assert_eq!(unrecorded, Vec::<String>::new());
+}
+
+/// A job begins once and ends once, however often its daemon began.
+async fn assert_told_once(lab: &Lab, job: &JobView) {
+    let messages = lab.messages(job).await;
+    let count = |kind: &str| {
+        messages
+            .iter()
+            .filter(|message| message.starts_with(kind))
+            .count()
+    };
+    assert_eq!(
+        (count("job.queued"), count("job.finished")),
+        (1, 1),
+        "{messages:#?}"
+    );
+    assert!(count("job.started") <= 1, "{messages:#?}");
+}
