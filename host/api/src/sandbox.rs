@@ -147,4 +147,7 @@ pub struct SandboxView {
 pub struct SandboxList {
     /// The page.
     pub sandboxes: Vec<SandboxView>,
+    /// Pass as `cursor` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }

@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::connection::Call;
 use crate::error::Result;
-use crate::path::encode;
+use crate::path::page_query;
 use crate::{Client, ClientError};
 
 impl Client {
@@ -37,14 +37,7 @@ impl Client {
     /// # Errors
     /// See [`crate::ClientError`].
     pub async fn jobs(&self, cursor: Option<&str>, limit: Option<u32>) -> Result<JobList> {
-        let mut query = Vec::new();
-        query.extend(cursor.map(|cursor| format!("cursor={}", encode(cursor, false))));
-        query.extend(limit.map(|limit| format!("limit={limit}")));
-        let query = if query.is_empty() {
-            String::new()
-        } else {
-            format!("?{}", query.join("&"))
-        };
+        let query = page_query(None, cursor, limit);
         self.call(Call::get(format!("/v1/jobs{query}"))).await
     }
 

@@ -16,9 +16,30 @@ pub(crate) fn encode(text: &str, keep_slash: bool) -> String {
     encoded
 }
 
+/// What stands behind a list's path: nothing, or `?` and what is asked for.
+pub(crate) fn page_query(first: Option<String>, cursor: Option<&str>, limit: Option<u32>) -> String {
+    let cursor = cursor.map(|cursor| format!("cursor={}", encode(cursor, false)));
+    let limit = limit.map(|limit| format!("limit={limit}"));
+    let asked: Vec<String> = [first, cursor, limit].into_iter().flatten().collect();
+    if asked.is_empty() {
+        String::new()
+    } else {
+        format!("?{}", asked.join("&"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_asked_for_by_what_is_given_only() {
+        assert_eq!(page_query(None, None, None), "");
+        assert_eq!(
+            page_query(Some("a=b".into()), Some("1.x y"), Some(5)),
+            "?a=b&cursor=1.x%20y&limit=5"
+        );
+    }
 
     #[test]
     fn a_name_cannot_leave_its_segment() {

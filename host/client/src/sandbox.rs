@@ -5,20 +5,22 @@ use http_body_util::BodyExt;
 
 use crate::connection::{Call, chain};
 use crate::error::Result;
-use crate::path::encode;
+use crate::path::{encode, page_query};
 use crate::{Client, ClientError};
 
 impl Client {
-    /// Sandboxes, newest first.
+    /// One page of sandboxes, newest first.
     ///
     /// # Errors
     /// See [`crate::ClientError`].
-    pub async fn sandboxes(&self, include_destroyed: bool) -> Result<SandboxList> {
-        let query = if include_destroyed {
-            "?include_destroyed=true"
-        } else {
-            ""
-        };
+    pub async fn sandboxes(
+        &self,
+        include_destroyed: bool,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<SandboxList> {
+        let all = include_destroyed.then(|| "include_destroyed=true".to_owned());
+        let query = page_query(all, cursor, limit);
         self.call(Call::get(format!("/v1/sandboxes{query}"))).await
     }
 

@@ -20,6 +20,8 @@ use crate::view;
 /// How long drivers may take to stop; what they leave half done is journalled.
 const STOP: Duration = Duration::from_secs(5);
 const CONSOLE: Duration = Duration::from_secs(2);
+/// Sandboxes of one answer.
+const LONGEST_PAGE: u32 = 1000;
 
 /// Everything of a running daemon that decides. Used as `Arc<Engine>`. Dropping it stops its tasks without waiting
 /// for them; machines go on running either way.
@@ -132,19 +134,30 @@ impl Engine {
         }
     }
 
-    /// Sandboxes, newest first.
+    /// A page of sandboxes, newest first.
     ///
     /// # Errors
-    /// The records cannot be read.
-    pub async fn sandboxes(&self, include_destroyed: bool) -> Result<SandboxList, Problem> {
-        let records = self
-            .shared
-            .store
-            .sandboxes(include_destroyed)
-            .await
-            .map_err(|error| store_problem(&error))?;
+    /// The cursor is not one of ours.
+    pub async fn sandboxes(
+        &self,
+        include_destroyed: bool,
+        cursor: Option<String>,
+        limit: Option<u32>,
+    ) -> Result<SandboxList, Problem> {
+        let before = cursor
+            .map(|text| text.parse())
+            .transpose()
+            .map_err(|error: agentlab_store::CursorError| {
+                Problem::new(ErrorCode::InvalidValue, error.to_string())
+                    .with_field("/cursor", error.to_string())
+            })?;
+        let limit = limit.unwrap_or(LONGEST_PAGE).clamp(1, LONGEST_PAGE);
+        let store = &self.shared.store;
+        let page = store.sandbox_page(include_destroyed, before, limit).await;
+        let (records, next) = page.map_err(|error| store_problem(&error))?;
         Ok(SandboxList {
             sandboxes: records.into_iter().map(view::sandbox).collect(),
+            next_cursor: next.map(|cursor| cursor.to_string()),
         })
     }
 
@@ -180,18 +193,8 @@ impl Engine {
                 .map_err(|error| store_problem(&error))?
                 .ok_or_else(absent);
         }
-        let vmid = selector.parse::<Vmid>().ok();
-        let fits = |record: &SandboxRecord| Some(record.vmid) == vmid || record.name == selector;
-        for include_destroyed in [false, true] {
-            let records = store
-                .sandboxes(include_destroyed)
-                .await
-                .map_err(|error| store_problem(&error))?;
-            if let Some(record) = records.into_iter().find(fits) {
-                return Ok(record);
-            }
-        }
-        Err(absent())
+        let found = store.sandbox_named(selector.parse::<Vmid>().ok(), selector).await;
+        found.map_err(|error| store_problem(&error))?.ok_or_else(absent)
     }
 
     /// Asks for a sandbox to be taken down and returns at once; safe to repeat.

@@ -31,9 +31,15 @@ pub(crate) enum SandboxCommand {
 /// `sandbox list`.
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Also those that are gone
+    /// Also those that are gone, the thousand newest at most
     #[arg(long, short)]
     all: bool,
+    /// How many; all there are when absent
+    #[arg(long, short = 'n', value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: Option<u32>,
+    /// Where the page before ended
+    #[arg(long)]
+    cursor: Option<String>,
 }
 
 /// `sandbox destroy`.
@@ -76,7 +82,17 @@ impl SandboxCommand {
 
 impl List {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
-        let list = context.client.sandboxes(self.all).await?;
+        let ask = async |cursor: Option<&str>| context.client.sandboxes(self.all, cursor, self.limit).await;
+        let mut list = ask(self.cursor.as_deref()).await?;
+        // Those that live are few, and are shown to the last; those that are gone are without end.
+        while !self.all
+            && self.limit.is_none()
+            && let Some(cursor) = list.next_cursor.take()
+        {
+            let next = ask(Some(&cursor)).await?;
+            list.sandboxes.extend(next.sandboxes);
+            list.next_cursor = next.next_cursor;
+        }
         if context.printer.json() {
             context.printer.document(&list)?;
             return Ok(ExitStatus::Success);
@@ -97,6 +113,12 @@ impl List {
             ]);
         }
         context.printer.write(&table.render())?;
+        if let Some(cursor) = &list.next_cursor {
+            let all = if self.all { " --all" } else { "" };
+            context.printer.hint(&format!(
+                "there are more: `agentlab sandbox list{all} --cursor {cursor}`"
+            ));
+        }
         Ok(ExitStatus::Success)
     }
 }

@@ -21,6 +21,10 @@ pub(super) struct SandboxQuery {
     /// List destroyed ones too.
     #[serde(default)]
     include_destroyed: bool,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Sandboxes per page; a thousand at most, and by default.
+    limit: Option<u32>,
 }
 
 /// Body of a destroy request.
@@ -44,7 +48,10 @@ pub(super) async fn list(
     State(edge): State<Edge>,
     Params(query): Params<SandboxQuery>,
 ) -> Result<JsonAnswer<SandboxList>, Refusal> {
-    Ok(JsonAnswer(edge.engine.sandboxes(query.include_destroyed).await?))
+    let page = edge
+        .engine
+        .sandboxes(query.include_destroyed, query.cursor, query.limit);
+    Ok(JsonAnswer(page.await?))
 }
 
 pub(super) async fn show(
