@@ -381,13 +381,17 @@ pub enum ArtifactNameError {
     /// Absolute, `..`, `.`, empty component, control character or backslash.
     #[error("Artifact name `{0}` is not a plain relative path")]
     Shape(String),
+    /// A part of it is git's directory, whose settings name programs that git runs for whoever stands there.
+    #[error("Artifact name `{0}` lies in what git would take for its own directory")]
+    Git(String),
     /// Unknown role word.
     #[error("`{0}` is not an artifact role")]
     Role(String),
 }
 
 /// A relative path that can only stay below the directory it is joined to: components separated by `/`, none of
-/// them empty, `.` or `..`, no control character, no backslash, at most 512 bytes.
+/// them empty, `.` or `..`, no control character, no backslash, at most 512 bytes. And none that git would take for its
+/// own directory, on whatever file system: a `.git` in a directory of an operator's is a program in waiting.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ArtifactName(String);
@@ -417,8 +421,25 @@ impl FromStr for ArtifactName {
         {
             return Err(shape());
         }
+        if text.split('/').any(is_git_directory) {
+            return Err(ArtifactNameError::Git(text.escape_debug().take(80).collect()));
+        }
         Ok(Self(text.to_owned()))
     }
+}
+
+/// Whether some file system makes `.git` of a name: by ignoring case, what follows a colon, dots and spaces at the end
+/// or characters that nobody sees, or by its short form.
+fn is_git_directory(part: &str) -> bool {
+    let visible: String = part
+        .chars()
+        .filter(|c| {
+            !matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
+        })
+        .collect();
+    let name = visible.split(':').next().unwrap_or_default();
+    let name = name.trim_end_matches(['.', ' ']);
+    name.eq_ignore_ascii_case(".git") || name.eq_ignore_ascii_case("git~1")
 }
 
 impl TryFrom<String> for ArtifactName {
@@ -463,6 +484,31 @@ mod tests {
         }
         assert!("x".repeat(513).parse::<ArtifactName>().is_err());
         for text in ["report.json", "files/out/..x", "files/a b", "files/\u{e9}"] {
+            assert!(text.parse::<ArtifactName>().is_ok(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_artifact_name_has_no_part_that_git_would_obey() {
+        for text in [
+            ".git",
+            "files/.git/config",
+            "files/.GIT/config",
+            "files/x/.git",
+            "files/.git. ./config",
+            "files/git~1/config",
+            "files/.git::$INDEX_ALLOCATION/config",
+            "files/.g\u{200c}it/config",
+        ] {
+            let error = text.parse::<ArtifactName>().unwrap_err();
+            assert!(matches!(error, ArtifactNameError::Git(_)), "{text:?}: {error}");
+        }
+        for text in [
+            "files/.gitignore",
+            "files/git",
+            "files/x.git/y",
+            "files/.github/z",
+        ] {
             assert!(text.parse::<ArtifactName>().is_ok(), "{text:?}");
         }
     }
