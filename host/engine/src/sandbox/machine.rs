@@ -188,7 +188,7 @@ impl State {
         !matches!(self, Self::Destroyed | Self::Failed { kept: false, .. })
     }
 
-    /// What may be asked of it: the table every refusal quotes.
+    /// What may be asked of it. A refusal quotes what callers can ask for: [`Refusal::offers`].
     #[must_use]
     pub fn allowed(&self) -> &'static [&'static str] {
         match self {

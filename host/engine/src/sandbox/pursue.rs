@@ -63,7 +63,8 @@ impl Driver {
 
     /// Lets the network trust the guest as far as its state says. A guest that cannot be confined is ended.
     async fn enforce(&mut self) {
-        let trust = self.state.trust(self.record.profile.network.mode);
+        let profile = &self.record.profile;
+        let trust = self.shared.deserved(self.state.trust(profile.network.mode), profile);
         if self.enforced == Some(trust) {
             return;
         }
@@ -399,7 +400,7 @@ impl Driver {
             }
             Verdict::Refused(refusal) => {
                 return Err(Problem::new(ErrorCode::StateConflict, refusal.to_string())
-                    .with_hint(format!("allowed now: {}", refusal.allowed.join(", "))));
+                    .with_hint(format!("allowed now: {}", refusal.offers().join(", "))));
             }
         }
         Ok(self.record.clone())

@@ -316,7 +316,13 @@ fn the_table_of_requests_is_kept() {
                 Verdict::Moved(_) => "moved",
                 Verdict::AlreadySo => "same",
                 Verdict::Refused(refusal) => {
-                    assert!(!refusal.allowed.is_empty());
+                    let offers = refusal.offers();
+                    assert!(
+                        offers.contains(&"show")
+                            && offers.iter().all(|offer| refusal.allowed.contains(offer))
+                            && !offers.contains(&"stop"),
+                        "{offers:?}"
+                    );
                     "refused"
                 }
             };

@@ -156,3 +156,12 @@ pub struct Refusal {
     /// What may be asked now.
     pub allowed: &'static [&'static str],
 }
+
+impl Refusal {
+    /// What of it a caller can ask for. The other requests have no route.
+    #[must_use]
+    pub fn offers(&self) -> Vec<&'static str> {
+        let routed = |word: &&str| ["show", "logs", "destroy", "destroy --force"].contains(word);
+        self.allowed.iter().copied().filter(routed).collect()
+    }
+}
