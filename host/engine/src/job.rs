@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::engine::{Engine, store_problem};
 use crate::glimpse::{self, Glimpse};
+use crate::port::{NetworkError, Trust};
 use crate::queue::{self, Admitted};
 use crate::request::{self, Settled};
 use crate::sandbox::driver;
@@ -110,12 +111,22 @@ impl Engine {
         let trust = granted(profile.network.mode);
         match timeout(ASK, self.shared.network.supports(trust)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(
-                Problem::new(ErrorCode::NetworkUnenforced, error.to_string()).with_hint(format!(
-                    "profile `{}` asks for network mode {}",
-                    profile.name, profile.network.mode
-                )),
-            ),
+            Ok(Err(error)) => {
+                let problem = Problem::new(ErrorCode::NetworkUnenforced, error.to_string());
+                Err(
+                    if matches!((&error, trust), (NetworkError::Unsupported { .. }, Trust::Nat)) {
+                        problem.with_hint(
+                            "set `uplink` in config.yaml to the interface towards the Internet, or \
+                         `network: {mode: \"off\"}` in the profile",
+                        )
+                    } else {
+                        problem.with_hint(format!(
+                            "profile `{}` asks for network mode {}; `agentlab net verify` tells what differs",
+                            profile.name, profile.network.mode
+                        ))
+                    },
+                )
+            }
             Err(_) => Err(Problem::new(
                 ErrorCode::NetworkUnenforced,
                 "The packet policy did not answer in time",

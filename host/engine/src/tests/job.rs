@@ -196,9 +196,12 @@ async fn the_same_idempotency_key_makes_one_job() {
 async fn what_cannot_be_done_is_refused_before_anything_is_made() {
     let lab = Lab::with(|settings| settings.max_sandboxes = 1).await;
     lab.wires.without(Trust::Nat);
-    assert_eq!(
-        lab.engine().create_job(request(), None).await.unwrap_err().code,
-        ErrorCode::NetworkUnenforced
+    let unenforced = lab.engine().create_job(request(), None).await.unwrap_err();
+    assert_eq!(unenforced.code, ErrorCode::NetworkUnenforced);
+    let hint = unenforced.hint.unwrap();
+    assert!(
+        hint.contains("set `uplink` in config.yaml") && hint.contains("{mode: \"off\"}"),
+        "{hint}"
     );
     lab.wires.without(Trust::Allowlist);
     let bundle = RepositorySource::Bundle {
