@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use cargo_metadata::{DependencyKind, MetadataCommand};
+use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// Each crate with all workspace crates it may name in `[dependencies]`.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
@@ -98,6 +98,9 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("agentlab-protocol", &["tokio", "hyper", "rustls"]),
 ];
 
+/// Crates that a crate may not name itself, though others may bring them.
+const MUST_NOT_NAME: &[(&str, &[&str])] = &[("agentlab-engine", &["axum", "hyper", "nftnl", "rusqlite"])];
+
 pub(crate) fn check() -> Result<Vec<String>> {
     let mut findings = directions()?;
     for (package, banned) in MUST_NOT_REACH {
@@ -125,13 +128,16 @@ fn directions() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for package in &metadata.packages {
         let name = package.name.as_str();
-        if package
-            .manifest_path
+        let within = package.manifest_path.strip_prefix(&metadata.workspace_root);
+        let within = within.with_context(|| format!("{name} is outside of the workspace"))?;
+        if within
             .components()
-            .any(|part| part.as_str() == "tests")
+            .next()
+            .is_some_and(|part| part.as_str() == "tests")
         {
             continue;
         }
+        findings.extend(named_in_spite(package));
         let Some((_, allowed)) = MAY_DEPEND_ON.iter().find(|(rule, _)| *rule == name) else {
             findings.push(format!(
                 "{name} has no row in xtask/src/layers.rs: say what it may depend on"
@@ -149,6 +155,23 @@ fn directions() -> Result<Vec<String>> {
         );
     }
     Ok(findings)
+}
+
+fn named_in_spite(package: &Package) -> impl Iterator<Item = String> {
+    let name = package.name.as_str();
+    let banned = MUST_NOT_NAME
+        .iter()
+        .filter(move |(rule, _)| *rule == name)
+        .flat_map(|(_, banned)| banned.iter());
+    banned
+        .filter(|banned| {
+            package
+                .dependencies
+                .iter()
+                .filter(|dependency| dependency.kind == DependencyKind::Normal)
+                .any(|dependency| dependency.name == **banned)
+        })
+        .map(move |banned| format!("{name} may not name {banned}: see the layers in docs/ARCHITECTURE.md"))
 }
 
 /// Everything linked into a package built alone, with just the features it asks for.
