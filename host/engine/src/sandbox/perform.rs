@@ -191,7 +191,7 @@ async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, St
             };
             shared.backend.configure(record.vmid, &stamp, &shape).await?;
         }
-        // A profile cannot name a workspace yet, so there is none to attach; the step keeps its place in the journal.
+        // Profiles name no workspace, so there is none to attach; the step has its place in the journal all the same.
         Step::AttachWorkspace | Step::AwaitGuest => {}
         Step::BindNetwork => {
             let tap = shared.network.attach(&port_of(record)).await?;
@@ -221,11 +221,12 @@ async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, St
 /// made anew, but never under a machine that runs after all: that would take its cable away.
 async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), StepTrouble> {
     let vmid = kit.record.vmid;
+    let trust = shared.deserved(Trust::BootstrapOnly, &kit.record.profile);
     let tap = match kit.tap.take() {
         Some(tap) => Some(tap),
         None => match seen(shared.backend.inspect(vmid).await?.as_ref(), stamp) {
             Seen::Running => {
-                shared.network.set_trust(vmid, Trust::BootstrapOnly).await?;
+                shared.network.set_trust(vmid, trust).await?;
                 return Ok(());
             }
             Seen::Stopped | Seen::Absent | Seen::Unknown => {
@@ -233,7 +234,7 @@ async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), S
             }
         },
     };
-    shared.network.set_trust(vmid, Trust::BootstrapOnly).await?;
+    shared.network.set_trust(vmid, trust).await?;
     let with = PowerOn {
         nic: Some(Nic { tap }),
     };

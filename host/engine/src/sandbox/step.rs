@@ -22,7 +22,7 @@ pub enum Step {
     Clone,
     /// Processor, memory, disk and NIC are set.
     Configure,
-    /// The workspace volume is attached; recorded, and empty when the profile names none.
+    /// Nothing is made here: profiles name no workspace. Its place is where a volume would be attached.
     AttachWorkspace,
     /// The cable exists, bound and sealed.
     BindNetwork,
