@@ -12,8 +12,8 @@ use crate::error::CommandError;
 use crate::git::bundle;
 use crate::{CommandResult, Context, ExitStatus, follow};
 
-/// Largest task text.
-const LARGEST_TASK: u64 = 512 << 10;
+/// Largest task text: as much as the daemon takes.
+const LARGEST_TASK: u64 = 256 << 10;
 
 /// `job run`.
 #[derive(Debug, Args)]
