@@ -43,39 +43,52 @@ impl Drop for ControlSocket {
     }
 }
 
-impl ControlSocket {
-    /// Takes the lock, and the socket that a service manager has bound. Without one: removes the socket of a daemon
-    /// that died, binds, opens it to the group.
-    pub(crate) async fn open(
-        path: &Path,
-        inherited: Option<std::os::unix::net::UnixListener>,
-    ) -> Result<Self, StartError> {
-        let failed = |action| {
-            move |source| StartError::File {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
+/// The socket's place, ours and free. Taken before anything of the host is touched: a second daemon must not get as
+/// far as the bridge that the first one guards.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    path: PathBuf,
+    group: Option<u32>,
+    lock: Lock,
+}
+
+impl Claim {
+    /// Takes the lock. Removes the socket of a daemon that died, unless a service manager has bound ours there.
+    pub(crate) async fn take(path: &Path, inherited: bool) -> Result<Self, StartError> {
         let group = group();
         if let Some(directory) = path.parent() {
-            make_directory(directory, group).map_err(failed("Making the directory of"))?;
+            make_directory(directory, group).map_err(failed("Making the directory of", path))?;
         }
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock = Lock::take(Path::new(&lock_path), path)?;
+        if !inherited {
+            remove_stale(path).await?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            group,
+            lock,
+        })
+    }
+
+    /// Takes the socket that a service manager has bound. Without one: binds, and opens it to the group.
+    pub(crate) fn open(
+        self,
+        inherited: Option<std::os::unix::net::UnixListener>,
+    ) -> Result<ControlSocket, StartError> {
+        let Self { path, group, lock } = self;
         if let Some(inherited) = inherited {
-            warn_of_another_place(&inherited, path);
-            return Ok(Self {
-                listener: UnixListener::from_std(inherited).map_err(failed("Listening at"))?,
+            warn_of_another_place(&inherited, &path);
+            return Ok(ControlSocket {
+                listener: UnixListener::from_std(inherited).map_err(failed("Listening at", &path))?,
                 made: None,
                 _lock: lock,
             });
         }
-        remove_stale(path).await?;
-        let listener = UnixListener::bind(path).map_err(failed("Binding"))?;
+        let listener = UnixListener::bind(&path).map_err(failed("Binding", &path))?;
         // The umask kept it closed so far.
-        std::os::unix::fs::chown(path, None, group)
+        std::os::unix::fs::chown(&path, None, group)
             .or_else(|error| {
                 if error.kind() == io::ErrorKind::PermissionDenied {
                     Ok(())
@@ -83,16 +96,26 @@ impl ControlSocket {
                     Err(error)
                 }
             })
-            .map_err(failed("Giving to its group"))?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o660))
-            .map_err(failed("Opening to its group"))?;
-        Ok(Self {
+            .map_err(failed("Giving to its group", &path))?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o660))
+            .map_err(failed("Opening to its group", &path))?;
+        Ok(ControlSocket {
             listener,
-            made: Some(path.to_owned()),
+            made: Some(path),
             _lock: lock,
         })
     }
+}
 
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::File {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl ControlSocket {
     /// Answers until stopped; then lets requests in flight end.
     pub(crate) async fn serve(self, router: Router, stopping: CancellationToken) {
         let graceful = GracefulShutdown::new();

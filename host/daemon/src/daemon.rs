@@ -18,7 +18,7 @@ use agentlab_store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::control::ControlSocket;
+use crate::control::Claim;
 use crate::error::StartError;
 use crate::guest::{self, GuestEdge, GuestListener, Guests, Limits, Routes, SerialDoor};
 use crate::http::{self, Edge};
@@ -65,6 +65,7 @@ impl Daemon {
         inherited: Option<UnixListener>,
     ) -> Result<Self, StartError> {
         let lock = lock_data(&config.data_dir)?;
+        let claim = Claim::take(&config.socket_path, inherited.is_some()).await?;
         let keys = Keys::load(&config.data_dir)?;
         let profiles = config.load_profiles().map_err(StartError::Profiles)?;
         let world = async {
@@ -95,7 +96,7 @@ impl Daemon {
         };
         let engine = Engine::start(told, parts).await?;
 
-        let control = match ControlSocket::open(&config.socket_path, inherited).await {
+        let control = match claim.open(inherited) {
             Ok(control) => control,
             Err(error) => {
                 engine.shutdown().await;

@@ -85,7 +85,9 @@ fn complain(error: &anyhow::Error) {
     for cause in error.chain().skip(1) {
         eprintln!("caused by: {cause}");
     }
-    let wrong_file = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>());
+    let wrong_file = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<ConfigError>());
     if let Some(hint) = wrong_file.and_then(ConfigError::hint) {
         eprintln!("hint: {hint}");
     }
