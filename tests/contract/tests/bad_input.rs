@@ -136,15 +136,16 @@ fn a_second_daemon_on_one_directory_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn a_second_daemon_on_one_socket_is_refused_and_told_who_has_it() {
+fn a_second_daemon_on_one_socket_is_refused_before_it_touches_anything() {
     let lab = Lab::started().unwrap();
     let second = harmless();
     let socket = lab.path("run/agentlabd.sock").display().to_string();
     second.configure(&format!("socket_path: {socket}\n")).unwrap();
-    let ran = run(second.daemon("agentlabd-fake")).unwrap();
+    let ran = start(&second);
     assert_eq!(ran.code(), Some(1), "{ran:?}");
     assert!(ran.stderr.contains("Another agentlabd (pid "), "{ran:?}");
     assert!(ran.stderr.contains(&socket), "{ran:?}");
+    assert!(!second.path("data/agentlab.db").exists());
     assert_eq!(lab.agentlab(&["status"]).unwrap().code(), Some(0));
 }
 

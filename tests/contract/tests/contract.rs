@@ -11,6 +11,7 @@
 mod bad_input;
 mod control;
 mod hostile_guest;
+mod hostile_upload;
 mod job;
 mod job_end;
 mod process;

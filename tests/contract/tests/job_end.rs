@@ -92,6 +92,37 @@ fn a_vm_that_dies_under_its_job_fails_it_as_lost_without_delay() {
 }
 
 #[test]
+fn whoever_follows_is_told_that_the_token_was_in_foreign_hands() {
+    let lab = Lab::started().unwrap();
+    let job = lab.detached("second-key").unwrap();
+    let ran = lab.agentlab(&["job", "logs", "-f", &job]).unwrap();
+    assert_shown!("second-key", followed(&lab, &ran));
+}
+
+#[test]
+fn a_guest_that_floods_and_lies_ends_no_other_way_than_its_agent_did() {
+    let mut lab = Lab::prepare().unwrap();
+    lab.configure("log_max_bytes: 100000\n").unwrap();
+    lab.start().unwrap();
+    let job = lab
+        .detached("flood 4\nbad-report\nprint unheard\nexit 3")
+        .unwrap();
+    let ran = lab.agentlab(&["job", "logs", "-f", &job]).unwrap();
+    assert_eq!(ran.code(), Some(3), "{}\n{}", ran.stderr, lab.log());
+    assert!(
+        ran.stdout.len() < 150_000,
+        "{} bytes were shown",
+        ran.stdout.len()
+    );
+    assert!(
+        ran.stdout.contains("┊ Output beyond 100000 bytes is not kept."),
+        "{}",
+        ran.stdout
+    );
+    assert!(!ran.stdout.contains("unheard"));
+}
+
+#[test]
 fn artifacts_are_listed_and_downloaded_whole() {
     let lab = Lab::started().unwrap();
     let job = worked(&lab, WORK);
