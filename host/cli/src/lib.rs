@@ -4,6 +4,7 @@
 //!   main ──► arguments.rs ──► cmd/<noun>.rs ──► agentlab-client ──► agentlabd
 //!                                │  ├──► follow/  a job's events and output as one live view
 //!                                │  ├──► git/     bundles out of and into repositories, never running what is in them
+//!                                │  ├──► landing.rs  what guests made, into a directory of the operator's
 //!                                │  └──► printer.rs, terminal.rs (guests choose bytes; terminals obey bytes)
 //!                                └──► error.rs ──► exit.rs
 //! ```
@@ -14,6 +15,7 @@ mod error;
 mod exit;
 mod follow;
 mod git;
+mod landing;
 mod output;
 mod printer;
 mod terminal;

@@ -1,11 +1,12 @@
 //! `agentlab job artifacts`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use agentlab_api::{ArtifactView, JobId};
 use clap::{Args, Subcommand};
 
 use crate::error::CommandError;
+use crate::landing::{Landing, Place};
 use crate::output::{Table, ago, cell, size};
 use crate::terminal::escape;
 use crate::{CommandResult, Context, ExitStatus};
@@ -87,12 +88,16 @@ impl Download {
         }
         let out = self.out.unwrap_or_else(|| PathBuf::from(self.job.as_str()));
         let mut fetched = Vec::new();
-        for artifact in &artifacts {
-            let path = out.join(relative(&artifact.name)?);
-            fetch(context, &self.job, artifact, &path).await?;
-            if !context.printer.json() {
-                let text = format!("{}  {}", path.display(), size(artifact.size_bytes));
-                context.printer.line(&escape(&text))?;
+        // All names before the first byte: one that is refused must not leave half of the others.
+        let places = Place::of_all(artifacts.iter().map(|one| one.name.as_str()))?;
+        let landing = if artifacts.is_empty() {
+            None
+        } else {
+            Some(Landing::open(&out)?)
+        };
+        for (artifact, place) in artifacts.iter().zip(&places) {
+            if let Some(landing) = &landing {
+                fetch(context, &self.job, artifact, landing, place).await?;
             }
             fetched.push(artifact);
         }
@@ -117,72 +122,29 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// Streams into a file beside its place and moves it there when it is whole, so that no half file has the name.
 async fn fetch(
     context: &Context,
     job: &JobId,
     artifact: &ArtifactView,
-    path: &Path,
+    landing: &Landing,
+    place: &Place,
 ) -> Result<(), CommandError> {
-    let failed = |action| {
-        move |source| CommandError::File {
-            action,
-            path: path.display().to_string(),
-            source,
-        }
-    };
-    let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(failed("Making the directory"))?;
-    let temporary = tempfile::NamedTempFile::new_in(dir).map_err(failed("Writing"))?;
-    let (file, temporary) = temporary.into_parts();
-    let mut file = tokio::fs::File::from_std(file);
+    let arriving = landing.begin(place)?;
+    let mut file = tokio::fs::File::from_std(arriving.file()?);
     context.client.download(job, artifact, &mut file).await?;
-    file.sync_all().await.map_err(failed("Writing"))?;
-    temporary
-        .persist(path)
-        .map_err(|error| failed("Writing")(error.error))?;
+    arriving.finish()?;
+    let path = landing.shown(place);
+    if place.renamed() {
+        context.printer.warning(&format!(
+            "`{}` is written as {}: under its own name git could take its directory for a repository, and run what \
+             the guest put there",
+            artifact.name,
+            path.display()
+        ));
+    }
+    if !context.printer.json() {
+        let text = format!("{}  {}", path.display(), size(artifact.size_bytes));
+        context.printer.line(&escape(&text))?;
+    }
     Ok(())
-}
-
-/// The path a name stands for. The daemon checked it; a file outside the directory is bad enough to check again.
-fn relative(name: &str) -> Result<PathBuf, CommandError> {
-    let plain = !name.is_empty()
-        && !name.chars().any(|c| c.is_control() || c == '\\')
-        && name
-            .split('/')
-            .all(|part| !part.is_empty() && part != "." && part != "..");
-    if plain {
-        Ok(PathBuf::from(name))
-    } else {
-        Err(CommandError::Refused {
-            message: format!(
-                "Artifact name `{}` is not a plain relative path; it is not written",
-                name.escape_debug()
-            ),
-            hint: None,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_stays_below_the_directory() {
-        for name in [
-            "",
-            "/etc/passwd",
-            "../x",
-            "files/../../x",
-            "files//x",
-            "./x",
-            "x/",
-            "a\\b",
-            "a\nb",
-        ] {
-            assert!(relative(name).is_err(), "{name:?}");
-        }
-        assert_eq!(relative("files/out/a b").unwrap(), Path::new("files/out/a b"));
-    }
 }
