@@ -41,14 +41,7 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
     let git = Git::in_dir(repository);
     let ran = git.try_run(&["rev-parse", "--git-dir"]).await?;
     if !ran.success {
-        return Err(GitError::unfit(
-            format!(
-                "{} is not in a git repository: {}",
-                repository.display(),
-                ran.stderr
-            ),
-            "name one with `--repo`",
-        ));
+        return Err(git.unusable(&ran, "name one with `--repo`"));
     }
     if let Some(branch) = work.branch {
         check_branch(&git, branch).await?;

@@ -44,16 +44,16 @@ pub(crate) async fn create(directory: &Path, reference: Option<&str>) -> Result<
     let label = label(&git, directory).await?;
     let start = start(&git, reference, &label).await?;
     let mut warnings = Vec::new();
-    if reference.is_none() && uncommitted(&git).await? {
-        warnings.push(format!(
-            "{label} has changes that are not committed; they are not part of the job"
-        ));
-    }
     let scratch = Scratch::borrowing_from(&git).await?;
     let own = scratch.git();
     let branch = format!("refs/heads/{}", start.branch);
     own.run(&["update-ref", &branch, &start.commit]).await?;
     own.run(&["symbolic-ref", "HEAD", &branch]).await?;
+    if reference.is_none() && uncommitted(&git, &scratch).await? {
+        warnings.push(format!(
+            "{label} has changes that are not committed; they are not part of the job"
+        ));
+    }
     let file_path = PathBuf::from(scratch.file("repository.bundle"));
     let mut arguments = vec![
         "bundle".into(),
@@ -84,10 +84,7 @@ async fn label(git: &Git, directory: &Path) -> Result<String> {
         .await?;
     let shown = directory.display();
     if !ran.success {
-        return Err(GitError::unfit(
-            format!("{shown} is not in a git repository: {}", ran.stderr),
-            "give the directory of a repository, or a URL",
-        ));
+        return Err(git.unusable(&ran, "give the directory of a repository, or a URL"));
     }
     let mut answers = ran.stdout.lines();
     let (bare, shallow) = (answers.next() == Some("true"), answers.next() == Some("true"));
@@ -189,12 +186,33 @@ async fn unknown_reference(git: &Git, reference: &str, label: &str) -> Result<Gi
     Ok(GitError::Unfit { message, hint })
 }
 
-/// Whether the work tree holds what HEAD does not. Content filters stay off, so a filtered file may count as changed;
-/// what follows is only a warning.
-async fn uncommitted(git: &Git) -> Result<bool> {
-    let git = git.clone().without_filters().await?;
-    let ran = git
-        .try_run(&["status", "--porcelain", "--ignore-submodules=all"])
+/// Whether the work tree holds what HEAD does not. Asked of the scratch repository, with the other's index: no filter
+/// and no other program that the repository names is known there. A filtered file may count as changed; what follows is
+/// only a warning.
+async fn uncommitted(git: &Git, scratch: &Scratch) -> Result<bool> {
+    let top = git.try_run(&["rev-parse", "--show-toplevel"]).await?;
+    if !top.success {
+        // Bare: nothing can be changed there.
+        return Ok(false);
+    }
+    let mut found = Vec::new();
+    for name in ["index", "info/exclude"] {
+        let path = git
+            .run(&["rev-parse", "--path-format=absolute", "--git-path", name])
+            .await?;
+        found.push(path.trim_end_matches('\n').to_owned());
+    }
+    let [index, exclude] = found.as_slice() else {
+        return Ok(false);
+    };
+    let top = Path::new(top.stdout.trim_end_matches('\n'));
+    let looking = Git::in_dir(top)
+        .env("GIT_DIR", scratch.path())
+        .env("GIT_WORK_TREE", top)
+        .env("GIT_INDEX_FILE", index);
+    let exclude = format!("core.excludesFile={exclude}");
+    let ran = looking
+        .try_run(&["-c", &exclude, "status", "--porcelain", "--ignore-submodules=all"])
         .await?;
     Ok(ran.success && !ran.stdout.is_empty())
 }

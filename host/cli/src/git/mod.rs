@@ -1,5 +1,8 @@
 //! Runs `git` so that nothing in a repository can make it run something else: no hooks, no file system monitor, no
 //! filters, no credential or ssh program, no configuration of user or system, no transport but local files.
+//!
+//! Files of a work tree are only looked at from a scratch repository: which program an attribute stands for is a
+//! repository's setting, and ours has none. And git itself refuses a repository that belongs to somebody else.
 
 pub(crate) mod apply;
 pub(crate) mod bundle;
@@ -36,8 +39,6 @@ const SETTINGS: &[&str] = &[
     "submodule.recurse=false",
     "protocol.allow=never",
     "protocol.file.allow=always",
-    // The operator named this directory; with the settings above its owner cannot use that.
-    "safe.directory=*",
 ];
 
 /// Why a repository could not be read or written.
@@ -89,8 +90,7 @@ type Result<T> = std::result::Result<T, GitError>;
 #[derive(Debug, Clone)]
 pub(crate) struct Git {
     dir: PathBuf,
-    /// Settings found out at run time: filters are named by the repository, and each is switched off by its name.
-    more: Vec<String>,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 /// What git printed.
@@ -105,24 +105,28 @@ impl Git {
     pub(crate) fn in_dir(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
-            more: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
-    /// For commands that look at files of a work tree: switches off every content filter the repository defines.
-    pub(crate) async fn without_filters(mut self) -> Result<Self> {
-        let ran = self
-            .try_run(&["config", "--null", "--name-only", "--get-regexp", "^filter\\."])
-            .await?;
-        for name in ran.stdout.split('\0').filter(|name| !name.is_empty()) {
-            // `filter.<name>.clean`, `.smudge`, `.process`, `.required`; the name itself may hold dots.
-            if let Some((filter, _)) = name.rsplit_once('.') {
-                for key in ["clean=", "smudge=", "process=", "required=false"] {
-                    self.more.push(format!("{filter}.{key}"));
-                }
-            }
+    fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
+        self
+    }
+
+    /// Why the directory is not in a repository that can be used, from what git said of it.
+    fn unusable(&self, ran: &Ran, hint: &str) -> GitError {
+        let shown = self.dir.display();
+        if ran.stderr.contains("dubious ownership") {
+            return GitError::unfit(
+                format!("{shown} is in a repository of another user, whose settings git would obey"),
+                "run this as the repository's owner, or name a copy that belongs to you",
+            );
         }
-        Ok(self)
+        GitError::unfit(
+            format!("{shown} is not in a git repository: {}", ran.stderr),
+            hint,
+        )
     }
 
     /// Runs a command that must succeed and gives what it printed.
@@ -170,7 +174,8 @@ impl Git {
         let mut command = Command::new("git");
         command.env_clear();
         // Nothing but these is inherited: GIT_DIR, GIT_CONFIG_COUNT, GIT_SSH and their like would undo the rest.
-        for name in ["PATH", "TMPDIR"] {
+        // SUDO_UID: root may use what belongs to the one who became root.
+        for name in ["PATH", "TMPDIR", "SUDO_UID"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
@@ -188,12 +193,12 @@ impl Git {
                 ("GIT_TERMINAL_PROMPT", "0"),
                 ("GIT_PAGER", "cat"),
             ])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .arg("-C")
             .arg(&self.dir)
             .args(SETTINGS.iter().flat_map(|setting| ["-c", setting]))
-            .args(self.more.iter().flat_map(|setting| ["-c", setting.as_str()]))
             .args(arguments);
         command
     }

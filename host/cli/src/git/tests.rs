@@ -49,6 +49,15 @@ impl Lab {
         self.git(&["rev-parse", "HEAD"])
     }
 
+    /// Makes git read a file again: it looks as if it could have changed.
+    fn touch(&self, name: &str) {
+        let file = fs::File::options()
+            .write(true)
+            .open(self.repository().join(name))
+            .unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    }
+
     /// Makes everything in the repository that git could be made to run leave a trace.
     fn set_traps(&self) {
         let script = format!("#!/bin/sh\ntouch {}\ncat\n", self.canary().display());
@@ -74,6 +83,8 @@ impl Lab {
             "filter.evil.name.clean",
             "filter.evil.name.smudge",
             "filter.evil.name.process",
+            "filter.a=b.clean",
+            "filter.a=b.smudge",
             "uploadpack.packObjectsHook",
             "diff.external",
             "gpg.program",
@@ -85,7 +96,7 @@ impl Lab {
         self.git(&["config", "protocol.ext.allow", "always"]);
         fs::write(
             self.repository().join(".git/info/attributes"),
-            "* filter=evil.name\n",
+            "*.txt filter=evil.name\n*.md filter=a=b\n",
         )
         .unwrap();
         let _ = fs::remove_file(self.canary());
@@ -264,18 +275,62 @@ async fn detached_bare_and_linked_repositories_are_packed_too() {
 #[tokio::test]
 async fn packing_a_hostile_repository_runs_nothing_of_it() {
     let lab = Lab::with_commit();
+    lab.commit("b.md", "one\n");
     lab.set_traps();
-    fs::write(lab.repository().join("a.txt"), "changed\n").unwrap();
-    // The traps work: git as it is steps into them.
-    git_in_trapped(&lab, &["status"]);
-    assert!(
-        lab.canary().exists(),
-        "the traps do not work, so this test would show nothing"
-    );
-    fs::remove_file(lab.canary()).unwrap();
+    for file in ["a.txt", "b.md"] {
+        lab.touch(file);
+        // The traps work, each on its own: git as it is steps into them.
+        git_in_trapped(&lab, &["-c", "core.fsmonitor=false", "status", "--", file]);
+        assert!(
+            fs::remove_file(lab.canary()).is_ok(),
+            "the trap of {file} does not work, so this test would show nothing"
+        );
+        lab.touch(file);
+    }
+    let bundled = bundle::create(&lab.repository(), None).await.unwrap();
+    assert_eq!(bundled.warnings.len(), 0, "{:?}", bundled.warnings);
+    assert!(!lab.canary().exists(), "something of the repository was run");
+    fs::write(lab.repository().join("b.md"), "two\n").unwrap();
     let bundled = bundle::create(&lab.repository(), None).await.unwrap();
     assert_eq!(bundled.warnings.len(), 1);
     assert!(!lab.canary().exists(), "something of the repository was run");
+}
+
+#[tokio::test]
+async fn what_the_repository_ignores_does_not_count_as_a_change() {
+    let lab = Lab::with_commit();
+    fs::write(lab.repository().join(".git/info/exclude"), "*.log\n").unwrap();
+    fs::write(lab.repository().join("build.log"), "").unwrap();
+    let bundled = bundle::create(&lab.repository(), None).await.unwrap();
+    assert_eq!(bundled.warnings.len(), 0, "{:?}", bundled.warnings);
+}
+
+#[tokio::test]
+async fn a_repository_of_somebody_else_is_refused_with_a_way_out() {
+    let lab = Lab::with_commit();
+    let (bundle, head) = lab.guests_work("HEAD");
+    if !rustix::process::geteuid().is_root() {
+        // Only root can give a directory away; the words git has for it are what is left to look at.
+        let ran = super::Ran {
+            success: false,
+            stdout: String::new(),
+            stderr: "fatal: detected dubious ownership in repository".to_owned(),
+        };
+        let error = super::Git::in_dir(&lab.repository()).unusable(&ran, "");
+        assert!(error.to_string().contains("of another user"), "{error}");
+        return;
+    }
+    for path in [lab.repository(), lab.repository().join(".git")] {
+        std::os::unix::fs::chown(&path, Some(61_003), Some(61_003)).unwrap();
+    }
+    let errors = [
+        bundle::create(&lab.repository(), None).await.unwrap_err(),
+        lab.apply(&bundle, Some(&head), None).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert!(error.to_string().contains("of another user"), "{error}");
+        assert!(error.hint().unwrap().contains("owner"));
+    }
 }
 
 fn git_in_trapped(lab: &Lab, arguments: &[&str]) {
