@@ -74,13 +74,13 @@ impl Printer {
     /// One document, two-space indented.
     pub(crate) fn document(&self, value: &impl Serialize) -> Result<(), CommandError> {
         let text = serde_json::to_string_pretty(value).map_err(|error| CommandError::Output(error.into()))?;
-        self.write(&format!("{text}\n"))
+        self.write(&format!("{}\n", terminal::escape_document(&text)))
     }
 
     /// One document on one line, for streams.
     pub(crate) fn document_line(&self, value: &impl Serialize) -> Result<(), CommandError> {
         let text = serde_json::to_string(value).map_err(|error| CommandError::Output(error.into()))?;
-        self.write(&format!("{text}\n"))
+        self.write(&format!("{}\n", terminal::escape_document(&text)))
     }
 
     /// Lines of text. What a guest chose must have been escaped.
@@ -157,27 +157,21 @@ impl Printer {
         let problem = error.daemons_problem();
         let stage = problem.and_then(|problem| problem.stage.as_ref());
         let stage = stage.map(|stage| format!(" (at {stage})")).unwrap_or_default();
-        self.note(
-            BAD,
-            "error",
-            &terminal::escape_lines(&format!("{}{stage}", error.sentence())),
-        );
+        self.note(BAD, "error", &format!("{}{stage}", error.sentence()));
         for field in problem
             .map(|problem| problem.errors.as_slice())
             .unwrap_or_default()
         {
-            self.note(
-                BAD,
-                "   at",
-                &terminal::escape(&format!("{}: {}", field.pointer, field.detail)),
-            );
+            self.note(BAD, "   at", &format!("{}: {}", field.pointer, field.detail));
         }
         if let Some(hint) = error.hint() {
-            self.hint(&terminal::escape_lines(&hint));
+            self.hint(&hint);
         }
     }
 
+    /// Paths and names in such lines were chosen by others, so all of them are escaped here.
     fn note(&self, style: Style, word: &str, text: &str) {
+        let text = terminal::escape_lines(text);
         let mut stderr = self.stderr.borrow_mut();
         // Nobody is left to be told when this fails.
         let _ = writeln!(stderr, "{style}{word}{style:#}: {text}");

@@ -40,6 +40,26 @@ pub(crate) fn escape_lines(text: &str) -> String {
         .join("\n")
 }
 
+/// A JSON document: what a terminal would obey is written as `\\uXXXX`, which a program reads as the same text. JSON
+/// itself leaves only characters below U+0020 no choice; outside of strings it has no others than plain ones.
+pub(crate) fn escape_document(json: &str) -> Cow<'_, str> {
+    let harmful = |c: char| c != '\n' && is_dangerous(c);
+    if !json.contains(harmful) {
+        return Cow::Borrowed(json);
+    }
+    let mut safe = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if harmful(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
+        } else {
+            safe.push(c);
+        }
+    }
+    Cow::Owned(safe)
+}
+
 fn is_dangerous(c: char) -> bool {
     (c.is_control() && c != '\t')
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -92,6 +112,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_document_keeps_its_meaning_and_has_nothing_a_terminal_obeys(
+            text in "[\u{0}-\u{ff}\"\\\\\u{202a}-\u{202e}\u{e0001}a-z]{0,60}"
+        ) {
+            let value = serde_json::json!({ "text": text });
+            let json = serde_json::to_string_pretty(&value).unwrap();
+            let safe = escape_document(&json);
+            prop_assert!(!safe.chars().any(|c| c != '\n' && is_dangerous(c)), "{safe:?}");
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap(), value);
+        }
+
         #[test]
         fn nothing_a_terminal_obeys_ever_passes(text in "[\u{0}-\u{ff}m;\\[\u{202a}-\u{202e}a-z]{0,60}") {
             let safe = escape(&text);
