@@ -88,6 +88,7 @@ pub(crate) fn tunable(config: &Config, profiles: Vec<agentlab_api::Profile>) -> 
         profiles,
         max_sandboxes: config.max_sandboxes,
         max_queued_jobs: config.max_queued_jobs,
+        retention: config.retention,
     }
 }
 

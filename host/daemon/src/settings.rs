@@ -25,6 +25,7 @@ pub(crate) fn engine(config: &Config) -> Settings {
         reconcile_interval: config.reconcile_interval,
         max_sandboxes: config.max_sandboxes,
         max_queued_jobs: config.max_queued_jobs,
+        retention: config.retention,
         max_log_bytes: config.log_max_bytes,
         max_bundle_bytes: config.bundle_max_bytes,
         artifact_disk_floor: config.artifact_disk_floor_bytes,

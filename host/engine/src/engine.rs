@@ -19,6 +19,8 @@ use crate::view;
 
 /// How long drivers may take to stop; what they leave half done is journalled.
 const STOP: Duration = Duration::from_secs(5);
+/// A start does not wait longer for a hypervisor: it is asked again beside what can be done without.
+const ADOPT: Duration = Duration::from_secs(2);
 const CONSOLE: Duration = Duration::from_secs(2);
 /// Sandboxes of one answer.
 const LONGEST_PAGE: u32 = 1000;
@@ -88,7 +90,7 @@ impl Engine {
             shared,
             settled: AtomicBool::new(false),
         });
-        if crate::recover::adopt(&engine.shared).await? {
+        if crate::recover::adopt(&engine.shared, ADOPT).await? {
             crate::recover::take_up(&engine.shared).await?;
             engine.settle();
         }
@@ -97,6 +99,7 @@ impl Engine {
             .shared
             .tasks
             .spawn(crate::queue::run(weak.clone(), shared.clone()));
+        engine.shared.tasks.spawn(crate::retention::run(shared.clone()));
         engine.shared.tasks.spawn(crate::reconcile::run(weak, shared));
         Ok(engine)
     }
@@ -144,13 +147,14 @@ impl Engine {
         cursor: Option<String>,
         limit: Option<u32>,
     ) -> Result<SandboxList, Problem> {
-        let before = cursor
-            .map(|text| text.parse())
-            .transpose()
-            .map_err(|error: agentlab_store::CursorError| {
-                Problem::new(ErrorCode::InvalidValue, error.to_string())
-                    .with_field("/cursor", error.to_string())
-            })?;
+        let before =
+            cursor
+                .map(|text| text.parse())
+                .transpose()
+                .map_err(|error: agentlab_store::CursorError| {
+                    Problem::new(ErrorCode::InvalidValue, error.to_string())
+                        .with_field("/cursor", error.to_string())
+                })?;
         let limit = limit.unwrap_or(LONGEST_PAGE).clamp(1, LONGEST_PAGE);
         let store = &self.shared.store;
         let page = store.sandbox_page(include_destroyed, before, limit).await;

@@ -25,6 +25,7 @@ mod reconcile;
 mod recover;
 mod report;
 mod request;
+mod retention;
 pub mod sandbox;
 mod settings;
 mod shared;

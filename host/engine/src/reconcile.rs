@@ -22,6 +22,8 @@ use crate::sandbox::perform::{chain, seen, stamp_of};
 use crate::sandbox::step::{Seen, Step};
 use crate::shared::Shared;
 
+/// How long the hypervisor may take to report what runs.
+const ADOPT: Duration = Duration::from_secs(60);
 const LIST: Duration = Duration::from_secs(30);
 /// How long the bundle of an ended job stays, for a next job with the same code.
 const BUNDLE: Duration = Duration::from_secs(600);
@@ -50,7 +52,7 @@ pub(crate) async fn run(engine: Weak<Engine>, shared: Arc<Shared>) {
 /// The back end could not be reached at start.
 async fn settle_late(engine: &Engine) {
     let taken_up = async {
-        match crate::recover::adopt(&engine.shared).await {
+        match crate::recover::adopt(&engine.shared, ADOPT).await {
             Ok(true) => crate::recover::take_up(&engine.shared)
                 .await
                 .map_err(|error| chain(&error)),

@@ -16,15 +16,13 @@ use crate::sandbox::machine::State;
 use crate::sandbox::perform::{chain, failure};
 use crate::shared::Shared;
 
-/// How long the hypervisor may take to report what runs.
-const ADOPT: Duration = Duration::from_secs(60);
 const UNREACHABLE: &str = "The back end cannot be reached";
 /// Jobs looked at for bundles that nobody needs any more.
 const RECENT: u32 = 200;
 
 /// Asks the back end to take up what runs. False when it could not be reached: nothing is concluded then.
-pub(crate) async fn adopt(shared: &Shared) -> Result<bool, BackendError> {
-    match timeout(ADOPT, shared.backend.adopt()).await {
+pub(crate) async fn adopt(shared: &Shared, patience: Duration) -> Result<bool, BackendError> {
+    match timeout(patience, shared.backend.adopt()).await {
         Ok(Ok(machines)) => {
             tracing::info!(machines = machines.len(), "back end adopted");
             reached(shared);
@@ -36,7 +34,7 @@ pub(crate) async fn adopt(shared: &Shared) -> Result<bool, BackendError> {
         }
         Ok(Err(error)) => Err(error),
         Err(_) => {
-            unreached(shared, &format!("no answer within {} s", ADOPT.as_secs()));
+            unreached(shared, &format!("no answer within {} s", patience.as_secs()));
             Ok(false)
         }
     }

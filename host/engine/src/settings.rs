@@ -54,6 +54,8 @@ pub struct Settings {
     pub max_sandboxes: usize,
     /// How many jobs may wait for a place among them.
     pub max_queued_jobs: usize,
+    /// How long records and files are kept after the end of what they are about.
+    pub retention: Duration,
     /// All log text of one job.
     pub max_log_bytes: u64,
     /// One uploaded repository.
@@ -89,6 +91,7 @@ impl Default for Settings {
             teardown_retry_max: Duration::from_secs(60),
             max_sandboxes: 64,
             max_queued_jobs: 100,
+            retention: Duration::from_secs(30 * 24 * 3600),
             max_log_bytes: 64 << 20,
             max_bundle_bytes: 1 << 30,
             artifact_disk_floor: 1 << 30,
@@ -107,6 +110,8 @@ pub struct Tunable {
     pub max_sandboxes: usize,
     /// As in [`Settings`]; fewer than wait refuses only new ones.
     pub max_queued_jobs: usize,
+    /// As in [`Settings`].
+    pub retention: Duration,
 }
 
 /// The world an engine is put into. Only the daemon's `wire.rs` picks the real ones.

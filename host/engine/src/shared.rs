@@ -138,6 +138,7 @@ impl Shared {
             settings,
             backend: parts.backend,
             network: parts.network,
+            retention: settings.retention,
             door: parts.door,
             journal: Journal::new(parts.store.clone()),
             store: parts.store,

@@ -11,5 +11,6 @@ mod guest;
 mod job;
 mod queue;
 mod restart;
+mod retention;
 mod steps;
 mod survival;

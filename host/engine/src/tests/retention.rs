@@ -1,0 +1,93 @@
+//! What is let go, and what never.
+
+use std::time::Duration;
+
+use agentlab_api::{JobState, SandboxState};
+use agentlab_protocol::message::ReportStatus;
+
+use super::lab::{Lab, request};
+use crate::Tunable;
+
+/// Everything that has ended is old.
+fn forget_at_once(lab: &Lab) {
+    lab.engine().tune(Tunable {
+        retention: Duration::ZERO,
+        ..(*lab.engine().tunable()).clone()
+    });
+}
+
+#[tokio::test]
+async fn a_job_that_ended_long_ago_leaves_neither_record_nor_file() {
+    let lab = Lab::new().await;
+    let (old, young) = (lab.run().await, lab.run().await);
+    for job in [&old, &young] {
+        let guest = lab.running(job).await;
+        guest.upload(&lab, "files/a", b"bytes").await.unwrap();
+    }
+    lab.guest(&old)
+        .await
+        .clone()
+        .redeem(&lab)
+        .await
+        .expect_err("its token is used up");
+    lab.engine()
+        .destroy_sandbox(&old.sandbox.unwrap().to_string(), false)
+        .await
+        .unwrap();
+    lab.until_sandbox(&old, SandboxState::Destroyed).await;
+
+    let shared = &lab.engine().shared;
+    crate::retention::round(shared).await.unwrap();
+    assert_eq!(lab.job(&old.id).await.state, JobState::Cancelled, "young yet");
+
+    forget_at_once(&lab);
+    crate::retention::round(shared).await.unwrap();
+    assert!(lab.engine().job(&old.id).await.is_err());
+    assert!(lab.store.sandbox(old.sandbox.unwrap()).await.unwrap().is_none());
+    assert!(
+        lab.store
+            .files()
+            .open_artifact(&old.id, "files/a")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    // The other goes on as if nothing had been.
+    assert_eq!(lab.engine().job_artifacts(&young.id).await.unwrap().len(), 1);
+    let session = lab.guest(&young).await;
+    assert_eq!(lab.sandbox(&young).await.state, SandboxState::Running);
+    drop(session);
+}
+
+#[tokio::test]
+async fn a_key_is_remembered_for_a_day_and_its_job_for_longer() {
+    let lab = Lab::new().await;
+    let key = || Some("k".to_owned());
+    let first = lab.engine().create_job(request(), key()).await.unwrap();
+    crate::retention::round(&lab.engine().shared).await.unwrap();
+    let again = lab.engine().create_job(request(), key()).await.unwrap();
+    assert_eq!(first.id, again.id);
+}
+
+#[tokio::test]
+async fn a_kept_sandbox_outlives_the_record_of_its_job() {
+    let lab = Lab::new().await;
+    let kept = agentlab_api::JobRequest {
+        keepalive: Some(true),
+        ..request()
+    };
+    let job = lab.engine().create_job(kept, None).await.unwrap();
+    let guest = lab.running(&job).await;
+    guest
+        .report(&lab, &job, ReportStatus::Completed, Some(0))
+        .await
+        .unwrap();
+    lab.until_sandbox(&job, SandboxState::Ready).await;
+    forget_at_once(&lab);
+    crate::retention::round(&lab.engine().shared).await.unwrap();
+    assert!(lab.engine().job(&job.id).await.is_err());
+    assert_eq!(lab.sandbox(&job).await.state, SandboxState::Ready);
+    lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
