@@ -72,7 +72,8 @@ fn check(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
     for warning in warnings {
         println!("warning: {warning}");
     }
-    println!("The configuration and {} profiles can be used", profiles.len());
+    let plural = if profiles.len() == 1 { "" } else { "s" };
+    println!("The configuration and {} profile{plural} can be used", profiles.len());
     Ok(())
 }
 
