@@ -9,6 +9,7 @@ mod wires;
 mod failure;
 mod guest;
 mod job;
+mod patience;
 mod queue;
 mod restart;
 mod retention;
