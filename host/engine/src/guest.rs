@@ -3,19 +3,20 @@
 
 use std::net::Ipv4Addr;
 
-use agentlab_api::{ArtifactRules, ChannelKind, JobId, RepositorySource, SandboxId};
+use agentlab_api::{ArtifactKind, ArtifactRules, ChannelKind, JobId, RepositorySource, SandboxId};
 use agentlab_protocol::message::{
     ArtifactName, ArtifactRole, Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, RedeemRequest, Report,
 };
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::session::{decode_secret, derive, sha256};
-use agentlab_store::{ArtifactRecord, Incoming, Received, StoreError};
+use agentlab_store::{ArtifactRecord, Received, StoreError};
 
 use crate::engine::Engine;
 use crate::report::{kind_of, name_fits};
 use crate::sandbox::inbox::{Message, Redemption};
 use crate::sandbox::perform::chain;
 use crate::shared::{Handle, NoAnswer};
+use crate::upload::Upload;
 
 /// Where a guest's request came from, as the host itself knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl From<NoAnswer> for GuestRefusal {
 fn stored(error: &StoreError) -> GuestRefusal {
     match error {
         StoreError::TooLarge { .. } => GuestRefusal::TooLarge(error.to_string()),
-        StoreError::DiskFloor { .. } => GuestRefusal::TooLarge("the host's disk is too full".to_owned()),
+        StoreError::DiskFloor { .. } => disk_full(),
         StoreError::Database { .. }
         | StoreError::Unusable { .. }
         | StoreError::Name(_)
@@ -81,6 +82,19 @@ fn stored(error: &StoreError) -> GuestRefusal {
     }
 }
 
+/// Space may come back, and work that is refused is lost: the guest tries again for as long as its job lasts.
+fn disk_full() -> GuestRefusal {
+    GuestRefusal::Unavailable("the host's disk is too full for now".to_owned())
+}
+
+/// Largest file of a kind. The work itself may take all that a job may leave.
+fn largest(rules: &ArtifactRules, kind: ArtifactKind) -> u64 {
+    match kind {
+        ArtifactKind::Bundle | ArtifactKind::Patch | ArtifactKind::Diff => rules.max_total_bytes,
+        ArtifactKind::Log | ArtifactKind::Report | ArtifactKind::File => rules.max_file_bytes,
+    }
+}
+
 /// What is left of a job's bounds for one more file of this name, in bytes.
 ///
 /// # Errors
@@ -88,7 +102,7 @@ fn stored(error: &StoreError) -> GuestRefusal {
 pub(crate) fn within_quota(
     rules: &ArtifactRules,
     kept: &[ArtifactRecord],
-    name: &str,
+    (name, kind): (&str, ArtifactKind),
     size_bytes: u64,
 ) -> Result<u64, GuestRefusal> {
     let others = || kept.iter().filter(|file| file.name != name);
@@ -103,11 +117,12 @@ pub(crate) fn within_quota(
     let left = rules
         .max_total_bytes
         .saturating_sub(used)
-        .min(rules.max_file_bytes);
+        .min(largest(rules, kind));
     if left == 0 || size_bytes > left {
         return Err(GuestRefusal::TooLarge(format!(
             "a job may leave {} bytes, {} per file",
-            rules.max_total_bytes, rules.max_file_bytes
+            rules.max_total_bytes,
+            largest(rules, kind)
         )));
     }
     Ok(left)
@@ -116,7 +131,13 @@ pub(crate) fn within_quota(
 impl Engine {
     fn guest(&self, origin: GuestOrigin) -> Result<Handle, GuestRefusal> {
         let found = match origin {
-            GuestOrigin::Address(address) => self.shared.driver_at(address),
+            // Where the profile leaves the network out, whoever speaks from there is not the guest.
+            GuestOrigin::Address(address) => match self.shared.driver_at(address) {
+                Some(handle) if !self.shared.speaks_tls(&handle.record().profile) => {
+                    return Err(GuestRefusal::Unauthorized);
+                }
+                found => found,
+            },
             GuestOrigin::Channel(sandbox) => self.shared.driver(sandbox),
         };
         match found {
@@ -260,7 +281,7 @@ impl Engine {
         session: &GuestSession,
         name: ArtifactName,
         role: ArtifactRole,
-    ) -> Result<Incoming, GuestRefusal> {
+    ) -> Result<Upload, GuestRefusal> {
         let handle = self.guest_of(session)?;
         if !name_fits(role, &name) {
             return Err(GuestRefusal::Conflict(format!(
@@ -271,20 +292,30 @@ impl Engine {
         drop(handle.inbox.try_send(Message::Heard));
         let (store, settings) = (&self.shared.store, &self.shared.settings);
         let kept = store.artifacts(&job).await.map_err(|error| stored(&error))?;
-        let limit = within_quota(&handle.record().profile.artifacts, &kept, name.as_str(), 0)?;
+        let left = within_quota(
+            &handle.record().profile.artifacts,
+            &kept,
+            (name.as_str(), kind_of(role)),
+            0,
+        )?;
         let free = store.files().free_bytes().await.map_err(|error| stored(&error))?;
-        let above = free.saturating_sub(settings.artifact_disk_floor);
-        if above == 0 {
-            return Err(GuestRefusal::TooLarge("the host's disk is too full".to_owned()));
+        if free <= settings.artifact_disk_floor {
+            return Err(disk_full());
         }
-        if !handle.begin_upload(name.as_str()) {
-            return Err(GuestRefusal::Unavailable("too many uploads at once".to_owned()));
-        }
+        let total = handle.record().profile.artifacts.max_total_bytes;
+        let others = kept.iter().filter(|file| file.name != name.as_str());
+        let used = others.fold(0u64, |sum, file| sum.saturating_add(file.size_bytes));
+        let permit = handle
+            .uploads
+            .begin(left, total.saturating_sub(used))
+            .ok_or_else(|| GuestRefusal::Unavailable("too many uploads at once".to_owned()))?;
+        // The floor is kept while it arrives, so that reaching it is not taken for a bound of the job's.
         let incoming = store
             .files()
-            .receive_artifact(&job, name.as_str(), limit.min(above))
-            .await;
-        incoming.map_err(|error| stored(&error))
+            .receive_artifact(&job, name.as_str(), left)
+            .await
+            .map_err(|error| stored(&error))?;
+        Ok(Upload::new(incoming, permit))
     }
 
     async fn unfinished_job(&self, handle: &Handle) -> Result<JobId, GuestRefusal> {
@@ -308,7 +339,6 @@ impl Engine {
         received: Received,
     ) -> Result<(), GuestRefusal> {
         let handle = self.guest_of(session)?;
-        handle.end_upload(name.as_str());
         let job = match self.unfinished_job(&handle).await {
             Ok(job) => job,
             Err(refusal) => {
@@ -349,7 +379,6 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use agentlab_api::ArtifactKind;
     use jiff::Timestamp;
 
     use super::*;
@@ -372,17 +401,36 @@ mod tests {
             max_total_bytes: 15,
             max_files: 2,
         };
-        assert_eq!(within_quota(&rules, &[], "a", 0), Ok(10));
-        assert_eq!(within_quota(&rules, &[file("a", 10)], "b", 5), Ok(5));
-        assert!(within_quota(&rules, &[file("a", 10)], "b", 6).is_err());
+        assert_eq!(within_quota(&rules, &[], ("a", ArtifactKind::File), 0), Ok(10));
+        assert_eq!(
+            within_quota(&rules, &[file("a", 10)], ("b", ArtifactKind::File), 5),
+            Ok(5)
+        );
+        assert!(within_quota(&rules, &[file("a", 10)], ("b", ArtifactKind::File), 6).is_err());
         assert!(
-            within_quota(&rules, &[file("a", 1), file("b", 1)], "c", 0).is_err(),
+            within_quota(
+                &rules,
+                &[file("a", 1), file("b", 1)],
+                ("c", ArtifactKind::File),
+                0
+            )
+            .is_err(),
             "a third file"
         );
         assert_eq!(
-            within_quota(&rules, &[file("a", 10), file("b", 5)], "a", 10),
+            within_quota(
+                &rules,
+                &[file("a", 10), file("b", 5)],
+                ("a", ArtifactKind::File),
+                10
+            ),
             Ok(10),
             "the same name again"
+        );
+        assert_eq!(
+            within_quota(&rules, &[], ("work.bundle", ArtifactKind::Bundle), 15),
+            Ok(15),
+            "the work may take it all"
         );
     }
 }

@@ -30,6 +30,7 @@ pub mod sandbox;
 mod settings;
 mod shared;
 mod status;
+mod upload;
 mod view;
 
 pub use engine::{Engine, StartError};
@@ -41,6 +42,7 @@ pub use journal::observe;
 pub use journal::{Moment, Observer};
 pub use settings::{Clock, Parts, Settings, SystemClock, Tunable};
 pub use status::Summary;
+pub use upload::Upload;
 
 #[cfg(test)]
 mod tests;

@@ -54,12 +54,42 @@ pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord],
         uncommitted: report.uncommitted,
         agent_milliseconds: report.agent_milliseconds.min(longest),
     };
-    let (state, failure) = verdict(report, job, stored);
+    let (state, mut failure) = verdict(report, job, stored);
+    if let (Some(name), Some(failure)) = (lost_work(report, stored), failure.as_mut()) {
+        let text = format!("{}; {}", failure.message, not_arrived(name, report));
+        failure.message = clean(&text, MESSAGE);
+    }
     JobEnd {
         state,
         outcome: Some(outcome),
         failure,
     }
+}
+
+/// The first part of the work that the report counts and that is not here: it exists in the machine only.
+pub(crate) fn lost_work(report: &Report, stored: &[ArtifactRecord]) -> Option<&'static str> {
+    let has = |kind: ArtifactKind| stored.iter().any(|file| file.kind == kind);
+    if report.commits > 0 && !has(ArtifactKind::Bundle) {
+        return Some(BUNDLE_NAME);
+    }
+    (report.uncommitted && !has(ArtifactKind::Diff)).then_some(DIFF_NAME)
+}
+
+/// That a part of the work is missing, and why as far as the guest said.
+fn not_arrived(name: &str, report: &Report) -> String {
+    let said: Vec<String> = report
+        .left_out
+        .iter()
+        .filter_map(|line| line.strip_prefix(name))
+        .take(3)
+        .map(|reason| clean_line(reason.trim_start_matches(':'), 500))
+        .collect();
+    let why = if said.is_empty() {
+        "the guest gave no reason".to_owned()
+    } else {
+        said.join("; ")
+    };
+    format!("{name} has not arrived: {why}")
 }
 
 fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobState, Option<Failure>) {
@@ -81,7 +111,14 @@ fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobS
     };
     match report.status {
         ReportStatus::Completed => match (report.exit_code, missing(report, stored)) {
-            (Some(0), None) => (JobState::Completed, None),
+            (Some(0), None) => match lost_work(report, stored) {
+                None => (JobState::Completed, None),
+                Some(_) => failed(
+                    ErrorCode::LimitReached,
+                    "Upload",
+                    "The agent ended well, but its work was not handed over".to_owned(),
+                ),
+            },
             (Some(0), Some(name)) => failed(
                 ErrorCode::AgentFailed,
                 "Upload",
@@ -233,7 +270,7 @@ mod tests {
             exit_code,
             base_commit: Some("z".repeat(40)),
             head_commit: Some("A".repeat(40)),
-            commits: u32::MAX,
+            commits: 0,
             uncommitted: false,
             agent_milliseconds: u64::MAX,
             artifacts: vec![],
@@ -264,6 +301,40 @@ mod tests {
     }
 
     #[test]
+    fn work_that_is_counted_and_has_not_arrived_is_never_completed() {
+        let stored = |kind, name: &str| ArtifactRecord {
+            job: job().id,
+            name: name.into(),
+            kind,
+            size_bytes: 1,
+            sha256: String::new(),
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let bundle = stored(ArtifactKind::Bundle, BUNDLE_NAME);
+        let diff = stored(ArtifactKind::Diff, DIFF_NAME);
+        let mut said = report(ReportStatus::Completed, Some(0));
+        said.commits = 2;
+        said.uncommitted = true;
+        said.left_out = vec![format!("{BUNDLE_NAME}: 300 bytes,\u{7} more than 200")];
+        let end = judge(&said, &job(), &[], 1000);
+        let failure = end.failure.unwrap();
+        assert_eq!((end.state, failure.stage.as_str()), (JobState::Failed, "Upload"));
+        let why = "work.bundle has not arrived: 300 bytes,  more than 200";
+        assert!(failure.message.ends_with(why), "{}", failure.message);
+        let failure = judge(&said, &job(), std::slice::from_ref(&bundle), 1000).failure;
+        let failure = failure.unwrap();
+        assert!(failure.message.contains(DIFF_NAME), "{}", failure.message);
+        assert_eq!(
+            judge(&said, &job(), &[bundle, diff], 1000).state,
+            JobState::Completed
+        );
+        said.status = ReportStatus::Timeout;
+        let end = judge(&said, &job(), &[], 1000);
+        assert_eq!(end.state, JobState::Timeout);
+        assert!(end.failure.unwrap().message.contains(why));
+    }
+
+    #[test]
     fn a_guest_cannot_cancel_its_own_job_but_an_operator_can() {
         let said = report(ReportStatus::Cancelled, Some(143));
         assert_eq!(judge(&said, &job(), &[], 1000).state, JobState::Failed);
@@ -280,6 +351,7 @@ mod tests {
     fn numbers_and_texts_of_a_guest_are_bounded() {
         let mut said = report(ReportStatus::Failed, Some(3));
         said.message = Some(format!("\u{1b}[2J{}", "x".repeat(10_000)));
+        said.commits = u32::MAX;
         let end = judge(&said, &job(), &[], 1000);
         let outcome = end.outcome.unwrap();
         assert_eq!((outcome.commits, outcome.agent_milliseconds), (COMMITS, 1000));

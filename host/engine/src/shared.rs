@@ -17,20 +17,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::glimpse::Glimpses;
 use crate::journal::Journal;
-use crate::port::{GuestDoor, Network};
+use crate::port::{GuestDoor, Network, Trust};
 use crate::queue::Queue;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
 use crate::sandbox::perform::chain;
 use crate::settings::{Clock, Settings, Tunable};
+use crate::upload::Uploads;
 
 /// How long a caller waits for a driver's answer. A driver never waits for a back end before it answers, only for
 /// the store and once for the packet policy.
 const ANSWER: Duration = Duration::from_secs(20);
-/// Uploads of one sandbox that may be under way at once.
-const UPLOADS: usize = 4;
-/// An upload of which nothing was heard for this long no longer counts.
-const UPLOAD_FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// The world and the living drivers.
 pub(crate) struct Shared {
@@ -72,7 +69,10 @@ pub(crate) struct Handle {
     pub(crate) inbox: mpsc::Sender<Message>,
     /// The record as last committed.
     pub(crate) known: watch::Receiver<Arc<SandboxRecord>>,
-    uploads: Arc<Mutex<Vec<(String, Instant)>>>,
+    /// What its guest is sending.
+    pub(crate) uploads: Uploads,
+    /// What operators and the host itself want; never behind a guest that talks without end.
+    orders: mpsc::Sender<Message>,
 }
 
 /// The driver did not answer: it has ended, or is stuck.
@@ -80,11 +80,30 @@ pub(crate) struct Handle {
 pub(crate) struct NoAnswer;
 
 impl Handle {
-    pub(crate) fn new(inbox: mpsc::Sender<Message>, known: watch::Receiver<Arc<SandboxRecord>>) -> Self {
+    pub(crate) fn new(
+        inbox: mpsc::Sender<Message>,
+        orders: mpsc::Sender<Message>,
+        known: watch::Receiver<Arc<SandboxRecord>>,
+    ) -> Self {
         Self {
             inbox,
             known,
-            uploads: Arc::default(),
+            uploads: Uploads::default(),
+            orders,
+        }
+    }
+
+    /// Where a message waits.
+    fn line_of(&self, message: &Message) -> &mpsc::Sender<Message> {
+        match message {
+            Message::Request { .. } | Message::Cancel { .. } | Message::Look => &self.orders,
+            Message::Redeem { .. }
+            | Message::Acknowledge { .. }
+            | Message::Heartbeat { .. }
+            | Message::Heard
+            | Message::Logs { .. }
+            | Message::Stored { .. }
+            | Message::Report { .. } => &self.inbox,
         }
     }
 
@@ -95,7 +114,9 @@ impl Handle {
     ) -> Result<T, NoAnswer> {
         let (reply, answer) = oneshot::channel();
         let talk = async {
-            self.inbox.send(question(reply)).await.map_err(|_| NoAnswer)?;
+            let message = question(reply);
+            let line = self.line_of(&message);
+            line.send(message).await.map_err(|_| NoAnswer)?;
             answer.await.map_err(|_| NoAnswer)
         };
         timeout(ANSWER, talk).await.unwrap_or(Err(NoAnswer))
@@ -103,22 +124,6 @@ impl Handle {
 
     pub(crate) fn record(&self) -> Arc<SandboxRecord> {
         self.known.borrow().clone()
-    }
-
-    /// Whether one more upload may begin; the same name again replaces the earlier try.
-    pub(crate) fn begin_upload(&self, name: &str) -> bool {
-        let mut uploads = lock(&self.uploads);
-        let now = Instant::now();
-        uploads.retain(|(other, since)| other != name && now.duration_since(*since) < UPLOAD_FORGOTTEN);
-        let fits = uploads.len() < UPLOADS;
-        if fits {
-            uploads.push((name.to_owned(), now));
-        }
-        fits
-    }
-
-    pub(crate) fn end_upload(&self, name: &str) {
-        lock(&self.uploads).retain(|(other, _)| other != name);
     }
 }
 
@@ -133,12 +138,12 @@ impl Shared {
             profiles: parts.profiles,
             max_sandboxes: settings.max_sandboxes,
             max_queued_jobs: settings.max_queued_jobs,
+            retention: settings.retention,
         };
         Self {
             settings,
             backend: parts.backend,
             network: parts.network,
-            retention: settings.retention,
             door: parts.door,
             journal: Journal::new(parts.store.clone()),
             store: parts.store,
@@ -306,6 +311,19 @@ impl Shared {
             .collect();
         unneeded.retain(|sha256, _| !ripe.contains(sha256));
         ripe
+    }
+
+    /// Whether a guest of this profile has anything to say over its network.
+    pub(crate) fn speaks_tls(&self, profile: &Profile) -> bool {
+        self.channels_of(profile).contains(&ChannelKind::Tls)
+    }
+
+    /// How far the network is to trust a sandbox: not even to the host's own ports where it does not use them.
+    pub(crate) fn deserved(&self, trust: Trust, profile: &Profile) -> Trust {
+        match trust {
+            Trust::BootstrapOnly | Trust::Off if !self.speaks_tls(profile) => Trust::Sealed,
+            Trust::Sealed | Trust::BootstrapOnly | Trust::Off | Trust::Allowlist | Trust::Nat => trust,
+        }
     }
 
     /// Ways between host and guest that a sandbox of this profile has, in the order to try.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use agentlab_engine::Upload;
 use agentlab_protocol::message::{ArtifactName, ArtifactRole, ROLE_HEADER, SHA256_HEADER};
-use agentlab_store::{Incoming, Received};
+use agentlab_store::Received;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -74,7 +75,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Refused> {
         })
 }
 
-async fn take(mut incoming: Incoming, mut body: Body, announced: &str) -> Result<Received, Refused> {
+async fn take(mut incoming: Upload, mut body: Body, announced: &str) -> Result<Received, Refused> {
     while let Some(frame) = in_time(SILENCE, body.frame()).await? {
         let frame = frame.map_err(|_| Refused::new(StatusCode::BAD_REQUEST, "the file broke off"))?;
         if let Some(bytes) = frame.data_ref() {

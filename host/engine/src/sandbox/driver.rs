@@ -83,6 +83,7 @@ pub(crate) struct Driver {
     /// The job that holds it, until it is final.
     pub(crate) job: Option<JobRecord>,
     inbox: mpsc::Receiver<Message>,
+    orders: mpsc::Receiver<Message>,
     known: watch::Sender<Arc<SandboxRecord>>,
     pub(crate) work: Option<Work>,
     /// The state asks for something that has not been begun.
@@ -116,8 +117,9 @@ pub(crate) struct Driver {
 /// Nothing happens when a living one exists.
 pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<JobRecord>, resumed: bool) {
     let (sender, inbox) = mpsc::channel(INBOX);
+    let (commander, orders) = mpsc::channel(INBOX);
     let (known, watching) = watch::channel(Arc::new(record.clone()));
-    if !shared.register(&record, Handle::new(sender, watching)) {
+    if !shared.register(&record, Handle::new(sender, commander, watching)) {
         return;
     }
     let state = State::of(&record);
@@ -127,6 +129,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         state,
         job: job.filter(|job| !job.state.is_final()),
         inbox,
+        orders,
         known,
         work: None,
         pending: !resumed,
@@ -165,17 +168,20 @@ impl Driver {
             }
             let wake = self.clocks.next();
             tokio::select! {
+                // A guest that talks without end holds up neither an operator nor a clock.
+                biased;
                 () = stop.cancelled() => break,
-                message = self.inbox.recv() => match message {
-                    Some(message) => self.receive(message).await,
-                    None => break,
-                },
+                Some(order) = self.orders.recv() => self.receive(order).await,
                 done = under_way(&mut self.work) => {
                     self.work = None;
                     self.done(done).await;
                 }
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.tick().await,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.receive(message).await,
+                    None => break,
+                },
             }
         }
         if self.state == State::Destroyed {

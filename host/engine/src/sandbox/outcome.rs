@@ -68,7 +68,7 @@ impl Driver {
             Produced::Nothing if step == Step::PowerOn => {
                 self.powered_on = Some(Instant::now());
                 self.record.powered_on_at = Some(self.shared.now());
-                self.enforced = Some(Trust::BootstrapOnly);
+                self.enforced = Some(self.shared.deserved(Trust::BootstrapOnly, &self.record.profile));
                 self.rebind = false;
                 let again = self.token_write();
                 if again.is_some() {

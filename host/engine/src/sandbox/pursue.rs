@@ -64,7 +64,9 @@ impl Driver {
     /// Lets the network trust the guest as far as its state says. A guest that cannot be confined is ended.
     async fn enforce(&mut self) {
         let profile = &self.record.profile;
-        let trust = self.shared.deserved(self.state.trust(profile.network.mode), profile);
+        let trust = self
+            .shared
+            .deserved(self.state.trust(profile.network.mode), profile);
         if self.enforced == Some(trust) {
             return;
         }

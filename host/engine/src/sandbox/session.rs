@@ -13,7 +13,7 @@ use agentlab_store::{ArtifactRecord, JobRecord, StoreError, TokenRecord, Write};
 use tokio::time::Instant;
 
 use super::clocks::host_deadline;
-use super::driver::Driver;
+use super::driver::{Driver, JobEnd};
 use super::inbox::Redemption;
 use super::machine::{Event, State};
 use super::perform::{chain, failure};
@@ -27,6 +27,9 @@ use crate::report;
 const PROGRESS_EVENTS: u32 = 200;
 /// How often a mere sign of life is written down.
 const HEARD_EVERY: Duration = Duration::from_secs(30);
+/// The only copy of the work is in the machine then.
+const KEPT_HINT: &str = "its machine is kept, sealed, until its lease ends; before the job runs again, raise the \
+    profile's `artifacts` bounds or make room on the host's disk";
 const PIECES: usize = 10_000;
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -36,6 +39,8 @@ pub(crate) struct Progress {
     phase: Option<Phase>,
     told: u32,
     written: Option<Instant>,
+    /// Where the log ended after the last batch.
+    log_end: Option<u64>,
     /// Somebody tried a dead token with another key, and the alarm was given.
     alarmed: bool,
 }
@@ -320,7 +325,12 @@ impl Driver {
         let appended = files
             .append_log(&job.id, first, fresh, self.shared.now(), limit)
             .await;
-        appended.map_err(|error| later(&error))?;
+        let end = appended.map_err(|error| later(&error))?;
+        // Beyond its bound the log takes nothing more, and there is nothing to record.
+        if self.progress.log_end.replace(end) == Some(end) {
+            self.job = Some(job);
+            return Ok(());
+        }
         let commit = self
             .shared
             .journal
@@ -343,8 +353,16 @@ impl Driver {
             .artifacts(&artifact.job)
             .await
             .map_err(|error| later(&error))?;
+        // Sent again, because the answer was lost or for no reason: nothing is new.
+        if kept
+            .iter()
+            .any(|file| file.name == artifact.name && file.sha256 == artifact.sha256)
+        {
+            return Ok(());
+        }
         let rules = &self.record.profile.artifacts;
-        if let Err(refusal) = within_quota(rules, &kept, &artifact.name, artifact.size_bytes) {
+        let (name, kind) = (artifact.name.as_str(), artifact.kind);
+        if let Err(refusal) = within_quota(rules, &kept, (name, kind), artifact.size_bytes) {
             if !kept.iter().any(|file| file.name == artifact.name) {
                 self.shared.remove_artifact(&artifact.job, &artifact.name).await;
             }
@@ -381,6 +399,22 @@ impl Driver {
             .map_err(|error| later(&error))?;
         let longest = event::milliseconds(host_deadline(&job, &self.record, &self.shared.settings));
         let end = report::judge(&report, &job, &stored, longest);
+        let lost = report::lost_work(&report, &stored).is_some() && end.state != JobState::Cancelled;
+        let kept = end.failure.clone().filter(|_| lost).and_then(|mut cause| {
+            cause.hint = Some(KEPT_HINT.to_owned());
+            let transition = self.state.event(&Event::GuestLost(cause.clone()), true)?;
+            Some((transition, cause))
+        });
+        if let Some((transition, cause)) = kept {
+            let end = JobEnd {
+                failure: Some(cause),
+                ..end
+            };
+            return self
+                .enter(transition, Some(end), Vec::new())
+                .await
+                .map_err(|error| later(&error));
+        }
         self.apply(&Event::JobEnded, Some(end), Vec::new())
             .await
             .map(drop)

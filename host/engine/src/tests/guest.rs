@@ -2,9 +2,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use agentlab_api::{ErrorCode, JobState, SandboxState};
-use agentlab_protocol::message::{Phase, ReportStatus};
+use agentlab_protocol::message::{Phase, Report, ReportStatus};
 
 use super::lab::{Guest, Lab};
+use crate::port::Trust;
 use crate::{GuestOrigin, GuestRefusal};
 
 #[tokio::test]
@@ -150,6 +151,63 @@ async fn artifacts_stay_within_the_profile() {
     assert!(late.is_err(), "nothing changes after the end");
     let files = lab.engine().job_artifacts(&job.id).await.unwrap();
     assert_eq!(files.iter().map(|file| file.size_bytes).sum::<u64>(), 902);
+}
+
+#[tokio::test]
+async fn work_that_did_not_arrive_fails_the_job_and_its_only_copy_is_kept_sealed() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    let session = guest.authenticate(&lab).await.unwrap();
+    let report = Report {
+        version: 1,
+        job: job.id.to_string(),
+        status: ReportStatus::Completed,
+        failed_phase: None,
+        message: None,
+        exit_code: Some(0),
+        base_commit: None,
+        head_commit: None,
+        commits: 1,
+        uncommitted: false,
+        agent_milliseconds: 5,
+        artifacts: vec![],
+        left_out: vec!["work.bundle: 2000 bytes, more than 1500".into()],
+        inner_sandbox: "bubblewrap".into(),
+    };
+    lab.engine().report(&session, report).await.unwrap();
+    let failure = lab.until_job(&job, JobState::Failed).await.failure.unwrap();
+    assert_eq!(
+        (failure.code, failure.stage.as_str()),
+        (ErrorCode::LimitReached, "Upload")
+    );
+    assert!(failure.message.contains("more than 1500"), "{}", failure.message);
+    lab.until_sandbox(&job, SandboxState::Failed).await;
+    let vmid = job.vmid.unwrap();
+    lab.until("sealed", || lab.wires.trust(vmid) == Some(Trust::Sealed))
+        .await;
+    assert_eq!(lab.backend.power(vmid), Some(agentlab_backend::Power::Running));
+    let selector = job.sandbox.unwrap().to_string();
+    lab.engine().destroy_sandbox(&selector, false).await.unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_guest_whose_profile_names_only_the_serial_channel_is_heard_nowhere_else() {
+    let mut lab = Lab::stopped().await;
+    lab.profile["network"] = serde_json::json!({"mode": "off", "channels": ["serial"]});
+    lab.start().await;
+    let job = lab.run().await;
+    let mut guest = lab.boot(&job).await;
+    let vmid = job.vmid.unwrap();
+    assert_eq!(lab.wires.trust(vmid), Some(Trust::Sealed));
+    guest.origin = GuestOrigin::Address(guest.seed.address);
+    assert_eq!(guest.redeem(&lab).await.unwrap_err(), GuestRefusal::Unauthorized);
+    guest.origin = GuestOrigin::Channel(job.sandbox.unwrap());
+    guest.redeem(&lab).await.unwrap();
+    guest.acknowledge(&lab).await;
+    assert_eq!(lab.wires.trust(vmid), Some(Trust::Sealed));
 }
 
 #[tokio::test]

@@ -389,6 +389,8 @@ impl Guest {
         exit_code: Option<u8>,
     ) -> Result<(), GuestRefusal> {
         let session = self.authenticate(lab).await?;
+        let bundle = lab.engine().store().artifact(&job.id, "work.bundle").await;
+        let commits = u32::from(bundle.unwrap().is_some());
         let report = Report {
             version: 1,
             job: job.id.to_string(),
@@ -398,7 +400,7 @@ impl Guest {
             exit_code,
             base_commit: None,
             head_commit: None,
-            commits: 1,
+            commits,
             uncommitted: false,
             agent_milliseconds: 5,
             artifacts: vec![],
