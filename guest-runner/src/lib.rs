@@ -13,6 +13,8 @@ pub mod job;
 pub mod link;
 pub mod machine_setup;
 pub mod redact;
+#[cfg(test)]
+mod requirement;
 pub mod secrets;
 pub mod seed;
 mod sys_mount;

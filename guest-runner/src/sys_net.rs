@@ -145,6 +145,7 @@ fn outcome(answer: &[u8], sequence: u32) -> Option<io::Result<()>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::requirement::skipped_without_root;
 
     /// In a network namespace of the calling thread's own, with a cable that leads nowhere.
     fn in_fresh_network<T: Send>(work: impl FnOnce(u32) -> T + Send) -> T {
@@ -179,6 +180,9 @@ mod tests {
 
     #[test]
     fn an_interface_gets_its_address_and_the_default_route_and_may_get_them_again() {
+        if skipped_without_root() {
+            return;
+        }
         let (routes, addresses) = in_fresh_network(|index| {
             let mut netlink = Netlink::open().unwrap();
             for _ in 0..2 {
@@ -211,6 +215,9 @@ mod tests {
 
     #[test]
     fn what_the_kernel_refuses_is_an_error_with_its_number() {
+        if skipped_without_root() {
+            return;
+        }
         in_fresh_network(|index| {
             let mut netlink = Netlink::open().unwrap();
             let nowhere = index + 1000;

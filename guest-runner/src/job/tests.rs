@@ -172,10 +172,6 @@ async fn shell(directory: &Path, script: &str) -> String {
 impl Lab {
     async fn new(task: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "these tests change users and mount: run them as root"
-        );
         let base = tempfile::tempdir().unwrap();
         std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let uid = 2_000_000 + std::process::id() * 32 + NEXT.fetch_add(1, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use agentlab_protocol::message::{Phase, ReportStatus, Stream};
 
 use super::Lab;
+use crate::requirement::skipped_without_root;
 
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -17,6 +18,9 @@ fn resident_kib() -> u64 {
 
 #[tokio::test]
 async fn a_failing_agent_keeps_its_code_and_its_files() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab = Lab::new("echo made > $AGENTLAB_ARTIFACTS_DIR/f; echo oh >&2; exit 7").await;
     let report = lab.run().await;
     assert_eq!(
@@ -39,6 +43,9 @@ async fn a_failing_agent_keeps_its_code_and_its_files() {
 
 #[tokio::test]
 async fn an_agent_that_ignores_term_is_killed_and_its_work_still_comes() {
+    if skipped_without_root() {
+        return;
+    }
     for inner_sandbox in [true, false] {
         let mut lab = Lab::new(
             "trap 'echo got TERM' TERM; echo more >> a.txt; git commit -qam more\n\
@@ -67,6 +74,9 @@ async fn an_agent_that_ignores_term_is_killed_and_its_work_still_comes() {
 
 #[tokio::test]
 async fn a_cancelled_agent_is_sent_term_and_reports_cancelled() {
+    if skipped_without_root() {
+        return;
+    }
     let lab = Lab::new("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done").await;
     lab.host(|seen| seen.cancel_at = Some("ready"));
     let report = lab.run().await;
@@ -79,6 +89,9 @@ async fn a_cancelled_agent_is_sent_term_and_reports_cancelled() {
 
 #[tokio::test]
 async fn what_an_agent_leaves_in_the_background_does_not_hold_the_job_up() {
+    if skipped_without_root() {
+        return;
+    }
     for inner_sandbox in [true, false] {
         let mut lab =
             Lab::new("setsid sleep 1000 & setsid sh -c 'trap \"\" TERM HUP; sleep 1000' & echo done").await;
@@ -91,6 +104,9 @@ async fn what_an_agent_leaves_in_the_background_does_not_hold_the_job_up() {
 
 #[tokio::test]
 async fn a_flood_of_output_stays_within_the_log_and_the_memory() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab =
         Lab::new("yes 0123456789012345678901234567890123456789 | head -c 50000000; echo end >&2").await;
     lab.answer.limits.max_log_bytes = 300_000;
@@ -106,6 +122,9 @@ async fn a_flood_of_output_stays_within_the_log_and_the_memory() {
 
 #[tokio::test]
 async fn a_host_that_takes_no_log_does_not_hold_the_agent() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab = Lab::new("yes 0123456789 | head -c 4000000; echo; echo end").await;
     lab.answer.limits.max_log_bytes = 10_000_000;
     lab.host(|seen| seen.deaf = true);

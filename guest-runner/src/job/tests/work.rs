@@ -6,9 +6,13 @@ use agentlab_protocol::message::{GitCredentials, Phase, Report, ReportStatus, Re
 use agentlab_protocol::secret::SecretText;
 
 use super::{Lab, shell};
+use crate::requirement::skipped_without_root;
 
 #[tokio::test]
 async fn commits_changes_and_files_of_an_agent_come_back_whole() {
+    if skipped_without_root() {
+        return;
+    }
     let lab = Lab::new(
         "printf 'three\\n' > a.txt; git commit -qam third; printf '\\000\\001\\377' > bin; git add bin; git commit -qm bin\n\
          echo dirty >> a.txt; printf 'new\\000' > untracked; mkdir d; echo x > d/y\n\
@@ -72,6 +76,9 @@ async fn commits_changes_and_files_of_an_agent_come_back_whole() {
 
 #[tokio::test]
 async fn a_hostile_repository_executes_nothing_during_collection() {
+    if skipped_without_root() {
+        return;
+    }
     let lab = Lab::new(
         "p=$PWD/../artifacts/pwned; printf '#!/bin/sh\\necho ran $0 $* >> %s\\ncat\\n' $p > $HOME/evil; chmod +x $HOME/evil\n\
          cp $HOME/evil .git/hooks-evil; mkdir -p .git/hooks\n\
@@ -105,6 +112,9 @@ async fn a_hostile_repository_executes_nothing_during_collection() {
 
 #[tokio::test]
 async fn a_repository_that_does_not_clone_is_reported_in_the_words_of_git() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab = Lab::new("true").await;
     lab.order.repository = Repository::Url {
         url: "http://bot:s3cr3t-pass@127.0.0.1:1/none.git".to_owned(),
@@ -146,6 +156,9 @@ async fn a_repository_that_does_not_clone_is_reported_in_the_words_of_git() {
 
 #[tokio::test]
 async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab = Lab::new("git log --format=%s; git remote get-url origin").await;
     let source = lab.base.path().join("source");
     shell(&source, "git checkout -q --detach; git commit -q --allow-empty -m pull; git update-ref refs/pull/7/head HEAD; \
@@ -187,6 +200,9 @@ async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
 
 #[tokio::test]
 async fn branch_tag_and_commit_are_checked_out_and_others_are_refused() {
+    if skipped_without_root() {
+        return;
+    }
     let lab = Lab::new("").await;
     let first = shell(&lab.base.path().join("source"), "git rev-parse v1").await;
     for (reference, branch) in [("side", "side"), ("v1", "agentlab"), (first.as_str(), "agentlab")] {
@@ -213,6 +229,9 @@ async fn branch_tag_and_commit_are_checked_out_and_others_are_refused() {
 
 #[tokio::test]
 async fn an_unknown_agent_and_a_long_task_are_told_apart() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab = Lab::new("true").await;
     lab.order.agent = "claude".to_owned();
     let report = lab.run().await;
@@ -229,6 +248,9 @@ async fn an_unknown_agent_and_a_long_task_are_told_apart() {
 
 #[tokio::test]
 async fn an_inner_sandbox_that_does_not_start_is_not_taken_for_the_agent() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab = Lab::new("true").await;
     lab.order.inner_sandbox_args = vec!["--no-such-option".to_owned()];
     let report = lab.run().await;
@@ -249,6 +271,9 @@ async fn an_inner_sandbox_that_does_not_start_is_not_taken_for_the_agent() {
 
 #[tokio::test]
 async fn a_refused_artifact_is_named_and_a_host_that_is_away_fails_the_job() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab =
         Lab::new("cd $AGENTLAB_ARTIFACTS_DIR; echo 1 > a; echo 2 > b; head -c 20000 /dev/zero > big").await;
     lab.answer.limits.max_file_bytes = 10_000;
@@ -272,7 +297,33 @@ async fn a_refused_artifact_is_named_and_a_host_that_is_away_fails_the_job() {
 }
 
 #[tokio::test]
+async fn work_that_cannot_be_handed_over_fails_the_job_and_may_be_larger_than_other_files() {
+    let work = "head -c 20000 /dev/urandom > a.txt; git commit -qam three; echo four >> a.txt";
+    let mut lab = Lab::new(work).await;
+    lab.answer.limits.max_file_bytes = 10_000;
+    let report = lab.run().await;
+    assert_eq!(report.status, ReportStatus::Completed, "{report:?}");
+    assert!(lab.host.artifact("work.bundle").unwrap().len() > 10_000);
+
+    for name in ["work.bundle", "uncommitted.diff"] {
+        lab = Lab::new(work).await;
+        lab.host(|seen| seen.refuse = Some(name));
+        let report = lab.run().await;
+        assert_eq!(
+            (report.status, report.failed_phase),
+            (ReportStatus::Failed, Some(Phase::Upload)),
+            "{name}"
+        );
+        let message = report.message.unwrap();
+        assert!(message.contains(name) && message.contains("quota"), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn a_report_of_thousands_of_files_is_still_a_message_the_host_takes() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab =
         Lab::new("cd $AGENTLAB_ARTIFACTS_DIR; d=$(printf %0200d 0); mkdir $d; cd $d; seq 4000 | xargs touch")
             .await;
@@ -293,6 +344,9 @@ async fn a_report_of_thousands_of_files_is_still_a_message_the_host_takes() {
 
 #[tokio::test]
 async fn credentials_are_the_agents_on_tmpfs_and_never_in_output_or_on_disk() {
+    if skipped_without_root() {
+        return;
+    }
     let mut lab = Lab::new(
         "stat -f -c %T $AGENTLAB_TASK_FILE; cat ${AGENTLAB_TASK_FILE%/*}/git-credential; echo $GIT_SSH_COMMAND\n\
          ! touch ${AGENTLAB_TASK_FILE%/*}/x 2>/dev/null; test $(ulimit -Hc) = 0; printenv API_KEY | base64",
@@ -332,6 +386,9 @@ async fn credentials_are_the_agents_on_tmpfs_and_never_in_output_or_on_disk() {
 
 #[tokio::test]
 async fn a_rewritten_history_and_a_lost_repository_are_said_and_the_rest_still_comes() {
+    if skipped_without_root() {
+        return;
+    }
     let lab =
         Lab::new("git checkout -q --orphan new; git commit -qm anew; echo f > $AGENTLAB_ARTIFACTS_DIR/f")
             .await;
