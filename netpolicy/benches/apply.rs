@@ -122,6 +122,7 @@ fn host() -> Result<HostPolicy, Box<dyn Error>> {
         uplink: Some("vmbr0".parse()?),
         guest_ports: vec![tcp(8844), tcp(8846)],
         dns: true,
+        machine_uids: None,
     })
 }
 

@@ -48,6 +48,16 @@ struct HostArguments {
     /// Let sandboxes in `nat` and `allowlist` ask the resolver on the bridge address
     #[arg(long, global = true)]
     dns: bool,
+    /// User ids the virtual machines run under: their processes get no network of the host's own
+    #[arg(long, global = true, value_name = "FIRST-LAST", value_parser = user_ids)]
+    machine_uids: Option<(u32, u32)>,
+}
+
+fn user_ids(text: &str) -> Result<(u32, u32), String> {
+    let range = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+    range.ok_or_else(|| "expected FIRST-LAST, as in 1900000000-1900004095".to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -227,6 +237,7 @@ impl HostArguments {
             uplink: self.uplink.clone(),
             guest_ports: vec![tcp(self.bootstrap_port), tcp(self.artifact_port)],
             dns: self.dns,
+            machine_uids: self.machine_uids,
         }
     }
 }

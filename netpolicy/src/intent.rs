@@ -79,6 +79,9 @@ pub struct HostPolicy {
     pub guest_ports: Vec<GuestService>,
     /// Port 53 of the bridge address, TCP and UDP, for guests in `nat` and `allowlist`.
     pub dns: bool,
+    /// First and last user id that virtual machines run under: a process of these talks to no network of the host's
+    /// own, not even to loopback. `None` leaves all processes alone.
+    pub machine_uids: Option<(u32, u32)>,
 }
 
 /// An IPv4 network; host bits are always zero.

@@ -45,6 +45,16 @@ pub enum PlanError {
         /// The name.
         name: IfName,
     },
+    /// User ids of machines that are none.
+    #[error(
+        "User ids {first}-{last} cannot be the machines': choose several in a row, without root, the lower one first"
+    )]
+    MachineUids {
+        /// First of them.
+        first: u32,
+        /// Last of them.
+        last: u32,
+    },
     /// A published port that cannot be one, or that is listed twice.
     #[error("Published port {}/{} is {why}", .service.port, .service.protocol)]
     Service {
@@ -159,6 +169,11 @@ pub fn check_host(host: &HostPolicy) -> Result<(), PlanError> {
         return Err(PlanError::UplinkIsBridge {
             name: bridge.name.clone(),
         });
+    }
+    if let Some((first, last)) = host.machine_uids
+        && (first == 0 || first >= last)
+    {
+        return Err(PlanError::MachineUids { first, last });
     }
     for (index, service) in host.guest_ports.iter().enumerate() {
         let why = if service.port == 0 {

@@ -140,6 +140,8 @@ pub(crate) enum Match {
     DestinationNotUnicast,
     TransportProtocol(Protocol),
     DestinationPort(u16),
+    /// Sent by a socket of a process under one of these user ids, first to last.
+    Owner(u32, u32),
     CtInvalid,
     /// Belongs to a flow that the other side began.
     CtReply,
@@ -289,7 +291,7 @@ impl Ruleset {
             .sum()
     }
 
-    fn set_mut(&mut self, family: Family, name: &str) -> Option<&mut Set> {
+    pub(crate) fn set_mut(&mut self, family: Family, name: &str) -> Option<&mut Set> {
         self.tables
             .iter_mut()
             .find(|table| table.family == family)?

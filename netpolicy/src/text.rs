@@ -206,6 +206,7 @@ impl fmt::Display for Match {
             Self::DestinationNotUnicast => f.write_str("fib daddr type != unicast"),
             Self::TransportProtocol(protocol) => write!(f, "meta l4proto {protocol}"),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
+            Self::Owner(first, last) => write!(f, "meta skuid {first}-{last}"),
             Self::CtInvalid => f.write_str("ct state invalid"),
             Self::CtReply => f.write_str("ct state established,related ct direction reply"),
             Self::Limit(rate) => write!(f, "limit rate {rate}/second burst 5 packets"),

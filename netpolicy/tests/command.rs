@@ -36,12 +36,15 @@ mod tests {
             "wan0",
             "--bootstrap-port",
             "1234",
+            "--machine-uids",
+            "70000-70009",
         ]);
         assert_eq!(status, 0);
         for part in [
             "iifname \"br7\" goto from_bridge",
             "oifname \"wan0\" masquerade",
             "tcp . 1234",
+            "meta skuid 70000-70009 counter drop",
         ] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }

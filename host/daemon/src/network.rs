@@ -131,6 +131,10 @@ fn host_policy(config: &Config) -> Result<HostPolicy, String> {
             tcp(config.artifact_listen.port()),
         ],
         dns: true,
+        machine_uids: Some((
+            config.qemu.uid_first,
+            config.qemu.uid_first.saturating_add(config.qemu.uid_count - 1),
+        )),
     })
 }
 

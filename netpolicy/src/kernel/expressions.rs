@@ -15,6 +15,7 @@ const TRANSPORT: u32 = 2;
 const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
+const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const META_PKTTYPE: u32 = 19;
@@ -31,6 +32,9 @@ const FIB_DESTINATION: u32 = 2;
 const UNICAST: u32 = 1;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
+const TO_NETWORK_ORDER: u32 = 1;
 const REJECT_RESET: u32 = 1;
 const REJECT_ICMPX: u32 = 2;
 const ADMIN_PROHIBITED: u8 = 3;
@@ -288,6 +292,18 @@ fn matching(one: &Match, list: &mut Vec<Raw>) {
             list.extend(about(META_L4PROTO, Is::Equal, &[protocol.number()]))
         }
         Match::DestinationPort(port) => list.extend(at(TRANSPORT, 2, Is::Equal, &port.to_be_bytes())),
+        Match::Owner(first, last) => list.extend([
+            meta(META_SKUID, register(0)),
+            // Greater and less are asked of bytes, so the most significant one must be the first.
+            Raw::new(c"byteorder")
+                .number(sys::NFTNL_EXPR_BYTEORDER_SREG, register(0))
+                .number(sys::NFTNL_EXPR_BYTEORDER_DREG, register(0))
+                .number(sys::NFTNL_EXPR_BYTEORDER_OP, TO_NETWORK_ORDER)
+                .number(sys::NFTNL_EXPR_BYTEORDER_LEN, 4)
+                .number(sys::NFTNL_EXPR_BYTEORDER_SIZE, 4),
+            compare(AT_LEAST, &first.to_be_bytes()),
+            compare(AT_MOST, &last.to_be_bytes()),
+        ]),
         Match::CtInvalid => state(CT_INVALID, list),
         Match::CtReply => {
             state(CT_ESTABLISHED_OR_RELATED, list);

@@ -24,6 +24,7 @@ fn host() -> HostPolicy {
         uplink: Some(name("vmbr0")),
         guest_ports: vec![tcp(8844), tcp(8846)],
         dns: true,
+        machine_uids: Some((1_900_000_000, 1_900_004_095)),
     }
 }
 
@@ -48,6 +49,14 @@ fn refusal(change: impl FnOnce(&mut Intent)) -> PlanError {
     assert!(plan(&intent).is_ok());
     change(&mut intent);
     plan(&intent).unwrap_err()
+}
+
+#[test]
+fn user_ids_that_would_cut_off_root_or_nobody_are_refused() {
+    for range in [(0, 4095), (7, 7), (8, 7)] {
+        let error = refusal(|intent| intent.host.machine_uids = Some(range));
+        assert!(matches!(error, PlanError::MachineUids { .. }), "{error}");
+    }
 }
 
 #[test]

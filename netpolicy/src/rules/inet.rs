@@ -8,7 +8,8 @@ use crate::ruleset::{
 use crate::{Cidr, HostPolicy, IfName, Protocol};
 
 const PUBLISHED: &str = "published";
-const DENIED: &str = "denied";
+/// Networks that no guest reaches.
+pub(super) const DENIED: &str = "denied";
 
 /// Private and special ranges. No trust level opens any of them.
 const DENIED_NETWORKS: [&str; 14] = [
@@ -310,6 +311,18 @@ fn inet_base_chains(host: &HostPolicy) -> Vec<Chain> {
             "Bridge address from outside the bridge",
         ));
     }
+    // First: a machine's process has no business with the host's network at all, its guest has a cable of its own.
+    let mut output: Vec<Rule> = host
+        .machine_uids
+        .map(|(first, last)| {
+            Rule::deny(
+                [Match::Owner(first, last)],
+                "Virtual machine's process that talks to the network",
+            )
+        })
+        .into_iter()
+        .collect();
+    output.push(Rule::new([bridge_out.clone()], Action::Goto("host_to_guest")));
     let mut chains = vec![
         base_chain(
             "prerouting",
@@ -334,15 +347,10 @@ fn inet_base_chains(host: &HostPolicy) -> Vec<Chain> {
             BEFORE_FILTER,
             vec![
                 Rule::new([bridge_in], Action::Goto("guest_forward")),
-                Rule::new([bridge_out.clone()], Action::Goto("to_guest")),
+                Rule::new([bridge_out], Action::Goto("to_guest")),
             ],
         ),
-        base_chain(
-            "output",
-            Hook::Output,
-            BEFORE_FILTER,
-            vec![Rule::new([bridge_out], Action::Goto("host_to_guest"))],
-        ),
+        base_chain("output", Hook::Output, BEFORE_FILTER, output),
     ];
     if let Some(uplink) = &host.uplink {
         chains.push(Chain {

@@ -21,6 +21,9 @@ pub const GATEWAY_MAC: Mac = [0x02, 0xa6, 10, 77, 0, 1];
 /// The host's address on its LAN, and the source of what is masqueraded.
 pub const HOST_ON_LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 10);
 
+/// First and last user id of virtual machines' processes.
+pub const MACHINE_UIDS: (u32, u32) = (1_900_000_000, 1_900_004_095);
+
 /// Everything.
 #[derive(Debug)]
 pub struct Lab {
@@ -83,6 +86,7 @@ pub fn host_policy() -> Result<HostPolicy> {
         uplink: Some("vmbr0".parse()?),
         guest_ports: vec![tcp(8844), tcp(8846)],
         dns: true,
+        machine_uids: Some(MACHINE_UIDS),
     })
 }
 
