@@ -152,7 +152,11 @@ impl Tree {
                         shown(&path)
                     ));
                 }
-                FileType::Directory => waiting.push((path, depth + 1)),
+                // Nothing below a refused name can be handed over: one entry says so, and not one for every file.
+                FileType::Directory => match format!("{FILES_DIR}{path}").parse::<ArtifactName>() {
+                    Ok(_) => waiting.push((path, depth + 1)),
+                    Err(error) => listing.left_out.push(format!("{}: {error}", shown(&path))),
+                },
                 FileType::RegularFile => match format!("{FILES_DIR}{path}").parse() {
                     Ok(name) => listing.names.push(name),
                     Err(error) => listing.left_out.push(format!("{}: {error}", shown(&path))),
@@ -236,6 +240,8 @@ mod tests {
         std::fs::hard_link(base.path().join("secret"), root.join("hard")).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, root.join("pipe"), Mode::RUSR).unwrap();
         std::fs::write(root.join("bad\nname"), "").unwrap();
+        std::fs::create_dir_all(root.join("sub/.git/objects")).unwrap();
+        std::fs::write(root.join("sub/.git/config"), "").unwrap();
         let tree = Tree::open(&root, 60_903).unwrap();
         let listing = tree.list();
         let names: Vec<&str> = listing.names.iter().map(ArtifactName::as_str).collect();
@@ -246,6 +252,7 @@ mod tests {
             "files/sub/etc: a symbolic",
             "files/pipe: not a",
             "bad\\nname",
+            "files/sub/.git: Artifact name",
         ] {
             assert!(left_out.contains(part), "{part} in {left_out}");
         }
