@@ -12,7 +12,7 @@ use super::conntrack;
 use super::encode::Transaction;
 use super::error::EnforceError;
 use super::links::Link;
-use super::observer::{Denial, Observer, ruleset};
+use super::observer::{Denial, Observer};
 use super::standing::Standing;
 use super::sysctl;
 use super::tap;
@@ -206,9 +206,9 @@ impl Enforcer {
             host: self.host.clone(),
             ports: ports.to_vec(),
         };
-        self.kernel
-            .netfilter
-            .commit(&Transaction::replace(&plan(&intent)?))?;
+        let mut whole = plan(&intent)?;
+        self.kernel.deny_neighbours(&self.host, &mut whole)?;
+        self.kernel.netfilter.commit(&Transaction::replace(&whole))?;
         let bound = |port: &GuestPort| (port.name.clone(), Binding::Known(port.clone()));
         let before = std::mem::replace(&mut self.bindings, ports.iter().map(bound).collect());
         let keeps = |old: &GuestPort| match self.bindings.get(&old.name) {
@@ -388,7 +388,7 @@ impl Enforcer {
     }
 
     fn replace(&mut self) -> Result<(), EnforceError> {
-        let whole = ruleset(&self.host, self.bindings.values());
+        let whole = self.kernel.ruleset(&self.host, self.bindings.values())?;
         self.kernel.netfilter.commit(&Transaction::replace(&whole))
     }
 
@@ -418,7 +418,7 @@ fn stand_or_seal(
     kernel: &mut Observer,
 ) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
     let reading = kernel.read()?;
-    let expected = Transaction::replace(&ruleset(host, reading.bindings.iter())).bytes()?;
+    let expected = Transaction::replace(&kernel.ruleset(host, reading.bindings.iter())?).bytes()?;
     let drifts = Standing::expected(&expected).drift(&reading.standing);
     let Some(first) = drifts.first() else {
         return Ok(reading
@@ -441,9 +441,8 @@ fn stand_or_seal(
         .into_iter()
         .map(|port| (port.name.clone(), Binding::Known(port.clone())))
         .collect();
-    kernel
-        .netfilter
-        .commit(&Transaction::replace(&ruleset(host, bindings.values())))?;
+    let whole = kernel.ruleset(host, bindings.values())?;
+    kernel.netfilter.commit(&Transaction::replace(&whole))?;
     Ok(bindings)
 }
 

@@ -98,6 +98,34 @@ impl Observer {
         Ok(Reading { standing, bindings })
     }
 
+    /// The whole policy for a host as it is now, and its bindings.
+    pub(crate) fn ruleset<'a>(
+        &self,
+        host: &HostPolicy,
+        bindings: impl Iterator<Item = &'a Binding>,
+    ) -> Result<Ruleset, EnforceError> {
+        let mut ruleset = skeleton(host);
+        for binding in bindings {
+            ruleset.insert(binding.elements());
+        }
+        self.deny_neighbours(host, &mut ruleset)?;
+        Ok(ruleset)
+    }
+
+    /// Closes the networks that the host's addresses lie in. They come and go with the host's own configuration, so
+    /// they are read anew whenever the policy is compared or replaced.
+    pub(crate) fn deny_neighbours(
+        &self,
+        host: &HostPolicy,
+        ruleset: &mut Ruleset,
+    ) -> Result<(), EnforceError> {
+        if host.uplink.is_some() {
+            let networks = self.links.networks(&host.bridge.name)?;
+            rules::deny_networks(ruleset, networks.into_iter().map(|(network, _)| network));
+        }
+        Ok(())
+    }
+
     /// Compares a reading, the links and the settings with what `bindings` should give.
     pub(crate) fn compare<'a>(
         &mut self,
@@ -105,7 +133,7 @@ impl Observer {
         reading: &Reading,
         bindings: impl Iterator<Item = &'a Binding> + Clone,
     ) -> Result<Vec<Drift>, EnforceError> {
-        let expected = Transaction::replace(&ruleset(host, bindings.clone())).bytes()?;
+        let expected = Transaction::replace(&self.ruleset(host, bindings.clone())?).bytes()?;
         let mut drifts = Standing::expected(&expected).drift(&reading.standing);
         drifts.extend(self.links.bridge_drift(&host.bridge)?);
         drifts.extend(sysctl::of_host(host).iter().filter_map(sysctl::Setting::drift));
@@ -123,15 +151,6 @@ impl Observer {
         }
         Ok(drifts)
     }
-}
-
-/// The whole policy for a host and its bindings.
-pub(crate) fn ruleset<'a>(host: &HostPolicy, bindings: impl Iterator<Item = &'a Binding>) -> Ruleset {
-    let mut ruleset = skeleton(host);
-    for binding in bindings {
-        ruleset.insert(binding.elements());
-    }
-    ruleset
 }
 
 /// Reads bindings back from set elements. Whatever does not fit together is left out, and then shows as drift.

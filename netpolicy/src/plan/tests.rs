@@ -60,6 +60,30 @@ fn user_ids_that_would_cut_off_root_or_nobody_are_refused() {
 }
 
 #[test]
+fn denied_networks_never_overlap_and_the_larger_one_stays() {
+    let mut ruleset = super::skeleton(&host());
+    let networks = [
+        "9.9.9.0/24",
+        "9.9.0.0/16",
+        "9.9.9.9/32",
+        "10.1.0.0/16",
+        "192.0.0.0/8",
+        "0.0.0.0/0",
+    ];
+    crate::rules::deny_networks(&mut ruleset, networks.map(|text| text.parse().unwrap()));
+    let text = ruleset.to_string();
+    for closed in ["9.9.0.0/16", "10.0.0.0/8", "192.0.0.0/8", "224.0.0.0/3"] {
+        assert!(
+            text.contains(&format!("\t{closed},")),
+            "{closed} is missing in {text}"
+        );
+    }
+    for covered in ["9.9.9.0", "10.1.0.0", "192.0.2.0", "192.168.0.0", "\t0.0.0.0/0"] {
+        assert!(!text.contains(&format!("\t{covered}")), "{covered} is in {text}");
+    }
+}
+
+#[test]
 fn a_subnet_that_is_public_or_useless_is_refused() {
     for (address, prefix) in [
         ("9.9.0.1", 16),

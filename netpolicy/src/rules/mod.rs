@@ -6,9 +6,10 @@ mod inet;
 use std::collections::BTreeSet;
 
 use crate::ruleset::{
-    Base, BaseKind, Chain, Direction, Family, Field, Hook, Is, Match, Rule, Selector, Set, Table, VERIFIED,
+    Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, Match, Rule, Ruleset, Selector, Set,
+    Table, VERIFIED, Value,
 };
-use crate::{HostPolicy, Trust};
+use crate::{Cidr, HostPolicy, Trust};
 
 /// Bound ports, by name.
 pub(crate) const PORTS: &str = "ports";
@@ -39,6 +40,42 @@ pub(crate) fn trust_chain(trust: &Trust) -> Option<&'static str> {
 /// The three tables of a host without any guest.
 pub(crate) fn tables(host: &HostPolicy) -> Vec<Table> {
     vec![bridge::table(), arp_table(host), inet::table(host)]
+}
+
+/// Closes networks to every guest in addition to the private and special ranges: those that the host itself is part of,
+/// whose other members take it, and so a guest, for a neighbour. Interval sets refuse overlaps, so of two networks that
+/// overlap the larger one stays.
+#[cfg_attr(
+    not(feature = "kernel"),
+    allow(dead_code, reason = "only the kernel half knows the host's networks")
+)]
+pub(crate) fn deny_networks(ruleset: &mut Ruleset, networks: impl IntoIterator<Item = Cidr>) {
+    let Some(denied) = ruleset.set_mut(Family::Inet, inet::DENIED) else {
+        return;
+    };
+    let mut all: Vec<Cidr> = networks
+        .into_iter()
+        .filter(|network| network.prefix() > 0)
+        .collect();
+    for element in &denied.elements {
+        if let [Value::Network(network)] = element.key.as_slice() {
+            all.push(*network);
+        }
+    }
+    all.sort_by_key(|network| (network.prefix(), network.network()));
+    let mut largest: Vec<Cidr> = Vec::new();
+    for network in all {
+        if !largest.iter().any(|larger| larger.overlaps(network)) {
+            largest.push(network);
+        }
+    }
+    denied.elements = largest
+        .into_iter()
+        .map(|network| Element {
+            key: vec![Value::Network(network)],
+            chain: None,
+        })
+        .collect();
 }
 
 fn set(name: &'static str, fields: &'static [Field]) -> Set {

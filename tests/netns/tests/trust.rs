@@ -268,6 +268,38 @@ mod tests {
     }
 
     #[test]
+    fn public_networks_the_host_is_part_of_are_closed_when_they_are_seen() {
+        if skipped() {
+            return;
+        }
+        let mut lab = trusted(Trust::Nat);
+        lab.host.ip("address add 7.7.7.1/24 dev vmbr0").unwrap();
+        lab.net.ip("address add 7.7.7.7/24 dev eth0").unwrap();
+        assert!(
+            connects(&lab.a.namespace, "7.7.7.7:80"),
+            "the way itself does not work"
+        );
+        let found = lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap();
+        assert!(
+            found.iter().any(|drift| drift.object.contains("set denied")),
+            "{found:?}"
+        );
+        assert_eq!(lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap(), []);
+        assert!(!connects(&lab.a.namespace, "7.7.7.7:80"));
+        assert!(connects(&lab.a.namespace, "1.1.1.1:80"));
+        lab.host.ip("address del 7.7.7.1/24 dev vmbr0").unwrap();
+        lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap();
+        let denied = lab
+            .host
+            .run("nft", &["list", "set", "inet", "agentlab", "denied"], "")
+            .unwrap();
+        assert!(
+            denied.contains("6.6.6.0/24") && !denied.contains("7.7.7.0"),
+            "{denied}"
+        );
+    }
+
+    #[test]
     fn what_was_refused_can_be_counted() {
         if skipped() {
             return;
