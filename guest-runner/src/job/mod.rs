@@ -57,6 +57,8 @@ pub struct Layout {
     pub spool: PathBuf,
     /// Who the agent is.
     pub user: AgentUser,
+    /// How a repository may be cloned, in git's words: ways that prove whom they talk to, and nothing else.
+    pub clone_protocols: &'static str,
 }
 
 impl Default for Layout {
@@ -71,6 +73,7 @@ impl Default for Layout {
                 gid: 1000,
                 home: "/home/agent".into(),
             },
+            clone_protocols: "https:ssh",
         }
     }
 }

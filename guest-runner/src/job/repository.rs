@@ -52,7 +52,7 @@ pub(crate) async fn prepare<H: HostLink>(
     let (source, protocols) = match &order.repository {
         Repository::Url { url } => {
             log.runner(&format!("Cloning {url}"));
-            (url.clone(), "https:http:ssh:git")
+            (url.clone(), layout.clone_protocols)
         }
         Repository::Bundle { sha256 } => {
             let path = download(layout, host, sha256).await?;

@@ -187,6 +187,7 @@ impl Lab {
             run: at("run"),
             spool: at("spool"),
             user,
+            ..Layout::default()
         };
         std::fs::create_dir(at("source")).unwrap();
         let make = "git init -q -b main; echo one > a.txt; git add .; git commit -qm first; git tag v1; \

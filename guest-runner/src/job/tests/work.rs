@@ -117,7 +117,7 @@ async fn a_repository_that_does_not_clone_is_reported_in_the_words_of_git() {
     }
     let mut lab = Lab::new("true").await;
     lab.order.repository = Repository::Url {
-        url: "http://bot:s3cr3t-pass@127.0.0.1:1/none.git".to_owned(),
+        url: "https://bot:s3cr3t-pass@127.0.0.1:1/none.git".to_owned(),
     };
     let report = lab.run().await;
     assert_eq!(
@@ -131,6 +131,16 @@ async fn a_repository_that_does_not_clone_is_reported_in_the_words_of_git() {
     );
     assert!(!message.contains("s3cr3t") && !lab.host.text(Stream::Runner).contains("s3cr3t"));
     assert!(lab.host.artifact("agent.log").is_some() && lab.host.artifact("report.json").is_some());
+
+    // Nobody would notice who else answers.
+    for protocol in ["http", "git", "file"] {
+        let mut lab = Lab::new("true").await;
+        let url = format!("{protocol}://127.0.0.1:1/none.git");
+        lab.order.repository = Repository::Url { url };
+        let message = lab.run().await.message.unwrap();
+        let refusal = format!("transport '{protocol}' not allowed");
+        assert!(message.contains(&refusal), "{message}");
+    }
 
     lab = Lab::new("true").await;
     lab.order.repository = Repository::Url {
@@ -185,6 +195,7 @@ async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
     while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+    lab.layout.clone_protocols = "git";
     let url = format!("git://127.0.0.1:{port}/source");
     lab.order.repository = Repository::Url { url: url.clone() };
     lab.order.reference = Some("refs/pull/7/head".to_owned());
