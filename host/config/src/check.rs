@@ -20,12 +20,7 @@ impl Check<'_> {
     pub(crate) fn fault(&mut self, path: &[&str], message: impl Into<String>) {
         let place = self.root.map(|root| root.place_of(path)).unwrap_or_default();
         let message = format!("`{}` {}", path.join("."), message.into());
-        self.faults.push(Fault {
-            file: self.label.to_owned(),
-            line: place.line,
-            column: place.column,
-            message,
-        });
+        self.faults.push(Fault::new(self.label, place, &message));
     }
 
     pub(crate) fn path(

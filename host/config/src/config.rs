@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::check::Check;
 use crate::raw::Raw;
+use crate::yaml::Place;
 use crate::{ConfigError, Fault, Loaded, LoadedProfile, file, refused, yaml};
 
 /// Everything the daemon is told, defaults filled in and checked against each other.
@@ -197,13 +198,8 @@ pub fn parse_config(text: &str, label: &str) -> Result<Loaded<Config>, ConfigErr
     let mut documents = yaml::documents::<Raw>(text, label, refused::in_config)?;
     if let Some(second) = documents.get(1) {
         let place = second.root.place;
-        let message = "a configuration file holds one document; this is the second".to_owned();
-        let fault = Fault {
-            file: label.to_owned(),
-            line: place.line,
-            column: place.column,
-            message,
-        };
+        let message = "a configuration file holds one document; this is the second";
+        let fault = Fault::new(label, place, message);
         return Err(ConfigError::Invalid(vec![fault]));
     }
     let (raw, root) = match documents.pop() {
@@ -263,12 +259,11 @@ impl Config {
             "profile `{}` wants bridge `{bridge}`, and sandboxes are only ever put on `{}`; leave `network.bridge` out",
             loaded.profile.name, self.bridge
         );
-        Some(Fault {
-            file: loaded.file.clone(),
+        let place = Place {
             line: loaded.line,
             column: loaded.column,
-            message,
-        })
+        };
+        Some(Fault::new(&loaded.file, place, &message))
     }
 }
 

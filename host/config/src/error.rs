@@ -3,6 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::yaml::Place;
+
+/// Most characters of a message.
+const MOST_SHOWN: usize = 1000;
+
 /// One thing that is wrong at one place of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -14,6 +19,30 @@ pub struct Fault {
     pub column: u64,
     /// What is wrong. Never holds a value of a key that may be a secret.
     pub message: String,
+}
+
+impl Fault {
+    /// What is wrong, in one line: texts of whoever wrote the file are part of many messages, and a terminal must not
+    /// obey them.
+    pub(crate) fn new(file: &str, place: Place, message: &str) -> Self {
+        let mut shown = String::new();
+        for letter in message.chars().take(MOST_SHOWN) {
+            if letter.is_control() {
+                shown.extend(letter.escape_debug());
+            } else {
+                shown.push(letter);
+            }
+        }
+        if message.chars().nth(MOST_SHOWN).is_some() {
+            shown.push_str("...");
+        }
+        Self {
+            file: file.to_owned(),
+            line: place.line,
+            column: place.column,
+            message: shown,
+        }
+    }
 }
 
 impl fmt::Display for Fault {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use agentlab_api::{ChannelKind, InnerSandbox, NetworkMode, Profile};
 
-use crate::yaml::{self, Document, Node};
+use crate::yaml::{self, Document, Node, Place};
 use crate::{ConfigError, Fault, file, refused};
 
 /// A profile and where it stands.
@@ -91,13 +91,7 @@ pub fn parse_profiles(text: &str, label: &str) -> Result<Vec<LoadedProfile>, Con
     let profiles = read_text(text, label)?;
     let mut faults = duplicates(&profiles);
     if profiles.is_empty() {
-        let message = "holds no profile".to_owned();
-        faults.push(Fault {
-            file: label.to_owned(),
-            line: 0,
-            column: 0,
-            message,
-        });
+        faults.push(Fault::new(label, Place::default(), "holds no profile"));
     }
     if faults.is_empty() {
         Ok(profiles)
@@ -114,12 +108,7 @@ fn read_text(text: &str, label: &str) -> Result<Vec<LoadedProfile>, ConfigError>
         for (path, reason) in out_of_range(&profile, &root) {
             let place = root.place_of(&path);
             let message = format!("`{}` {reason}", path.join("."));
-            faults.push(Fault {
-                file: label.to_owned(),
-                line: place.line,
-                column: place.column,
-                message,
-            });
+            faults.push(Fault::new(label, place, &message));
         }
         let place = root.place_of(&["name"]);
         profiles.push(LoadedProfile {

@@ -113,12 +113,7 @@ pub(crate) fn documents<T: DeserializeOwned>(
     let faults: Vec<Fault> = trees
         .iter()
         .flat_map(&check)
-        .map(|(place, message)| Fault {
-            file: label.to_owned(),
-            line: place.line,
-            column: place.column,
-            message,
-        })
+        .map(|(place, message)| Fault::new(label, place, &message))
         .collect();
     if !faults.is_empty() {
         return Err(ConfigError::Invalid(faults));
@@ -150,13 +145,7 @@ fn options() -> serde_saphyr::Options {
 fn invalid(error: &Error, label: &str) -> ConfigError {
     let error = error.without_snippet();
     let place = error.location().map(Place::from).unwrap_or_default();
-    let message = sentence(error);
-    ConfigError::Invalid(vec![Fault {
-        file: label.to_owned(),
-        line: place.line,
-        column: place.column,
-        message,
-    }])
+    ConfigError::Invalid(vec![Fault::new(label, place, &sentence(error))])
 }
 
 #[expect(
