@@ -25,6 +25,8 @@ const DEFAULT_SUITE: &str = "trixie";
 const DEFAULT_SIZE_MB: u32 = 4096;
 /// Largest file that a recipe places; it is held in memory.
 const MAX_SOURCE_BYTES: u64 = 256 << 20;
+/// Most characters of a message.
+const MOST_SHOWN: usize = 1000;
 
 /// A recipe that has been checked, with the content of every file it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,7 +191,7 @@ impl Source<'_> {
     fn wrong(&self, offset: usize, problem: String) -> TemplateError {
         TemplateError::Recipe {
             at: self.at(offset),
-            problem,
+            problem: shown(&problem),
             hint: None,
         }
     }
@@ -210,13 +212,13 @@ impl Source<'_> {
             );
             return TemplateError::Recipe {
                 at,
-                problem: format!("unknown key `{key}`"),
-                hint: Some(hint),
+                problem: shown(&format!("unknown key `{key}`")),
+                hint: Some(shown(&hint)),
             };
         }
         TemplateError::Recipe {
             at,
-            problem: error.message().to_owned(),
+            problem: shown(error.message()),
             hint: None,
         }
     }
@@ -303,10 +305,7 @@ impl Source<'_> {
                 read_source(&path).map_err(|error| {
                     self.wrong(
                         source.span().start,
-                        format!(
-                            "cannot read {}: {error}",
-                            path.display().to_string().escape_debug()
-                        ),
+                        format!("cannot read {}: {error}", path.display()),
                     )
                 })
             }
@@ -349,6 +348,19 @@ impl Source<'_> {
             enabled: written.enabled.unwrap_or(true),
         })
     }
+}
+
+/// In one line and not too long: texts of whoever wrote the recipe are part of it, and a terminal must not obey them.
+fn shown(message: &str) -> String {
+    let mut shown = String::new();
+    for letter in message.chars().take(MOST_SHOWN) {
+        if letter.is_control() {
+            shown.extend(letter.escape_debug());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
 }
 
 /// A regular file of a sensible size: a device has no end, and a pipe may have no writer.
