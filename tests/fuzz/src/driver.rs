@@ -176,20 +176,26 @@ pub fn fuzz(target: &'static Target, budget: Budget, seed: u64, dir: &Path) -> R
     }
     for input in regressions(target)?.into_iter().chain((target.seeds)()) {
         run.one(&input)?;
-        run.corpus.push(input);
+        run.remember(input);
     }
     let mut random = Random::new(seed);
     let mut done = 0;
     while done < budget.inputs && run.begun.elapsed() < budget.time {
-        let mut input = random.pick(&run.corpus).cloned().unwrap_or_default();
+        // What was accepted leads further than what was refused at once.
+        let from = if random.below(4) == 0 || run.good.is_empty() {
+            &run.corpus
+        } else {
+            &run.good
+        };
+        let mut input = random.pick(from).cloned().unwrap_or_default();
         let pantry = Pantry {
             corpus: &run.corpus,
             words: target.words,
             longest: target.longest,
         };
         mutate(&mut input, &pantry, &mut random);
-        if run.one(&input)? && run.corpus.len() < MAX_CORPUS {
-            run.corpus.push(input);
+        if run.one(&input)? {
+            run.remember(input);
         }
         done += 1;
     }
@@ -201,6 +207,9 @@ struct Run {
     running_path: PathBuf,
     running: File,
     corpus: Vec<Vec<u8>>,
+    /// Those of the corpus that were accepted.
+    good: Vec<Vec<u8>>,
+    was_accepted: bool,
     known: HashSet<u64>,
     begun: Instant,
     target: &'static Target,
@@ -217,6 +226,8 @@ impl Run {
             running_path,
             running,
             corpus: Vec::new(),
+            good: Vec::new(),
+            was_accepted: false,
             known: HashSet::new(),
             begun: Instant::now(),
             target,
@@ -256,6 +267,7 @@ impl Run {
         match caught(|| check(target, input)) {
             Ok((outcome, cost)) => {
                 let summary = &mut self.summary;
+                self.was_accepted = outcome.accepted;
                 summary.inputs += 1;
                 summary.accepted += u64::from(outcome.accepted);
                 summary.dearest.bytes = summary.dearest.bytes.max(cost.bytes);
@@ -263,6 +275,16 @@ impl Run {
                 Ok(self.known.insert(fingerprint(&outcome)))
             }
             Err(words) => Err(self.broken(input, &words)),
+        }
+    }
+
+    /// Keeps the input that was run last, to mutate it.
+    fn remember(&mut self, input: Vec<u8>) {
+        if self.corpus.len() < MAX_CORPUS {
+            if self.was_accepted {
+                self.good.push(input.clone());
+            }
+            self.corpus.push(input);
         }
     }
 
@@ -315,7 +337,7 @@ impl Run {
 fn fingerprint(outcome: &Outcome) -> u64 {
     let mut hasher = DefaultHasher::new();
     outcome.accepted.hash(&mut hasher);
-    for part in outcome.words.split(" / ") {
+    for part in outcome.words.lines() {
         let before = part.split(['`', '"']).next().unwrap_or_default();
         let after = part.rsplit(['`', '"']).next().unwrap_or_default();
         for letter in before

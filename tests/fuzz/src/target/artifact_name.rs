@@ -33,7 +33,7 @@ pub(super) const TARGET: Target = Target {
     longest: 1024,
     base_bytes: 256 << 10,
     bytes_per_byte: 128,
-    inputs: 40_000,
+    inputs: 30_000,
 };
 
 fn seeds() -> Vec<Vec<u8>> {

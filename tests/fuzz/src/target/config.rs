@@ -46,7 +46,7 @@ pub(super) const TARGET: Target = Target {
     longest: 8_192,
     base_bytes: 4 << 20,
     bytes_per_byte: 1_024,
-    inputs: 400,
+    inputs: 600,
 };
 
 const LABEL: &str = "config.yaml";

@@ -18,7 +18,7 @@ pub(super) const TARGET: Target = Target {
     longest: 40_000,
     base_bytes: 256 << 10,
     bytes_per_byte: 64,
-    inputs: 1_800,
+    inputs: 1_500,
 };
 
 /// Whoever comes after the noise.

@@ -124,7 +124,7 @@ fn run(input: &[u8]) -> Outcome {
             let plain = parse_profiles("{name: a, template_vmid: 9000}", LABEL).unwrap_or_default();
             let changed = profiles.iter().zip(plain.iter().cycle());
             let changed = changed.map(|(one, plain)| differing(&one.profile, &plain.profile));
-            Outcome::accepted(changed.take(3).collect::<Vec<_>>().join(" / "))
+            Outcome::accepted(changed.take(3).collect::<Vec<_>>().join("\n"))
         }
         Err(error) => refused(&text, LABEL, &error),
     }
@@ -149,5 +149,5 @@ pub(super) fn refused(text: &str, label: &str, error: &ConfigError) -> Outcome {
         .take(4)
         .map(|fault| fault.message.as_str())
         .collect();
-    Outcome::refused(words.join(" / "))
+    Outcome::refused(words.join("\n"))
 }

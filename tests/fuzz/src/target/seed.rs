@@ -78,7 +78,7 @@ fn run(input: &[u8]) -> Outcome {
         return outcome;
     }
     Outcome {
-        words: format!("{} / {}", outcome.words, repaired.words),
+        words: format!("{}\n{}", outcome.words, repaired.words),
         accepted: repaired.accepted,
     }
 }
