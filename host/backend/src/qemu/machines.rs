@@ -25,6 +25,8 @@ const SUSPEND_DEADLINE: Duration = Duration::from_secs(5);
 const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
 const GIB: u64 = 1024 * 1024 * 1024;
 const MIB: u64 = 1024 * 1024;
+/// What a new machine must find free above the floor. Less than its disk may grow to, more than most jobs write.
+const CLONE_BYTES: u64 = 2 * GIB;
 /// Less than this no Linux guest boots with.
 const MIN_MEMORY_MB: u32 = 64;
 /// What q35 takes.
@@ -141,8 +143,13 @@ impl Qemu {
         );
         blocking(move || {
             let free = super::free_bytes(&run_dir)?;
-            if free < floor {
-                let reason = format!("{} MiB free, at least {} are kept free", free / MIB, floor / MIB);
+            let needed = floor.saturating_add(CLONE_BYTES);
+            if free < needed {
+                let reason = format!(
+                    "{} MiB free, a machine is begun with {} or more",
+                    free / MIB,
+                    needed / MIB
+                );
                 let full = std::io::Error::new(std::io::ErrorKind::StorageFull, reason);
                 return Err(storage("cloning into", &run_dir)(full));
             }
@@ -152,12 +159,14 @@ impl Qemu {
                     taken.push(machine.record.uid);
                 }
             }
+            // Also not one under which anything runs: another daemon's machines may share the range.
+            let running = process::users();
             // The last uid is the probe's.
             let count = last - first;
             let start = u32::from(spec.vmid) % count;
             let uid = (0..count)
                 .map(|step| first + (start + step) % count)
-                .find(|uid| !taken.contains(uid))
+                .find(|uid| !taken.contains(uid) && !running.contains(uid))
                 .ok_or_else(|| refused("clone", spec.vmid, "every uid of the range is in use"))?;
             machines.create(Record::new(spec.vmid, &spec.name, &spec.stamp, origin, uid))
         })
@@ -321,9 +330,9 @@ impl Machines for Qemu {
         let _turn = vm.operation.lock().await;
         // Read again: while waiting it may have been destroyed, or powered on by another.
         let machine = self.ours(vmid, stamp).await?;
-        let Some(process) = self.find_process(&machine).await? else {
+        if self.find_process(&machine).await?.is_none() {
             return self.start(&vm, &machine, with, permit).await;
-        };
+        }
         match vm.monitor.status(&machine, "power_on", ASK_DEADLINE).await? {
             Status::Running => Ok(()),
             Status::Paused => Err(BackendError::Refused {
@@ -332,10 +341,10 @@ impl Machines for Qemu {
                 reason: "it is suspended".to_owned(),
                 hint: Some("resume it".to_owned()),
             }),
+            // Left by a start that was cut off: with that start's cable, and a seed that may be outdated.
             Status::Prelaunch => {
-                self.let_go_or_end(&vm, &machine, &process).await?;
-                self.watch(&machine, process, Some(permit));
-                Ok(())
+                self.stop(&vm, &machine, "power_on").await?;
+                self.start(&vm, &machine, with, permit).await
             }
         }
     }

@@ -5,8 +5,8 @@
 //!                                         one blocking piece: a caller that gives up cannot part the two
 //! ```
 //!
-//! A start that fails leaves no process. One that was cut off leaves a paused QEMU, which the next power-on of the
-//! same machine lets go, and power-off or destroy kill.
+//! A start that fails leaves no process. One that was cut off leaves a paused QEMU, which power-off, destroy and the
+//! next power-on of the same machine kill: it holds what that start was given.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -52,7 +52,7 @@ impl Qemu {
                 {
                     return Ok(Some(process));
                 }
-                for pid in process::of_user(machine.record.uid) {
+                for pid in process::of_machine(machine.record.uid, machine.path()) {
                     let Ok(identity) = Identity::of(pid) else { continue };
                     if let Some(process) = identity.hold()? {
                         machine.set_process(&identity)?;
@@ -86,7 +86,7 @@ impl Qemu {
     }
 
     /// Lets a started, paused QEMU go; ends it when that fails.
-    pub(super) async fn let_go_or_end(&self, vm: &Vm, machine: &MachineDir, process: &Process) -> Result<()> {
+    async fn let_go_or_end(&self, vm: &Vm, machine: &MachineDir, process: &Process) -> Result<()> {
         let outcome = tokio::select! {
             // QEMU that ends says more on stderr than its closed monitor does.
             biased;
