@@ -372,12 +372,18 @@ pub const REPORT_NAME: &str = "report.json";
 /// Directory of the agent's own files.
 pub const FILES_DIR: &str = "files/";
 
+/// Most parts of an artifact's name: every one but the last is a directory that the host makes.
+const MAX_COMPONENTS: usize = 16;
+
 /// Why a name is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArtifactNameError {
     /// Length.
     #[error("Artifact name is empty or longer than 512 bytes")]
     Length,
+    /// Parts.
+    #[error("Artifact name has more than {MAX_COMPONENTS} parts")]
+    Depth,
     /// Absolute, `..`, `.`, empty component, control character or backslash.
     #[error("Artifact name `{0}` is not a plain relative path")]
     Shape(String),
@@ -390,8 +396,9 @@ pub enum ArtifactNameError {
 }
 
 /// A relative path that can only stay below the directory it is joined to: components separated by `/`, none of
-/// them empty, `.` or `..`, no control character, no backslash, at most 512 bytes. And none that git would take for its
-/// own directory, on whatever file system: a `.git` in a directory of an operator's is a program in waiting.
+/// them empty, `.` or `..`, no control character, no backslash, at most 512 bytes and 16 components. And none
+/// that git would take for its own directory, on whatever file system: a `.git` in a directory of an operator's is a
+/// program in waiting.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ArtifactName(String);
@@ -420,6 +427,9 @@ impl FromStr for ArtifactName {
             .any(|part| part.is_empty() || part == "." || part == ".." || part.len() > 255)
         {
             return Err(shape());
+        }
+        if text.split('/').count() > MAX_COMPONENTS {
+            return Err(ArtifactNameError::Depth);
         }
         if text.split('/').any(is_git_directory) {
             return Err(ArtifactNameError::Git(text.escape_debug().take(80).collect()));
@@ -486,6 +496,13 @@ mod tests {
         for text in ["report.json", "files/out/..x", "files/a b", "files/\u{e9}"] {
             assert!(text.parse::<ArtifactName>().is_ok(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_artifact_name_makes_few_directories() {
+        let name = |parts: usize| vec!["a"; parts].join("/").parse::<ArtifactName>();
+        assert!(name(16).is_ok());
+        assert_eq!(name(17), Err(ArtifactNameError::Depth));
     }
 
     #[test]

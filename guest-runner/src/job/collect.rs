@@ -64,8 +64,14 @@ pub(crate) async fn collect(layout: &Layout, base: Option<&str>, limit: u64, log
     if let Err(error) = collector.commits(base, &mut work, log).await {
         work.left_out
             .push(format!("{BUNDLE_NAME}, {PATCH_NAME}: {error}"));
+        // How many there are is not known; that there are some is.
+        if work.head.is_some() && work.head.as_deref() != base {
+            work.commits = work.commits.max(1);
+        }
     }
     if let Err(error) = collector.uncommitted(&mut work).await {
+        // Nobody can say that there is nothing.
+        work.uncommitted = true;
         work.left_out.push(format!("{DIFF_NAME}: {error}"));
     }
     work

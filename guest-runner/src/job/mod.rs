@@ -27,7 +27,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_protocol::message::{
-    ArtifactRole, JobOrder, Phase, REPORT_NAME, RedeemAnswer, Report, ReportStatus, Repository, VERSION,
+    ArtifactRole, BUNDLE_NAME, DIFF_NAME, JobOrder, Phase, REPORT_NAME, RedeemAnswer, Report, ReportStatus,
+    Repository, VERSION,
 };
 use tokio::sync::watch;
 
@@ -284,7 +285,7 @@ impl<H: HostLink> Job<'_, H> {
 
     async fn collect(&self, report: &mut Report) -> Work {
         self.enter(Phase::Collect);
-        let limit = self.answer.limits.max_file_bytes;
+        let limit = self.answer.limits.max_total_bytes;
         let work = collect::collect(self.layout, report.base_commit.as_deref(), limit, self.log).await;
         report.head_commit.clone_from(&work.head);
         report.commits = work.commits;
@@ -354,11 +355,32 @@ impl<H: HostLink> Job<'_, H> {
                 format!("The work could not be handed over: {words}"),
             );
         }
+        if let Some(lost) = lost_work(report)
+            && report.status == ReportStatus::Completed
+        {
+            let reasons: Vec<&str> = report
+                .left_out
+                .iter()
+                .map(String::as_str)
+                .filter(|entry| entry.starts_with(lost))
+                .collect();
+            let words = format!("The work could not be handed over: {}", reasons.join("; "));
+            fail(report, Phase::Upload, words);
+        }
         report.message = report
             .message
             .take()
             .map(|words| bounded(&self.log.redact(&words)));
     }
+}
+
+/// The first part of the work that is in the repository and not among what was uploaded.
+fn lost_work(report: &Report) -> Option<&'static str> {
+    let has = |role: ArtifactRole| report.artifacts.iter().any(|file| file.role == role);
+    if report.commits > 0 && !has(ArtifactRole::Bundle) {
+        return Some(BUNDLE_NAME);
+    }
+    (report.uncommitted && !has(ArtifactRole::Diff)).then_some(DIFF_NAME)
 }
 
 /// The password, or the only name, of a URL that carries one.

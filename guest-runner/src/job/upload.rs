@@ -51,7 +51,7 @@ impl<'a, H: HostLink> Upload<'a, H> {
             Ok(name) => name,
             Err(error) => return self.left_out.push(format!("{}: {error}", made.name)),
         };
-        if self.fits(&name, made.size) {
+        if self.fits(&name, made.role, made.size) {
             self.put(name, made.role, &made.path, made.size, made.sha256)
                 .await;
         }
@@ -76,7 +76,9 @@ impl<'a, H: HostLink> Upload<'a, H> {
                 return;
             }
             match tree.open_file(&name) {
-                Ok(file) if self.fits(&name, file.size) => self.file(name, ArtifactRole::File, file).await,
+                Ok(file) if self.fits(&name, ArtifactRole::File, file.size) => {
+                    self.file(name, ArtifactRole::File, file).await
+                }
                 Ok(_) => {}
                 Err(reason) => self
                     .left_out
@@ -107,14 +109,19 @@ impl<'a, H: HostLink> Upload<'a, H> {
         }
     }
 
-    fn fits(&mut self, name: &ArtifactName, size: u64) -> bool {
+    fn fits(&mut self, name: &ArtifactName, role: ArtifactRole, size: u64) -> bool {
         let Limits {
             max_file_bytes,
             max_total_bytes,
             max_files,
             ..
         } = self.limits;
-        let reason = if size > max_file_bytes {
+        // The work itself may take all there is.
+        let is_work = matches!(
+            role,
+            ArtifactRole::Bundle | ArtifactRole::Patch | ArtifactRole::Diff
+        );
+        let reason = if size > max_file_bytes && !is_work {
             format!("{size} bytes, more than {max_file_bytes} for one artifact")
         } else if size > self.bytes_left {
             format!("{size} bytes, more than what is left of {max_total_bytes} for all artifacts")
