@@ -155,11 +155,6 @@ mod tests {
                 "insert rule inet agentlab guest_forward accept",
                 "rule 1 of chain guest_forward",
             ),
-            (
-                "nft",
-                "flush chain inet agentlab output",
-                "rule 1 of chain output",
-            ),
             ("nft", "add chain inet agentlab extra", "chain extra"),
             (
                 "nft",

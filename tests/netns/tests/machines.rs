@@ -43,7 +43,7 @@ mod tests {
                 "{address} without a policy"
             );
         }
-        let _enforcer = host
+        let mut enforcer = host
             .enter(|| Enforcer::start(host_policy().unwrap()))
             .unwrap()
             .unwrap();
@@ -66,5 +66,19 @@ mod tests {
             .find(|denial| denial.reason.contains("Virtual machine's process"))
             .unwrap();
         assert!(counted.packets >= 9, "{counted:?}");
+        // Damage to the rule is seen and repaired like any other.
+        host.run("nft", &["flush", "chain", "inet", "agentlab", "output"], "")
+            .unwrap();
+        let seen = host.enter(|| enforcer.verify()).unwrap().unwrap();
+        assert!(
+            seen.iter()
+                .any(|drift| drift.object.contains("rule 1 of chain output")),
+            "{seen:?}"
+        );
+        let (address, port, _) = &listeners[0];
+        assert!(
+            !reaches(&host, first, *address, *port),
+            "the rule was not repaired"
+        );
     }
 }
