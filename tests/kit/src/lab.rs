@@ -47,6 +47,14 @@ impl Lab {
     /// # Errors
     /// The template could not be built, or the daemon does not answer within 60 s; its log is in the error.
     pub fn start(profiles: &str) -> Result<Self> {
+        Self::start_with(profiles, "")
+    }
+
+    /// The same with more lines in its configuration.
+    ///
+    /// # Errors
+    /// As [`Lab::start`].
+    pub fn start_with(profiles: &str, configuration: &str) -> Result<Self> {
         let store = template::template_store()?;
         let dir = tempfile::Builder::new().prefix("agentlab-lab-").tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
@@ -55,7 +63,7 @@ impl Lab {
         fs::write(profiles_dir.join("lab.yaml"), profiles)?;
         let at = |name: &str| dir.path().join(name).display().to_string();
         let config = format!(
-            "profiles_dir: {}\ndata_dir: {}\nrun_dir: {}\ntemplate_dir: {}\nbackend: qemu\n",
+            "profiles_dir: {}\ndata_dir: {}\nrun_dir: {}\ntemplate_dir: {}\nbackend: qemu\n{configuration}",
             at("profiles"),
             at("data"),
             at("run"),
@@ -95,19 +103,24 @@ impl Lab {
     /// # Errors
     /// It could not be started.
     pub fn spawn_daemon(&self) -> Result<Child> {
+        self.spawn_program("agentlabd", &[])
+    }
+
+    fn spawn_program(&self, program: &str, arguments: &[&str]) -> Result<Child> {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.dir().join("agentlabd.log"))?;
         self.namespace
-            .command(self.binaries.join("agentlabd"))
+            .command(self.binaries.join(program))
             .arg("--config")
             .arg(self.dir().join("config.yaml"))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .context("agentlabd: cargo build --workspace --bins makes it")
+            .with_context(|| format!("{program}: cargo build --workspace --bins makes it"))
     }
 
     /// Starts the daemon and waits until it answers.
@@ -115,7 +128,46 @@ impl Lab {
     /// # Errors
     /// It ended, or does not answer within 60 s.
     pub fn start_daemon(&mut self) -> Result<()> {
-        let mut child = self.spawn_daemon()?;
+        let child = self.spawn_daemon()?;
+        self.wait_for_daemon(child)
+    }
+
+    /// Starts a daemon that kills itself at a journal point, or some milliseconds after it, and waits until it answers.
+    /// `moment` is a point's name with `before` or `after` in front of it.
+    ///
+    /// # Errors
+    /// As [`Lab::start_daemon`].
+    pub fn start_halting_daemon(&mut self, moment: &str, later: Duration) -> Result<()> {
+        let later = later.as_millis().to_string();
+        let child = self.spawn_program("agentlabd-halting", &["--halt-at", moment, "--later", &later])?;
+        self.wait_for_daemon(child)
+    }
+
+    /// Waits until the daemon has killed itself.
+    ///
+    /// # Errors
+    /// It has not within the time, or has ended otherwise.
+    pub fn wait_for_halt(&mut self, within: Duration) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon is running")?;
+        let mut status = None;
+        let ended = wait_for(within, || {
+            status = daemon.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        if !ended {
+            self.daemon = Some(daemon);
+            bail!("the daemon did not get there:\n{}", self.daemon_log());
+        }
+        let signal = status.and_then(|status| std::os::unix::process::ExitStatusExt::signal(&status));
+        ensure!(
+            signal == Some(rustix::process::Signal::KILL.as_raw()),
+            "the daemon ended otherwise: {status:?}\n{}",
+            self.daemon_log()
+        );
+        Ok(())
+    }
+
+    fn wait_for_daemon(&mut self, mut child: Child) -> Result<()> {
         let answers = wait_for(Duration::from_secs(60), || {
             if let Some(status) = child.try_wait()? {
                 bail!("agentlabd ended with {status}:\n{}", self.daemon_log());
