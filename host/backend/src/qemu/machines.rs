@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::monitor::Status;
-use super::process::Process;
+use super::process::{self, Process};
 use super::record::{Found, MachineDir, Record, ShapeRecord, storage};
 use super::template::StoredTemplate;
 use super::{Qemu, blocking, unreachable};

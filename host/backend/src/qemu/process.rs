@@ -2,6 +2,7 @@
 //! time the process started and the boot it started in names one process for all time, and a pidfd, opened
 //! first and checked after, makes waiting and killing free of races.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -73,17 +74,35 @@ pub(super) fn boot_id() -> io::Result<String> {
         .to_owned())
 }
 
-/// Living processes whose real user is `uid`. A uid of the reserved range belongs to one machine only, so these
-/// are its QEMU even where the record of its id was never written.
-pub(super) fn of_user(uid: u32) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
+/// The living QEMU of a machine, by its user and by the sandbox's UUID among its arguments: found even where the record
+/// of its id was never written. The user alone proves nothing, because another daemon on this host may give the same
+/// uids out; and its descriptors cannot be looked at without the right to trace.
+pub(super) fn of_machine(uid: u32, sandbox: &str) -> Vec<i32> {
+    living()
+        .filter(|pid| user_of(*pid) == Some(uid) && has_argument(*pid, sandbox))
+        .collect()
+}
+
+/// Real users of all living processes.
+pub(super) fn users() -> HashSet<u32> {
+    living().filter_map(user_of).collect()
+}
+
+fn living() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| status_word(*pid, "Uid").is_some_and(|found| found == uid.to_string()))
         .filter(|pid| read_stat(*pid).is_some_and(|stat| !stat.is_dead))
-        .collect()
+}
+
+fn user_of(pid: i32) -> Option<u32> {
+    status_word(pid, "Uid")?.parse().ok()
+}
+
+fn has_argument(pid: i32, wanted: &str) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0)
+        .any(|argument| argument == wanted.as_bytes())
 }
 
 impl Identity {

@@ -52,7 +52,8 @@ impl Qemu {
                 {
                     return Ok(Some(process));
                 }
-                for pid in process::of_machine(machine.record.uid, machine.path()) {
+                let sandbox = machine.record.stamp().map(|stamp| stamp.sandbox.to_string());
+                for pid in process::of_machine(machine.record.uid, &sandbox.unwrap_or_default()) {
                     let Ok(identity) = Identity::of(pid) else { continue };
                     if let Some(process) = identity.hold()? {
                         machine.set_process(&identity)?;

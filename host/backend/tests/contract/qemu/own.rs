@@ -422,3 +422,34 @@ async fn a_stopped_machine_holds_its_template_disk_by_a_second_link() {
     rig.qemu().destroy(spec.vmid, &spec.stamp).await.unwrap();
     assert!(!base.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_another_daemon_under_the_same_user_is_left_alone() {
+    let Some(rig) = QemuRig::open().await else { return };
+    let spec = cloned(rig.qemu(), 1000).await;
+    let uid = fs::metadata(rig.dir(spec.vmid).join("overlay.qcow2"))
+        .unwrap()
+        .uid();
+    let mut stranger = std::os::unix::process::CommandExt::uid(&mut std::process::Command::new("sleep"), uid)
+        .arg("60")
+        .spawn()
+        .unwrap();
+    assert_eq!(power(rig.qemu(), spec.vmid).await, Some(Power::Stopped));
+    rig.qemu().power_off(spec.vmid, &spec.stamp).await.unwrap();
+    rig.qemu().destroy(spec.vmid, &spec.stamp).await.unwrap();
+    assert!(
+        stranger.try_wait().unwrap().is_none(),
+        "another's process was ended"
+    );
+
+    let next = cloned(rig.qemu(), 1000).await;
+    let taken = fs::metadata(rig.dir(next.vmid).join("overlay.qcow2"))
+        .unwrap()
+        .uid();
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert_ne!(
+        taken, uid,
+        "a user under which something runs was given to a machine"
+    );
+}
