@@ -180,7 +180,9 @@ impl Engine {
     /// There is none.
     pub async fn is_at_rest(&self, id: SandboxId) -> Result<bool, Problem> {
         let record = self.select(&id.to_string()).await?;
-        Ok(record.keepalive || !State::of(&record).holds_something())
+        let state = State::of(&record);
+        let is_kept = record.keepalive || matches!(state, State::Failed { kept: true, .. });
+        Ok(is_kept || !state.holds_something())
     }
 
     async fn select(&self, selector: &str) -> Result<SandboxRecord, Problem> {
