@@ -100,6 +100,7 @@ impl Engine {
             .tasks
             .spawn(crate::queue::run(weak.clone(), shared.clone()));
         engine.shared.tasks.spawn(crate::retention::run(shared.clone()));
+        engine.shared.tasks.spawn(crate::vigil::run(shared.clone()));
         engine.shared.tasks.spawn(crate::reconcile::run(weak, shared));
         Ok(engine)
     }

@@ -32,6 +32,7 @@ mod shared;
 mod status;
 mod upload;
 mod view;
+mod vigil;
 
 pub use engine::{Engine, StartError};
 pub use guest::{GuestOrigin, GuestRefusal, GuestSession};

@@ -54,6 +54,17 @@ pub enum NetworkError {
     },
 }
 
+/// What became of the policy behind our back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disturbance {
+    /// Somebody had changed it, in these ways; it stands again as it should.
+    Repaired(Vec<String>),
+    /// It cannot be read back, or not be repaired.
+    Broken(String),
+    /// It stands again after that.
+    Whole,
+}
+
 /// The packet policy.
 #[async_trait]
 pub trait Network: Send + Sync {
@@ -82,6 +93,12 @@ pub trait Network: Send + Sync {
 
     /// VMIDs with a binding or a cable.
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError>;
+
+    /// Waits until somebody else was at the policy, and says what was found. One caller at a time; what happens while
+    /// nobody waits is told to the next. The default notices nothing.
+    async fn disturbed(&self) -> Disturbance {
+        std::future::pending().await
+    }
 }
 
 /// Speaks the guest protocol over a channel that does not use the guest's network.

@@ -5,7 +5,7 @@ use agentlab_backend::fake::Call;
 use agentlab_backend::{BackendError, Machine, Power, Stamp};
 
 use super::lab::{Lab, request, vmid};
-use crate::port::{Port, Trust};
+use crate::port::{Disturbance, Port, Trust};
 
 fn refused() -> BackendError {
     BackendError::Refused {
@@ -409,6 +409,40 @@ async fn only_what_was_provably_ours_is_taken_away() {
     lab.until("alarms", || lab.engine().shared.alarms().len() == 2)
         .await;
     assert_eq!(lab.backend.vmids(), [vmid(1011), vmid(1012), vmid(1013)]);
+}
+
+#[tokio::test]
+async fn a_policy_that_somebody_else_was_at_is_told_with_what_was_found() {
+    let lab = Lab::new().await;
+    let alarm = |text: &'static str| {
+        let engine = lab.engine().clone();
+        move || engine.shared.alarms().iter().any(|alarm| alarm.contains(text))
+    };
+    lab.wires.disturb(Disturbance::Broken("no answer".into()));
+    lab.until("alarm", alarm("no answer")).await;
+    lab.wires.disturb(Disturbance::Broken("no answer".into()));
+    lab.wires.disturb(Disturbance::Whole);
+    lab.until("no alarm", || !alarm("packet policy")()).await;
+    let found = (0..9).map(|number| format!("chain {number}: is missing"));
+    lab.wires.disturb(Disturbance::Repaired(found.collect()));
+    let told = async {
+        loop {
+            let filter = agentlab_store::EventFilter::default();
+            let events = lab.store.events(&filter, 0, 100).await.unwrap();
+            let words: Vec<String> = events.into_iter().map(|event| event.message).collect();
+            if words.len() == 3 {
+                return words;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let words = tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
+    assert!(words[0].contains("does not stand: no answer"), "{words:?}");
+    assert!(words[1].contains("stands again"), "{words:?}");
+    assert!(
+        words[2].contains("chain 0: is missing") && words[2].contains("and 4 more"),
+        "{words:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,14 +1,15 @@
 //! What a test has in place of the packet policy and of the guest edge's serial door.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agentlab_api::{SandboxId, Vmid};
 use agentlab_backend::ByteStream;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use crate::port::{GuestDoor, Network, NetworkError, Port, Trust};
+use crate::port::{Disturbance, GuestDoor, Network, NetworkError, Port, Trust};
 
 /// A packet policy in memory that keeps the whole history of what it was told.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,7 @@ struct WiresInner {
     /// How often each call came.
     calls: BTreeMap<&'static str, usize>,
     unsupported: Option<Trust>,
+    disturbances: VecDeque<Disturbance>,
     forgotten: Vec<Vmid>,
 }
 
@@ -39,6 +41,11 @@ impl Wires {
     /// The n-th call of this name, counted from 0, goes wrong.
     pub(super) fn fault(&self, call: &'static str, nth: usize, fault: Fault) {
         self.inner().faults.push((call, nth, fault));
+    }
+
+    /// Somebody else was at the policy.
+    pub(super) fn disturb(&self, disturbance: Disturbance) {
+        self.inner().disturbances.push_back(disturbance);
     }
 
     pub(super) fn without(&self, trust: Trust) {
@@ -183,6 +190,15 @@ impl Network for Wires {
 
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
         Ok(self.ports())
+    }
+
+    async fn disturbed(&self) -> Disturbance {
+        loop {
+            if let Some(disturbance) = self.inner().disturbances.pop_front() {
+                return disturbance;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
 
