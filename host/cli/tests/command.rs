@@ -276,12 +276,25 @@ mod tests {
     #[test]
     fn problems_are_told_in_words_or_as_the_document() {
         let body = problem("state_conflict", "Sandbox is \u{1b}[2Jbusy", 409);
-        let daemon = Daemon::answering(vec![(
-            "POST /v1/sandboxes/1000/destroy",
-            409,
-            "application/problem+json",
-            body.clone(),
-        )]);
+        let id = "01890000-0000-7000-8000-000000000001";
+        let found = json!({ "id": id, "vmid": 1000, "name": "one", "profile": "demo", "state": "RUNNING",
+            "address": "10.77.0.2", "network_mode": "nat", "keepalive": false,
+            "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z" });
+        let daemon = Daemon::answering(vec![
+            (
+                "GET /v1/sandboxes/1000",
+                200,
+                "application/json",
+                found.to_string(),
+            ),
+            // By what was found: the VMID may have a new owner by now.
+            (
+                "POST /v1/sandboxes/01890000-0000-7000-8000-000000000001/destroy",
+                409,
+                "application/problem+json",
+                body.clone(),
+            ),
+        ]);
         let ran = daemon.run(&["sandbox", "delete", "1000"]);
         assert_eq!(ran.code, 5);
         assert_eq!(

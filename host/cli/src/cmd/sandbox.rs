@@ -125,7 +125,10 @@ impl List {
 
 impl Destroy {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
-        let view = context.client.destroy_sandbox(&self.sandbox, self.force).await?;
+        // A VMID is given to the next sandbox once it is free: what is destroyed is what was shown.
+        let found = context.client.sandbox(&self.sandbox).await?;
+        let id = found.id.to_string();
+        let view = context.client.destroy_sandbox(&id, self.force).await?;
         if context.printer.json() {
             context.printer.document(&view)?;
         } else if view.state == SandboxState::Destroyed {
@@ -133,8 +136,9 @@ impl Destroy {
                 .printer
                 .line(&escape(&format!("{} ({}) is gone", view.name, view.vmid)))?;
         } else {
+            let job = found.job.map_or_else(String::new, |job| format!(" of {job}"));
             let text = format!(
-                "{} ({}) is being destroyed; `agentlab sandbox show {}` says how far it is",
+                "{} ({}){job} is being destroyed; `agentlab sandbox show {}` says how far it is",
                 view.name, view.vmid, view.id
             );
             context.printer.line(&escape(&text))?;
