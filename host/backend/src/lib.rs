@@ -25,8 +25,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{BackendError, Result};
 pub use machine::{
-    BackendInfo, Capabilities, CloneSpec, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp, Template,
-    Usage,
+    BackendInfo, Capabilities, CloneSpec, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp, Storage,
+    Template, Usage,
 };
 
 use agentlab_api::{ChannelKind, Vmid};
@@ -144,6 +144,11 @@ pub trait Snapshots: Send + Sync {
 pub trait Backend: Machines + Seeds + Channels + Volumes + Snapshots {
     /// Kind, version, accelerator and what it can do.
     async fn info(&self) -> Result<BackendInfo>;
+
+    /// Room where machines are stored; `None` when that is not ours to watch.
+    async fn storage(&self) -> Result<Option<Storage>> {
+        Ok(None)
+    }
 
     /// Takes up what an earlier process of ours left running, and reports what it found. Called once at start,
     /// before anything else.

@@ -177,3 +177,14 @@ pub struct BackendInfo {
     /// How many machines may be starting at once.
     pub concurrent_starts: usize,
 }
+
+/// Room where machines are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    /// Free there.
+    pub free_bytes: u64,
+    /// What should stay free.
+    pub floor_bytes: u64,
+    /// What each machine has written to its disk.
+    pub written: Vec<(Vmid, u64)>,
+}

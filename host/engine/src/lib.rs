@@ -26,6 +26,7 @@ mod recover;
 mod report;
 mod request;
 mod retention;
+mod room;
 pub mod sandbox;
 mod settings;
 mod shared;

@@ -93,6 +93,7 @@ async fn once(shared: &Arc<Shared>, suspects: &mut HashSet<Vmid>) {
         Ok(Err(error)) => tracing::warn!(%error, "ports cannot be listed"),
         Err(_) => tracing::warn!("ports were not listed in time"),
     }
+    crate::room::keep(shared, &records).await;
     remove_bundles(shared).await;
     sweep(shared).await;
 }

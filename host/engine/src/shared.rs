@@ -93,10 +93,17 @@ impl Handle {
         }
     }
 
+    /// Says something that needs no answer. A driver that cannot take it now is told again in the next round.
+    pub(crate) fn order(&self, message: Message) {
+        drop(self.line_of(&message).try_send(message));
+    }
+
     /// Where a message waits.
     fn line_of(&self, message: &Message) -> &mpsc::Sender<Message> {
         match message {
-            Message::Request { .. } | Message::Cancel { .. } | Message::Look => &self.orders,
+            Message::Request { .. } | Message::Cancel { .. } | Message::Look | Message::TakeAway { .. } => {
+                &self.orders
+            }
             Message::Redeem { .. }
             | Message::Acknowledge { .. }
             | Message::Heartbeat { .. }

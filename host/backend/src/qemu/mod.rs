@@ -33,7 +33,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,7 +45,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::{Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Volumes};
+use crate::{Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Storage, Volumes};
 use accelerator::{Accelerator, Programs};
 use monitor::Monitor;
 use probe::{Prober, Verdict};
@@ -323,6 +323,27 @@ impl Backend for Qemu {
             },
             concurrent_starts: self.concurrent_starts,
         })
+    }
+
+    async fn storage(&self) -> Result<Option<Storage>> {
+        let (machines, run_dir) = (self.machines.clone(), self.options.run_dir.clone());
+        let floor_bytes = self.options.disk_floor_mb.saturating_mul(1 << 20);
+        blocking(move || {
+            let mut written = Vec::new();
+            for vmid in machines.vmids()? {
+                if let record::Found::Ours(machine) = machines.find(vmid)?
+                    && let Ok(overlay) = fs::symlink_metadata(machine.overlay_path())
+                {
+                    written.push((vmid, overlay.blocks().saturating_mul(512)));
+                }
+            }
+            Ok(Some(Storage {
+                free_bytes: free_bytes(&run_dir)?,
+                floor_bytes,
+                written,
+            }))
+        })
+        .await
     }
 
     async fn adopt(&self) -> Result<Vec<Machine>> {

@@ -1,6 +1,6 @@
 //! What can be put into a driver's inbox. Everything about one sandbox goes through it, in order.
 
-use agentlab_api::{ChannelKind, Problem};
+use agentlab_api::{ChannelKind, Failure, Problem};
 use agentlab_protocol::message::{Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, Report};
 use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord};
 use tokio::sync::oneshot;
@@ -35,6 +35,8 @@ pub(crate) enum Message {
     },
     /// The hypervisor's list disagrees with the record.
     Look,
+    /// It harms others: its machine goes, kept or not.
+    TakeAway { cause: Failure },
     /// A guest wants to know what it is for.
     Redeem {
         redemption: Redemption,

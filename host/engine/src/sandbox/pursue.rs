@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobState, Problem};
+use agentlab_api::{ErrorCode, Failure, JobState, Problem};
 use agentlab_backend::BackendError;
 use agentlab_store::{JobRecord, SandboxRecord, StoreError, Write};
 use tokio::time::Instant;
@@ -277,7 +277,8 @@ impl Driver {
                 Due::Boot => self.boot_overdue().await,
                 Due::Silence => {
                     let seconds = settings.heartbeat_silence.as_secs();
-                    let text = format!("The guest fell silent: nothing was heard for {seconds} s");
+                    let seen = super::perform::standing(&self.shared, &self.record).await;
+                    let text = format!("The guest fell silent: nothing was heard for {seconds} s{seen}");
                     let cause = failure(ErrorCode::SandboxLost, &self.progress.stage(&self.state), text);
                     self.happen(&Event::GuestLost(cause), None, Vec::new()).await
                 }
@@ -300,9 +301,10 @@ impl Driver {
 
     async fn boot_overdue(&mut self) -> bool {
         let allowed = self.shared.settings.boot_timeout;
+        let seen = super::perform::standing(&self.shared, &self.record).await;
         let words = super::perform::last_words(&self.shared, self.record.vmid).await;
         let text = format!(
-            "The guest did not answer within {} s of power-on{words}",
+            "The guest did not answer within {} s of power-on{seen}{words}",
             allowed.as_secs()
         );
         let mut cause = failure(ErrorCode::GuestSilent, Step::AwaitGuest.as_str(), text);
@@ -382,6 +384,7 @@ impl Driver {
                 self.look_wanted = true;
                 self.pending = true;
             }
+            Message::TakeAway { cause } => self.take_away(cause).await,
             Message::Redeem { redemption, reply } => drop(reply.send(self.redeem(redemption).await)),
             Message::Acknowledge { reply } => drop(reply.send(self.acknowledge().await)),
             Message::Heartbeat { beat, reply } => drop(reply.send(self.heartbeat(&beat).await)),
@@ -389,6 +392,22 @@ impl Driver {
             Message::Logs { batch, reply } => drop(reply.send(self.logs(batch).await)),
             Message::Stored { artifact, reply } => drop(reply.send(self.stored(artifact).await)),
             Message::Report { report, reply } => drop(reply.send(self.report(*report).await)),
+        }
+    }
+
+    /// Keeping a machine is a favour that others do not pay for.
+    async fn take_away(&mut self, cause: Failure) {
+        let transition = match &self.state {
+            State::Failed { kept: true, .. } => match self.state.request(&Request::Destroy { force: true }) {
+                Verdict::Moved(transition) => Some(transition),
+                Verdict::AlreadySo | Verdict::Refused(_) => None,
+            },
+            up => up.event(&Event::GuestLost(cause), false),
+        };
+        if let Some(transition) = transition
+            && let Err(error) = self.enter(transition, None, Vec::new()).await
+        {
+            self.store_failed(&error);
         }
     }
 
