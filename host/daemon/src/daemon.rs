@@ -124,6 +124,7 @@ impl Daemon {
             tls: keys.tls,
             subnet: config.bridge_address,
             limits,
+            refusals: Arc::default(),
         };
         for (listener, routes) in [(bootstrap, Routes::Bootstrap), (artifacts, Routes::Artifacts)] {
             let router = guest::router(edge.clone(), routes);

@@ -1,8 +1,9 @@
 //! TLS on the bridge address. Bound only after the bridge and its policy stand.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use agentlab_config::BridgeAddress;
 use agentlab_engine::GuestOrigin;
@@ -18,6 +19,10 @@ use crate::connection::{self, Http, Stop};
 use crate::error::StartError;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Between two lines of the log about one address.
+const QUIET: Duration = Duration::from_secs(60);
+/// Addresses that are told of in one such while.
+const REMEMBERED: usize = 256;
 
 /// A bound listener that answers nobody yet.
 #[derive(Debug)]
@@ -85,6 +90,39 @@ pub(crate) struct Guests {
     pub(crate) subnet: BridgeAddress,
     /// Bounds per guest.
     pub(crate) limits: Arc<Limits>,
+    /// Who was refused of late.
+    pub(crate) refusals: Arc<Refusals>,
+}
+
+/// Keeps the log readable, and the disk under it free, whatever knocks: one line per address and minute.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    /// When the last line was written, and how many were refused since.
+    lately: Mutex<HashMap<Ipv4Addr, (Instant, u64)>>,
+}
+
+impl Refusals {
+    /// Counts one; how many there were since the last line, when another is due.
+    fn seen(&self, from: Ipv4Addr, now: Instant) -> Option<u64> {
+        let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((told, count)) = lately.get_mut(&from) {
+            *count = count.saturating_add(1);
+            if now.saturating_duration_since(*told) < QUIET {
+                return None;
+            }
+            *told = now;
+            return Some(std::mem::take(count));
+        }
+        if lately.len() >= REMEMBERED {
+            lately.retain(|_, (told, _)| now.saturating_duration_since(*told) < QUIET);
+        }
+        // So many addresses in one minute are told of by those that came first.
+        if lately.len() >= REMEMBERED {
+            return None;
+        }
+        lately.insert(from, (now, 0));
+        Some(1)
+    }
 }
 
 impl Guests {
@@ -92,12 +130,16 @@ impl Guests {
     fn admit(&self, peer: SocketAddr) -> Option<(Ipv4Addr, Permit)> {
         let IpAddr::V4(guest) = peer.ip() else { return None };
         if guest <= self.subnet.network() || guest >= self.subnet.broadcast() {
-            tracing::warn!(%peer, "A peer outside the agent subnet was cut off");
+            if let Some(count) = self.refusals.seen(guest, Instant::now()) {
+                tracing::warn!(%guest, count, "A peer outside the agent subnet was cut off");
+            }
             return None;
         }
         let permit = self.limits.connection(guest);
-        if permit.is_none() {
-            tracing::warn!(%peer, "A guest has too many connections open");
+        if permit.is_none()
+            && let Some(count) = self.refusals.seen(guest, Instant::now())
+        {
+            tracing::warn!(%guest, count, "A guest has too many connections open");
         }
         Some((guest, permit?))
     }
@@ -117,5 +159,26 @@ async fn serve_one(stream: TcpStream, guest: Ipv4Addr, tls: &TlsAcceptor, router
         }
         Ok(Err(error)) => tracing::debug!(%guest, %error, "A TLS handshake failed"),
         Err(_) => tracing::debug!(%guest, "A TLS handshake took too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_knocks_without_end_is_one_line_a_minute() {
+        let (refusals, began) = (Refusals::default(), Instant::now());
+        let one = Ipv4Addr::new(10, 77, 0, 2);
+        assert_eq!(refusals.seen(one, began), Some(1));
+        for _ in 0..41 {
+            assert_eq!(refusals.seen(one, began), None);
+        }
+        assert_eq!(refusals.seen(Ipv4Addr::new(10, 77, 0, 3), began), Some(1));
+        assert_eq!(refusals.seen(one, began + QUIET), Some(42));
+        for last in 0..u32::try_from(2 * REMEMBERED).unwrap() {
+            refusals.seen(Ipv4Addr::from(last), began + QUIET);
+        }
+        assert_eq!(refusals.lately.lock().unwrap().len(), REMEMBERED);
     }
 }
