@@ -22,6 +22,12 @@ impl IfName {
     /// `IFNAMSIZ`: what the kernel reserves for a name, with its terminating zero.
     pub const SIZE: usize = 16;
 
+    /// What the agents' bridge is called where nobody says otherwise.
+    #[cfg(feature = "kernel")]
+    pub(crate) fn usual_bridge() -> Self {
+        Self("vmbr1".to_owned())
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -4,6 +4,9 @@
 mod tests {
     use std::process::{Command, Stdio};
 
+    use agentlab_netpolicy::{
+        BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, Observer, Protocol, Trust,
+    };
     use nix::sched::{CloneFlags, unshare};
 
     /// Exit status, standard output and standard error.
@@ -51,6 +54,19 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_can_be_had_as_json_and_opens_the_resolver_unless_told_otherwise() {
+        let (status, text, _) = net(&["plan", "--json"]);
+        let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let ruleset = plan["ruleset"].as_str().unwrap();
+        assert!(status == 0 && ruleset.contains("dport 53"), "{ruleset}");
+        let (_, text, _) = net(&["plan", "--no-dns"]);
+        assert!(
+            text.contains("table inet") && !text.contains("dport 53"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_planned_is_an_error_that_says_what_to_do() {
         let (status, text, words) = net(&["plan", "--address", "9.9.9.9"]);
         assert_eq!((status, text.as_str()), (2, ""));
@@ -62,12 +78,80 @@ mod tests {
         assert_eq!(status, 2);
     }
 
+    fn skipped() -> bool {
+        if nix::unistd::geteuid().is_root() {
+            return false;
+        }
+        let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+        assert!(!in_ci, "in CI this must run, but it needs root");
+        eprintln!("SKIP: it needs root");
+        true
+    }
+
+    /// As a daemon with options of its own puts it up.
+    fn daemons_policy() -> HostPolicy {
+        let tcp = |port| GuestService {
+            protocol: Protocol::Tcp,
+            port,
+        };
+        HostPolicy {
+            bridge: BridgeSpec {
+                name: "br7".parse().unwrap(),
+                address: "10.78.1.1".parse().unwrap(),
+                prefix: 24,
+                mtu: None,
+            },
+            uplink: Some("wan0".parse().unwrap()),
+            guest_ports: vec![tcp(9844), tcp(9846)],
+            dns: true,
+            machine_uids: Some((1_900_000_007, 1_900_000_099)),
+        }
+    }
+
+    #[test]
+    fn what_another_program_put_up_is_verified_sealed_and_applied_as_it_stands() {
+        if skipped() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        for uplink in [true, false] {
+            for dns in [true, false] {
+                let mut host = daemons_policy();
+                host.dns = dns;
+                host.uplink = host.uplink.filter(|_| uplink);
+                let mut enforcer = Enforcer::start(host.clone()).unwrap();
+                assert_eq!(Observer::open().unwrap().host().unwrap(), Some(host.clone()));
+                let port = GuestPort {
+                    name: "tap1000i0".parse().unwrap(),
+                    mac: [2, 0, 0, 0, 0, 7],
+                    address: "10.78.1.7".parse().unwrap(),
+                    trust: Trust::Off,
+                };
+                let _tap = enforcer.attach(&port).unwrap();
+                for (command, standing) in [
+                    ("verify", Trust::Off),
+                    ("apply", Trust::Off),
+                    ("seal", Trust::Sealed),
+                ] {
+                    let (status, text, words) = net(&[command]);
+                    assert_eq!(status, 0, "{command}: {text} {words}");
+                    assert_eq!(text.contains("uplink wan0"), uplink, "{command}: {text}");
+                    let mut observer = Observer::open().unwrap();
+                    assert_eq!(observer.host().unwrap(), Some(host.clone()), "{command}");
+                    assert_eq!(observer.drift(&host).unwrap(), [], "{command}");
+                    assert_eq!(observer.bindings().unwrap()[0].trust(), &standing, "{command}");
+                }
+                let (status, text, _) = net(&["verify", "--uplink", "other0"]);
+                assert_eq!(status, 1, "{text}");
+                enforcer.detach(&port.name).unwrap();
+            }
+        }
+    }
+
     #[test]
     fn drift_is_exit_status_one_and_repaired_by_apply() {
-        if !nix::unistd::geteuid().is_root() {
-            let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-            assert!(!in_ci, "in CI this must run, but it needs root");
-            eprintln!("SKIP: it needs root");
+        if skipped() {
             return;
         }
         // This test's own thread, and what it starts, live in the new namespace.
@@ -109,6 +193,16 @@ mod tests {
             status == 0 && report["ports"].as_array().unwrap().is_empty(),
             "{text}"
         );
+        assert_eq!(report["policy"]["uplink"], "wan0");
+        for (options, uplink) in [(&[][..], true), (&["--no-uplink"][..], false)] {
+            let (status, text, _) = net(&[&["apply"], options].concat());
+            assert_eq!(status, 0, "{text}");
+            assert_eq!(text.contains("kept as it stood"), uplink, "{text}");
+            assert_eq!(text.contains("uplink wan0"), uplink, "{text}");
+        }
+        let (status, text, _) = net(&["--json", "apply", "--uplink", "wan0", "--artifact-port", "9000"]);
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &report["changed"]), (0, &serde_json::Value::Bool(true)));
         let (status, _, words) = net(&["apply", "--uplink", "nosuch0"]);
         assert!(
             status == 2 && words.contains("`nosuch0` does not exist"),

@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
@@ -179,6 +178,29 @@ impl Links {
         Ok(networks)
     }
 
+    /// IPv4 addresses of an interface with the length of their prefix; none when there is no such interface.
+    pub(crate) fn addresses(&self, name: &IfName) -> Result<Vec<(Ipv4Addr, u8)>, EnforceError> {
+        let Some(link) = self.find(name)? else {
+            return Ok(Vec::new());
+        };
+        let request = self.handle.address().get().set_link_index_filter(link.index);
+        let messages: Vec<_> = self
+            .runtime
+            .block_on(request.execute().try_collect())
+            .map_err(|error| failure("list the addresses of", name, &error))?;
+        let own = |message: &AddressMessage| {
+            let address = message.attributes.iter().find_map(|attribute| {
+                if let AddressAttribute::Address(IpAddr::V4(address)) = attribute {
+                    Some(*address)
+                } else {
+                    None
+                }
+            });
+            Some((address?, message.header.prefix_len))
+        };
+        Ok(messages.iter().filter_map(own).collect())
+    }
+
     /// Makes the bridge, or adopts it, and leaves it down when it was. Returns its index.
     pub(crate) fn ensure_bridge(&self, bridge: &BridgeSpec) -> Result<u32, EnforceError> {
         let mut wanted = LinkBridge::new(bridge.name.as_str())
@@ -319,24 +341,8 @@ impl Links {
             link.bridge.contains(&InfoBridge::MulticastSnooping(false)),
             "has multicast snooping on",
         );
-        let addresses: Vec<_> = self
-            .runtime
-            .block_on(
-                self.handle
-                    .address()
-                    .get()
-                    .set_link_index_filter(link.index)
-                    .execute()
-                    .try_collect(),
-            )
-            .map_err(|error| failure("list the addresses of", &bridge.name, &error))?;
-        let has = addresses.iter().any(|message| {
-            message.header.family == AddressFamily::Inet
-                && message.header.prefix_len == bridge.prefix
-                && message
-                    .attributes
-                    .contains(&AddressAttribute::Address(IpAddr::V4(bridge.address)))
-        });
+        let addresses = self.addresses(&bridge.name)?;
+        let has = addresses.contains(&(bridge.address, bridge.prefix));
         check(
             has,
             &format!("lacks address {}/{}", bridge.address, bridge.prefix),

@@ -9,6 +9,7 @@ mod encode;
 mod enforcer;
 mod error;
 mod expressions;
+mod found;
 mod links;
 mod observer;
 mod socket;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::encode::Transaction;
 use super::error::EnforceError;
+use super::found::Found;
 use super::links::{self, Links};
 use super::socket::NetfilterSocket;
 use super::standing::{Element, FAMILIES, Standing};
@@ -14,9 +15,12 @@ use super::sysctl;
 use crate::binding::Binding;
 use crate::plan::skeleton;
 use crate::{
-    Cidr, Destination, Drift, GuestPort, HostPolicy, IfName, PortRange, Protocol, Ruleset, Trust, check_host,
-    rules,
+    BridgeSpec, Cidr, Destination, Drift, GuestPort, HostPolicy, IfName, PortRange, Protocol, Ruleset, Trust,
+    check_host, rules,
 };
+
+/// Taken where the bridge has lost its address, which shows as drift.
+const USUAL_PREFIX: u8 = 16;
 
 /// Packets that a rule refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,6 +67,35 @@ impl Observer {
         check_host(host)?;
         let reading = self.read()?;
         self.compare(host, &reading, reading.bindings.iter())
+    }
+
+    /// The policy that stands, without its ports: read from the rules, and the prefix from the bridge. `None` when none
+    /// stands, or so little of one that it names no bridge.
+    pub fn host(&mut self) -> Result<Option<HostPolicy>, EnforceError> {
+        let standing = Standing::read(&mut self.netfilter)?;
+        let Some(found) = Found::of(&standing) else {
+            return Ok(None);
+        };
+        let addresses = self.links.addresses(&found.bridge)?;
+        let own = addresses
+            .iter()
+            .find(|(address, _)| found.address.is_none_or(|wanted| wanted == *address))
+            .copied();
+        let Some((address, prefix)) = own.or(found.address.map(|address| (address, USUAL_PREFIX))) else {
+            return Ok(None);
+        };
+        Ok(Some(HostPolicy {
+            bridge: BridgeSpec {
+                name: found.bridge,
+                address,
+                prefix,
+                mtu: None,
+            },
+            uplink: found.uplink,
+            guest_ports: found.guest_ports,
+            dns: found.dns,
+            machine_uids: found.machine_uids,
+        }))
     }
 
     /// What was refused so far, most frequent first.

@@ -48,7 +48,7 @@ pub(crate) struct Chain {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Rule {
     /// Names and attributes, as bytes.
-    expressions: Vec<(String, Vec<u8>)>,
+    pub(crate) expressions: Vec<(String, Vec<u8>)>,
     pub(crate) comment: Option<String>,
     /// Packets and bytes, where the rule counts.
     pub(crate) counter: Option<(u64, u64)>,
