@@ -149,6 +149,7 @@ impl Lab {
             .daemon("agentlabd-fake")
             .args(&self.flags)
             .env("NOTIFY_SOCKET", self.path("notify"))
+            .env("TMPDIR", self.dir.path())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
