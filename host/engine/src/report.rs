@@ -110,31 +110,7 @@ fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobS
         )
     };
     match report.status {
-        ReportStatus::Completed => match (report.exit_code, missing(report, stored)) {
-            (Some(0), None) => match lost_work(report, stored) {
-                None => (JobState::Completed, None),
-                Some(_) => failed(
-                    ErrorCode::LimitReached,
-                    "Upload",
-                    "The agent ended well, but its work was not handed over".to_owned(),
-                ),
-            },
-            (Some(0), Some(name)) => failed(
-                ErrorCode::AgentFailed,
-                "Upload",
-                format!("The guest reported {name}, which has not arrived"),
-            ),
-            (Some(code), _) => failed(
-                ErrorCode::AgentFailed,
-                "Agent",
-                format!("The guest reported success with exit status {code}"),
-            ),
-            (None, _) => failed(
-                ErrorCode::AgentFailed,
-                "Agent",
-                "The guest reported success without an exit status".to_owned(),
-            ),
-        },
+        ReportStatus::Completed => completed(report, stored),
         _ if job.cancel_requested => {
             let text = said.unwrap_or_else(|| "Cancelled by an operator".to_owned());
             let stage = stage_of(report.failed_phase.unwrap_or(Phase::Agent)).to_owned();
@@ -178,6 +154,31 @@ fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobS
             failed(code, stage_of(phase), text)
         }
     }
+}
+
+/// What a reported success is worth.
+fn completed(report: &Report, stored: &[ArtifactRecord]) -> (JobState, Option<Failure>) {
+    let agent = |text| (ErrorCode::AgentFailed, "Agent", text);
+    let (code, stage, message) = match (report.exit_code, missing(report, stored)) {
+        (Some(0), None) if lost_work(report, stored).is_none() => return (JobState::Completed, None),
+        (Some(0), None) => {
+            let text = "The agent ended well, but its work was not handed over".to_owned();
+            (ErrorCode::LimitReached, "Upload", text)
+        }
+        (Some(0), Some(name)) => {
+            let text = format!("The guest reported {name}, which has not arrived");
+            (ErrorCode::AgentFailed, "Upload", text)
+        }
+        (Some(code), _) => agent(format!("The guest reported success with exit status {code}")),
+        (None, _) => agent("The guest reported success without an exit status".to_owned()),
+    };
+    let failure = Failure {
+        code,
+        stage: stage.to_owned(),
+        message,
+        hint: None,
+    };
+    (JobState::Failed, Some(failure))
 }
 
 /// The first file the report names that is not here as reported.

@@ -397,12 +397,13 @@ impl Driver {
 
     /// Keeping a machine is a favour that others do not pay for.
     async fn take_away(&mut self, cause: Failure) {
-        let transition = match &self.state {
-            State::Failed { kept: true, .. } => match self.state.request(&Request::Destroy { force: true }) {
+        let transition = if matches!(self.state, State::Failed { kept: true, .. }) {
+            match self.state.request(&Request::Destroy { force: true }) {
                 Verdict::Moved(transition) => Some(transition),
                 Verdict::AlreadySo | Verdict::Refused(_) => None,
-            },
-            up => up.event(&Event::GuestLost(cause), false),
+            }
+        } else {
+            self.state.event(&Event::GuestLost(cause), false)
         };
         if let Some(transition) = transition
             && let Err(error) = self.enter(transition, None, Vec::new()).await
