@@ -35,6 +35,9 @@ pub(crate) struct Table {
     pub(crate) chains: Vec<Chain>,
 }
 
+/// Elements that a set filled by packets holds at most: every address of the largest usual agent subnet.
+pub(crate) const DYNAMIC_SIZE: u32 = 65_536;
+
 /// A named set, or a verdict map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
@@ -44,6 +47,8 @@ pub(crate) struct Set {
     pub(crate) interval: bool,
     /// Elements lead to a chain.
     pub(crate) verdicts: bool,
+    /// Filled by rules with what packets bring, so its elements are nobody's plan.
+    pub(crate) dynamic: bool,
     pub(crate) elements: BTreeSet<Element>,
 }
 
@@ -143,6 +148,10 @@ pub(crate) enum Match {
     /// Sent by a socket of a process under one of these user ids, first to last.
     Owner(u32, u32),
     CtInvalid,
+    /// First packet of a flow.
+    CtNew,
+    /// The source has more flows than this, by the books kept in a set.
+    FlowsOver(u32, &'static str),
     /// Belongs to a flow that the other side began.
     CtReply,
     /// At most this many per second.

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::ruleset::{
-    Action, Base, BaseKind, Chain, Direction, Element, EtherType, Family, Field, Hook, Is, Match, Rule,
-    Ruleset, Selector, Set, Side, TABLE, Table, Value,
+    Action, Base, BaseKind, Chain, DYNAMIC_SIZE, Direction, Element, EtherType, Family, Field, Hook, Is,
+    Match, Rule, Ruleset, Selector, Set, Side, TABLE, Table, Value,
 };
 
 impl fmt::Display for Ruleset {
@@ -57,6 +57,9 @@ impl fmt::Display for Set {
         )?;
         joined(f, self.fields, " . ")?;
         writeln!(f, "{}", if self.verdicts { " : verdict" } else { "" })?;
+        if self.dynamic {
+            writeln!(f, "\t\tsize {DYNAMIC_SIZE}\n\t\tflags dynamic")?;
+        }
         if self.interval {
             writeln!(f, "\t\tflags interval")?;
         }
@@ -208,6 +211,8 @@ impl fmt::Display for Match {
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
             Self::Owner(first, last) => write!(f, "meta skuid {first}-{last}"),
             Self::CtInvalid => f.write_str("ct state invalid"),
+            Self::CtNew => f.write_str("ct state new"),
+            Self::FlowsOver(count, set) => write!(f, "add @{set} {{ ip saddr ct count over {count} }}"),
             Self::CtReply => f.write_str("ct state established,related ct direction reply"),
             Self::Limit(rate) => write!(f, "limit rate {rate}/second burst 5 packets"),
             Self::In(selectors, is, set) => {

@@ -10,10 +10,14 @@ use super::attributes::Messages;
 use super::error::EnforceError;
 use super::expressions::{GOTO, c_string, expressions};
 use crate::binding::Elements;
-use crate::ruleset::{BaseKind, Chain, Element, Family, Field, Hook, Ruleset, Set, TABLE, Value};
+use crate::ruleset::{
+    BaseKind, Chain, DYNAMIC_SIZE, Element, Family, Field, Hook, Ruleset, Set, TABLE, Value,
+};
 
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
+/// Rules add elements that hold an expression's state.
+pub(crate) const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 /// `NFT_DATA_VERDICT`.
 const VERDICT: u32 = 0xffff_ff00;
@@ -291,6 +295,7 @@ fn set_of<'a>(set: &Set, index: usize, table: &'a nftnl::Table) -> nftnl::set::S
     let mut flags = 0;
     flags |= if set.interval { SET_INTERVAL } else { 0 };
     flags |= if set.verdicts { SET_MAP } else { 0 };
+    flags |= if set.dynamic { SET_EVAL } else { 0 };
     flags |= if set.fields.len() > 1 { SET_CONCAT } else { 0 };
     let key_type = set
         .fields
@@ -307,6 +312,9 @@ fn set_of<'a>(set: &Set, index: usize, table: &'a nftnl::Table) -> nftnl::set::S
         sys::NFTNL_SET_KEY_LEN,
         u32::try_from(key_length).unwrap_or(0),
     );
+    if set.dynamic {
+        put(&message, sys::NFTNL_SET_DESC_SIZE, DYNAMIC_SIZE);
+    }
     if set.verdicts {
         put(&message, sys::NFTNL_SET_DATA_TYPE, VERDICT);
         put(&message, sys::NFTNL_SET_DATA_LEN, 0);

@@ -22,6 +22,9 @@ const META_PKTTYPE: u32 = 19;
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_INVALID: u32 = 1;
+const CT_NEW: u32 = 8;
+const CONNLIMIT_INVERTED: u32 = 1;
+const DYNSET_ADD: u32 = 0;
 const CT_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const CT_FROM_RESPONDER: u8 = 1;
 /// `PACKET_HOST`.
@@ -56,6 +59,7 @@ enum Datum {
     Long(u64),
     Bytes(Vec<u8>),
     Text(std::ffi::CString),
+    Expression(Raw),
 }
 
 impl Raw {
@@ -86,6 +90,11 @@ impl Raw {
         self
     }
 
+    fn expression(mut self, attribute: u32, value: Self) -> Self {
+        self.attributes.push((attribute, Datum::Expression(value)));
+        self
+    }
+
     fn text(mut self, attribute: u32, value: &str) -> Self {
         self.attributes.push((attribute, Datum::Text(c_string(value))));
         self
@@ -104,8 +113,14 @@ fn short(attribute: u32) -> u16 {
 }
 
 impl Expression for Raw {
-    #[expect(unsafe_code, reason = "libnftnl is a C library")]
     fn to_expr(&self, _: &nftnl::Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        self.build()
+    }
+}
+
+impl Raw {
+    #[expect(unsafe_code, reason = "libnftnl is a C library")]
+    fn build(&self) -> NonNull<sys::nftnl_expr> {
         // SAFETY: the name is a C string; the result is checked before it is used.
         let Some(expression) = NonNull::new(unsafe { sys::nftnl_expr_alloc(self.name.as_ptr()) }) else {
             // Out of memory for a few bytes, or a libnftnl without this expression: there is no policy to go on with.
@@ -114,7 +129,8 @@ impl Expression for Raw {
         for (attribute, datum) in &self.attributes {
             let (to, attribute) = (expression.as_ptr(), short(*attribute));
             // SAFETY: `to` is a live expression that nobody else holds, and libnftnl copies every value it is given
-            // with the length it is given.
+            // with the length it is given. An expression inside another is not copied: it is given away whole, and
+            // freed with the outer one.
             unsafe {
                 match datum {
                     Datum::Byte(value) => sys::nftnl_expr_set_u8(to, attribute, *value),
@@ -123,6 +139,10 @@ impl Expression for Raw {
                     Datum::Bytes(value) => {
                         let length = u32::try_from(value.len()).unwrap_or(0);
                         sys::nftnl_expr_set(to, attribute, value.as_ptr().cast(), length);
+                    }
+                    Datum::Expression(value) => {
+                        let inner = value.build();
+                        sys::nftnl_expr_set(to, attribute, inner.as_ptr().cast(), 0);
                     }
                     Datum::Text(value) => {
                         sys::nftnl_expr_set_str(to, attribute, value.as_ptr());
@@ -261,6 +281,39 @@ fn about(key: u32, is: Is, value: &[u8]) -> [Raw; 2] {
     [meta(key, register(0)), compare(operation(is), value)]
 }
 
+fn owner(first: u32, last: u32) -> [Raw; 4] {
+    [
+        meta(META_SKUID, register(0)),
+        // Greater and less are asked of bytes, so the most significant one must be the first.
+        Raw::new(c"byteorder")
+            .number(sys::NFTNL_EXPR_BYTEORDER_SREG, register(0))
+            .number(sys::NFTNL_EXPR_BYTEORDER_DREG, register(0))
+            .number(sys::NFTNL_EXPR_BYTEORDER_OP, TO_NETWORK_ORDER)
+            .number(sys::NFTNL_EXPR_BYTEORDER_LEN, 4)
+            .number(sys::NFTNL_EXPR_BYTEORDER_SIZE, 4),
+        compare(AT_LEAST, &first.to_be_bytes()),
+        compare(AT_MOST, &last.to_be_bytes()),
+    ]
+}
+
+/// Notes the flow under its source, and matches when the source has more than that.
+fn flows_over(count: u32, set: &str) -> [Raw; 2] {
+    [
+        payload(NETWORK, offset(Side::Source), 4, register(0)),
+        Raw::new(c"dynset")
+            .number(sys::NFTNL_EXPR_DYNSET_SREG_KEY, register(0))
+            .number(sys::NFTNL_EXPR_DYNSET_OP, DYNSET_ADD)
+            .text(sys::NFTNL_EXPR_DYNSET_SET_NAME, set)
+            .number(sys::NFTNL_EXPR_DYNSET_SET_ID, 0)
+            .expression(
+                sys::NFTNL_EXPR_DYNSET_EXPR,
+                Raw::new(c"connlimit")
+                    .number(sys::NFTNL_EXPR_CONNLIMIT_COUNT, count)
+                    .number(sys::NFTNL_EXPR_CONNLIMIT_FLAGS, CONNLIMIT_INVERTED),
+            ),
+    ]
+}
+
 fn matching(one: &Match, list: &mut Vec<Raw>) {
     match one {
         Match::Name(direction, is, name) => list.extend(about(name_key(*direction), *is, &name.padded())),
@@ -292,19 +345,10 @@ fn matching(one: &Match, list: &mut Vec<Raw>) {
             list.extend(about(META_L4PROTO, Is::Equal, &[protocol.number()]))
         }
         Match::DestinationPort(port) => list.extend(at(TRANSPORT, 2, Is::Equal, &port.to_be_bytes())),
-        Match::Owner(first, last) => list.extend([
-            meta(META_SKUID, register(0)),
-            // Greater and less are asked of bytes, so the most significant one must be the first.
-            Raw::new(c"byteorder")
-                .number(sys::NFTNL_EXPR_BYTEORDER_SREG, register(0))
-                .number(sys::NFTNL_EXPR_BYTEORDER_DREG, register(0))
-                .number(sys::NFTNL_EXPR_BYTEORDER_OP, TO_NETWORK_ORDER)
-                .number(sys::NFTNL_EXPR_BYTEORDER_LEN, 4)
-                .number(sys::NFTNL_EXPR_BYTEORDER_SIZE, 4),
-            compare(AT_LEAST, &first.to_be_bytes()),
-            compare(AT_MOST, &last.to_be_bytes()),
-        ]),
+        Match::Owner(first, last) => list.extend(owner(*first, *last)),
         Match::CtInvalid => state(CT_INVALID, list),
+        Match::CtNew => state(CT_NEW, list),
+        Match::FlowsOver(count, set) => list.extend(flows_over(*count, set)),
         Match::CtReply => {
             state(CT_ESTABLISHED_OR_RELATED, list);
             list.extend([ct(CT_DIRECTION), compare(EQUAL, &[CT_FROM_RESPONDER])]);

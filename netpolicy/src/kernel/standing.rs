@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::attributes::{Attribute, Attributes, Messages, put_text};
+use super::encode::SET_EVAL;
 use super::error::EnforceError;
 use super::expressions::GOTO;
 use super::socket::{NetfilterSocket, request};
@@ -262,6 +263,10 @@ impl Set {
         if self.shape != seen.shape {
             drifts.push(Drift::new(object, "is of another type"));
         }
+        if self.shape[0] & SET_EVAL != 0 {
+            // Its elements come from packets.
+            return;
+        }
         let missing = self.elements.difference(&seen.elements).count();
         let extra = seen.elements.difference(&self.elements).count();
         if missing > 0 {
@@ -326,8 +331,12 @@ impl Rule {
 /// Whether every attribute of `expected` is in `seen`. A set's id is ours only until the transaction ends.
 fn holds(mut expected: Attributes<'_>, seen: Attributes<'_>, expression: &str) -> bool {
     const LOOKUP_SET_ID: u16 = 4;
+    const DYNSET_SET_ID: u16 = 2;
     expected.all(|attribute| {
-        if expression == "lookup" && attribute.kind == LOOKUP_SET_ID {
+        if matches!(
+            (expression, attribute.kind),
+            ("lookup", LOOKUP_SET_ID) | ("dynset", DYNSET_SET_ID)
+        ) {
             return true;
         }
         seen.find(attribute.kind).is_some_and(|other| {

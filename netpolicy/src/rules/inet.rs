@@ -8,6 +8,12 @@ use crate::ruleset::{
 use crate::{Cidr, HostPolicy, IfName, Protocol};
 
 const PUBLISHED: &str = "published";
+/// Every guest that has flows, with their number.
+const FLOWS: &str = "flows";
+/// Flows that one guest may have at once, to the host and to the outside together. The kernel's table of flows is the
+/// whole host's: full, it refuses everybody. A busy agent has some hundred.
+const FLOWS_PER_GUEST: u32 = 4096;
+
 /// Networks that no guest reaches.
 pub(super) const DENIED: &str = "denied";
 
@@ -76,6 +82,10 @@ fn inet_sets(host: &HostPolicy) -> Vec<Set> {
     }));
     vec![
         set(PORTS, &[Field::IfName]),
+        Set {
+            dynamic: true,
+            ..set(FLOWS, &[Field::Ipv4])
+        },
         published,
         denied,
         Set {
@@ -212,6 +222,18 @@ fn from_bridge_chain() -> Chain {
     )
 }
 
+fn too_many_flows() -> Rule {
+    Rule::new(
+        [
+            Match::Ipv4(Is::Equal),
+            Match::CtNew,
+            Match::FlowsOver(FLOWS_PER_GUEST, FLOWS),
+        ],
+        Action::Goto("refuse"),
+    )
+    .because("More flows at once than one guest may have")
+}
+
 fn guest_input_chain(host: &HostPolicy) -> Chain {
     chain(
         "guest_input",
@@ -225,6 +247,7 @@ fn guest_input_chain(host: &HostPolicy) -> Chain {
                 Action::Goto("refuse"),
             )
             .because("Address of the host other than the bridge's"),
+            too_many_flows(),
             Rule::new(
                 [Match::Ipv4(Is::Equal), Match::Map(&[Selector::IpSource], TRUST)],
                 Action::Continue,
@@ -260,6 +283,7 @@ fn guest_forward_chain(host: &HostPolicy) -> Chain {
                 [Match::DestinationNotUnicast],
                 "Destination that is the host's own, broadcast or multicast",
             ),
+            too_many_flows(),
             Rule::new(
                 [Match::Ipv4(Is::Equal), Match::Map(&[Selector::IpSource], TRUST)],
                 Action::Continue,

@@ -84,6 +84,7 @@ fn set(name: &'static str, fields: &'static [Field]) -> Set {
         fields,
         interval: false,
         verdicts: false,
+        dynamic: false,
         elements: BTreeSet::new(),
     }
 }

@@ -300,6 +300,46 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_with_too_many_flows_gets_no_more_and_others_do() {
+        if skipped() {
+            return;
+        }
+        let mut lab = trusted(Trust::Nat);
+        assert!(connects(&lab.a.namespace, "1.1.1.1:443"));
+        let count = |lab: &mut Lab| {
+            let denials = lab.enforce(|enforcer| Ok(enforcer.denials()?)).unwrap();
+            let why = "More flows at once than one guest may have";
+            let refused = denials.iter().filter(|denial| denial.reason == why);
+            refused.map(|denial| denial.packets).sum::<u64>()
+        };
+        // One flow for each port, until one is refused; a cable that is full loses some.
+        let mut port = 10_000;
+        while count(&mut lab) == 0 {
+            assert!(port < 60_000, "nothing was refused");
+            lab.a
+                .namespace
+                .enter(|| {
+                    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                    for port in port..port + 250 {
+                        let _ = socket.send_to(b"x", ("1.1.1.1", port));
+                    }
+                })
+                .unwrap();
+            port += 250;
+        }
+        assert!(port > 14_000, "refused after {}", port - 10_000);
+        assert!(!connects(&lab.a.namespace, "1.1.1.1:443"));
+        assert!(!connects(&lab.a.namespace, "10.77.0.1:8844"));
+        assert!(connects(&lab.b.namespace, "1.1.1.1:443"));
+        assert!(connects(&lab.b.namespace, "10.77.0.1:8844"));
+        assert_eq!(
+            lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap().len(),
+            1,
+            "but for the port that nobody bound, the guests' flows count as no drift"
+        );
+    }
+
+    #[test]
     fn what_was_refused_can_be_counted() {
         if skipped() {
             return;
