@@ -59,8 +59,16 @@ impl Command {
     /// Runs what needs neither a daemon nor a runtime; `None` for the others.
     pub(crate) fn without_daemon(&self, printer: &Printer) -> Option<CommandResult> {
         match self {
-            Self::Net { arguments } => Some(program::replace_process("agentlab-net", arguments)),
-            Self::Template { arguments } => Some(program::replace_process("agentlab-template", arguments)),
+            Self::Net { arguments } => Some(program::replace_process(
+                "agentlab-net",
+                arguments,
+                printer.json(),
+            )),
+            Self::Template { arguments } => Some(program::replace_process(
+                "agentlab-template",
+                arguments,
+                printer.json(),
+            )),
             Self::Completion(completion) => Some(completion.run(printer)),
             Self::Profile(profile::ProfileCommand::Validate(validate)) => Some(validate.run(printer)),
             Self::Status
