@@ -12,6 +12,7 @@ mod activation;
 mod connection;
 mod control;
 mod daemon;
+mod ears;
 mod error;
 mod flags;
 mod guest;

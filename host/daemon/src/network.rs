@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   engine ──► Network ──► queue ──► thread: Enforcer ──► kernel
-//!                                     └─ nothing to do for a while: read back, repair
+//!                                     └─ now and then, and when the ears hear somebody: read back, repair
+//!   engine ◄── disturbed ◄── what was found
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -12,25 +13,74 @@ use std::time::{Duration, Instant};
 
 use agentlab_api::Vmid;
 use agentlab_config::Config;
-use agentlab_engine::port::{Network, NetworkError, Port, Trust};
+use agentlab_engine::port::{Disturbance, Network, NetworkError, Port, Trust};
 use agentlab_netpolicy as policy;
 use agentlab_netpolicy::{
     BridgeSpec, EnforceError, Enforcer, GuestPort, GuestService, HostPolicy, IfName, Protocol,
 };
 use async_trait::async_trait;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Mutex, oneshot};
 
+use crate::ears::Ears;
 use crate::error::StartError;
 use crate::http::problem::chain;
 
 const VERIFY: Duration = Duration::from_secs(30);
+/// Between a sign that somebody is at the rules and a look: a script that makes several changes is let finish.
+const SETTLE: Duration = Duration::from_millis(200);
 
-type Task = Box<dyn FnOnce(&mut Enforcer) + Send>;
+type Task = Box<dyn FnOnce(&mut Watched) + Send>;
+
+/// The enforcer, and how it was found last.
+struct Watched {
+    enforcer: Enforcer,
+    finder: UnboundedSender<Disturbance>,
+    is_broken: bool,
+    looked: Instant,
+}
+
+impl Watched {
+    fn new(enforcer: Enforcer, finder: UnboundedSender<Disturbance>) -> Self {
+        Self {
+            enforcer,
+            finder,
+            is_broken: false,
+            looked: Instant::now(),
+        }
+    }
+
+    /// Reads back, repairs, and tells what there is to tell.
+    fn look(&mut self) {
+        let found = self.enforcer.verify();
+        self.looked = Instant::now();
+        let was_broken = std::mem::replace(&mut self.is_broken, found.is_err());
+        let disturbance = match found {
+            Ok(drifts) if drifts.is_empty() => was_broken.then_some(Disturbance::Whole),
+            Ok(drifts) => {
+                if was_broken {
+                    // Nobody listens any more when the engine has stopped.
+                    let _ = self.finder.send(Disturbance::Whole);
+                }
+                Some(Disturbance::Repaired(
+                    drifts.iter().map(ToString::to_string).collect(),
+                ))
+            }
+            Err(error) => Some(Disturbance::Broken(chain(&error))),
+        };
+        if let Some(disturbance) = disturbance {
+            let _ = self.finder.send(disturbance);
+        }
+    }
+}
 
 /// The policy of this host. Dropping it removes nothing: closed means sealed.
 #[derive(Debug)]
 pub(crate) struct EnforcedNetwork {
     queue: Sender<Task>,
+    /// What looks at the policy have found.
+    found: Mutex<UnboundedReceiver<Disturbance>>,
+    ears: Option<Ears>,
 }
 
 impl EnforcedNetwork {
@@ -38,6 +88,7 @@ impl EnforcedNetwork {
     pub(crate) async fn start(config: &Config) -> Result<Self, StartError> {
         let host = host_policy(config).map_err(StartError::Network)?;
         let (queue, tasks) = channel();
+        let (finder, found) = unbounded_channel();
         let (started, outcome) = oneshot::channel();
         std::thread::Builder::new()
             .name("policy".into())
@@ -45,7 +96,7 @@ impl EnforcedNetwork {
                 Ok(enforcer) => {
                     // Nobody waits any more when the daemon is stopped meanwhile; the queue is gone too then.
                     let _ = started.send(Ok(()));
-                    work(enforcer, &tasks);
+                    work(Watched::new(enforcer, finder), &tasks);
                 }
                 Err(error) => {
                     let _ = started.send(Err(chain(&error)));
@@ -53,7 +104,16 @@ impl EnforcedNetwork {
             })
             .map_err(|error| StartError::Network(format!("its thread cannot be started: {error}")))?;
         match outcome.await {
-            Ok(Ok(())) => Ok(Self { queue }),
+            Ok(Ok(())) => Ok(Self {
+                queue,
+                found: Mutex::new(found),
+                ears: Ears::open()
+                    .inspect_err(|error| {
+                        let seconds = VERIFY.as_secs();
+                        tracing::warn!(%error, "Changes from outside are seen every {seconds} s only");
+                    })
+                    .ok(),
+            }),
             Ok(Err(words)) => Err(StartError::Network(words)),
             Err(_) => Err(StartError::Network("its thread panicked".into())),
         }
@@ -69,8 +129,8 @@ impl EnforcedNetwork {
             reason: "the policy's thread has ended".into(),
         };
         let (reply, answer) = oneshot::channel();
-        let task: Task = Box::new(move |enforcer| {
-            let _ = reply.send(work(enforcer));
+        let task: Task = Box::new(move |watched| {
+            let _ = reply.send(work(&mut watched.enforcer));
         });
         self.queue.send(task).map_err(|_| gone())?;
         answer
@@ -80,20 +140,15 @@ impl EnforcedNetwork {
     }
 }
 
-fn work(mut enforcer: Enforcer, tasks: &Receiver<Task>) {
-    let mut verified = Instant::now();
+fn work(mut watched: Watched, tasks: &Receiver<Task>) {
     loop {
-        match tasks.recv_timeout(VERIFY.saturating_sub(verified.elapsed())) {
-            Ok(task) => task(&mut enforcer),
+        match tasks.recv_timeout(VERIFY.saturating_sub(watched.looked.elapsed())) {
+            Ok(task) => task(&mut watched),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        if verified.elapsed() >= VERIFY {
-            // What it repairs, it reports in the log itself.
-            if let Err(error) = enforcer.verify() {
-                tracing::error!(error = %chain(&error), "The packet policy could not be read back");
-            }
-            verified = Instant::now();
+        if watched.looked.elapsed() >= VERIFY {
+            watched.look();
         }
     }
 }
@@ -215,6 +270,37 @@ impl Network for EnforcedNetwork {
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
         let names = self.call("listing", Enforcer::attached).await?;
         Ok(names.iter().filter_map(port_vmid).collect())
+    }
+
+    async fn disturbed(&self) -> Disturbance {
+        let mut found = self.found.lock().await;
+        loop {
+            tokio::select! {
+                disturbance = found.recv() => match disturbance {
+                    Some(disturbance) => return disturbance,
+                    // The thread has ended, and has said why.
+                    None => std::future::pending().await,
+                },
+                () = heard(self.ears.as_ref()) => {
+                    tokio::time::sleep(SETTLE).await;
+                    if let Some(ears) = &self.ears {
+                        ears.forget();
+                    }
+                    let _ = self.queue.send(Box::new(Watched::look));
+                }
+            }
+        }
+    }
+}
+
+/// Waits until somebody was at rules or links; for ever where that cannot be heard.
+async fn heard(ears: Option<&Ears>) {
+    let Some(ears) = ears else {
+        return std::future::pending().await;
+    };
+    if let Err(error) = ears.heard().await {
+        tracing::warn!(%error, "Changes from outside cannot be heard any more");
+        std::future::pending::<()>().await;
     }
 }
 

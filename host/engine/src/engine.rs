@@ -321,11 +321,12 @@ pub(crate) fn no_answer() -> Problem {
 pub(crate) fn store_problem(error: &StoreError) -> Problem {
     let code = match error {
         StoreError::TooLarge { .. } => ErrorCode::TooLarge,
-        StoreError::DiskFloor { .. } => ErrorCode::LimitReached,
+        _ if error.is_disk_full() => ErrorCode::LimitReached,
         StoreError::Mismatch { .. } | StoreError::Name(_) => ErrorCode::InvalidValue,
         StoreError::Conflict(_) => ErrorCode::StateConflict,
         StoreError::Closed => ErrorCode::ShuttingDown,
-        StoreError::Database { .. }
+        StoreError::DiskFloor { .. }
+        | StoreError::Database { .. }
         | StoreError::Unusable { .. }
         | StoreError::Migration { .. }
         | StoreError::Corrupt { .. }

@@ -66,8 +66,9 @@ impl From<NoAnswer> for GuestRefusal {
 fn stored(error: &StoreError) -> GuestRefusal {
     match error {
         StoreError::TooLarge { .. } => GuestRefusal::TooLarge(error.to_string()),
-        StoreError::DiskFloor { .. } => disk_full(),
-        StoreError::Database { .. }
+        _ if error.is_disk_full() => disk_full(),
+        StoreError::DiskFloor { .. }
+        | StoreError::Database { .. }
         | StoreError::Unusable { .. }
         | StoreError::Name(_)
         | StoreError::Migration { .. }

@@ -94,6 +94,28 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether there is no space, or no quota, left: trying again changes nothing before somebody has made some.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::DiskFloor { .. } => true,
+            Self::File { source, .. } => matches!(
+                source.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ),
+            Self::Unusable { source, .. } | Self::Database { source, .. } => {
+                source.sqlite_error_code() == Some(ErrorCode::DiskFull)
+            }
+            Self::Migration { .. }
+            | Self::Corrupt { .. }
+            | Self::Name(_)
+            | Self::TooLarge { .. }
+            | Self::Mismatch { .. }
+            | Self::Conflict(_)
+            | Self::Closed => false,
+        }
+    }
+
     /// SQLite's error with the file named and, where there is something to do about it, said.
     pub(crate) fn database(action: &'static str, path: &Path, source: rusqlite::Error) -> Self {
         let path = path.display().to_string();

@@ -18,5 +18,5 @@ mod template;
 pub use lab::{Lab, Ran};
 pub use namespace::Namespace;
 pub use repository::Repository;
-pub use requirement::{Missing, vm_tier};
+pub use requirement::{Missing, root_tier, vm_tier};
 pub use template::{binaries_dir, runner_path, template_store};

@@ -13,24 +13,42 @@ pub struct Missing(pub String);
 /// # Panics
 /// In CI, when something is missing.
 #[must_use]
-#[expect(clippy::print_stderr, reason = "a skip must be seen")]
 pub fn vm_tier() -> bool {
-    match missing() {
+    runs("the vm tier", missing())
+}
+
+/// Whether tests that mount file systems of their own can run here. As [`vm_tier`].
+///
+/// # Panics
+/// In CI, when something is missing.
+#[must_use]
+pub fn root_tier() -> bool {
+    runs("tests that need root", not_root())
+}
+
+#[expect(clippy::print_stderr, reason = "a skip must be seen")]
+fn runs(tier: &str, missing: Option<Missing>) -> bool {
+    match missing {
         None => true,
         Some(Missing(what)) => {
             assert!(
                 std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-                "CI must not skip the vm tier: {what}"
+                "CI must not skip {tier}: {what}"
             );
-            eprintln!("SKIP: vm tier: {what}");
+            eprintln!("SKIP: {tier}: {what}");
             false
         }
     }
 }
 
+fn not_root() -> Option<Missing> {
+    let is_root = rustix::process::geteuid().is_root();
+    (!is_root).then(|| Missing("not root".into()))
+}
+
 fn missing() -> Option<Missing> {
-    if !rustix::process::geteuid().is_root() {
-        return Some(Missing("not root".into()));
+    if let Some(missing) = not_root() {
+        return Some(missing);
     }
     for path in [
         "/dev/net/tun",

@@ -63,11 +63,12 @@ impl From<StoreError> for Refused {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
             }
             StoreError::Conflict(text) => Self::new(StatusCode::CONFLICT, text),
-            StoreError::DiskFloor { .. } => {
-                tracing::warn!(%error, "A guest's upload is refused");
+            error if error.is_disk_full() => {
+                tracing::warn!(error = %chain(&error), "A guest's upload is refused");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "the host's disk is full")
             }
-            StoreError::Database { .. }
+            StoreError::DiskFloor { .. }
+            | StoreError::Database { .. }
             | StoreError::Unusable { .. }
             | StoreError::Migration { .. }
             | StoreError::Corrupt { .. }

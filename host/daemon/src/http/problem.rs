@@ -31,11 +31,12 @@ impl From<StoreError> for Refusal {
         let detail = chain(&error);
         let code = match error {
             StoreError::TooLarge { .. } => ErrorCode::TooLarge,
-            StoreError::DiskFloor { .. } => ErrorCode::LimitReached,
+            _ if error.is_disk_full() => ErrorCode::LimitReached,
             StoreError::Mismatch { .. } | StoreError::Name(_) => ErrorCode::InvalidValue,
             StoreError::Conflict(_) => ErrorCode::StateConflict,
             StoreError::Closed => ErrorCode::ShuttingDown,
-            StoreError::Database { .. }
+            StoreError::DiskFloor { .. }
+            | StoreError::Database { .. }
             | StoreError::Unusable { .. }
             | StoreError::Migration { .. }
             | StoreError::Corrupt { .. }

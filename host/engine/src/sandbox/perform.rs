@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_api::{ChannelKind, ErrorCode, Failure, Vmid};
-use agentlab_backend::{BackendError, CloneSpec, MacAddress, Machine, Nic, PowerOn, Shape, Stamp};
+use agentlab_backend::{BackendError, CloneSpec, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp};
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::{Seed, SeedChannel};
 use agentlab_store::{SandboxRecord, Write};
@@ -22,6 +22,8 @@ use crate::shared::Shared;
 const NETWORK: Duration = Duration::from_secs(15);
 /// A look at one machine.
 const LOOK: Duration = Duration::from_secs(30);
+/// A look at a machine whose guest is silent.
+const STANDING: Duration = Duration::from_secs(4);
 /// A look at a console, and how much of it.
 const CONSOLE: Duration = Duration::from_secs(2);
 const CONSOLE_BYTES: usize = 1500;
@@ -349,6 +351,21 @@ pub(crate) async fn enforce(
     }
 }
 
+/// What the hypervisor says of a machine whose guest is silent, where that is more than that it runs.
+pub(crate) async fn standing(shared: &Shared, record: &SandboxRecord) -> String {
+    let stamp = stamp_of(record);
+    match timeout(STANDING, shared.backend.inspect(record.vmid)).await {
+        Ok(Ok(found)) => match (seen(found.as_ref(), &stamp), found.map(|machine| machine.power)) {
+            (Seen::Running, Some(Power::Suspended)) => "; its machine is paused".to_owned(),
+            (Seen::Running | Seen::Unknown, _) => String::new(),
+            (Seen::Stopped, _) => "; its machine is off".to_owned(),
+            (Seen::Absent, _) => "; its machine is gone".to_owned(),
+        },
+        Ok(Err(error)) => format!("; nor does its machine: {}", chain(&error)),
+        Err(_) => format!("; nor does the back end say what its machine does, in {STANDING:?}"),
+    }
+}
+
 /// The end of the machine's console, cleaned: often the only one who knows why a guest did not come up. Gone with
 /// the machine, so it is asked before.
 pub(crate) async fn last_words(shared: &Shared, vmid: Vmid) -> String {
@@ -425,8 +442,8 @@ pub(crate) fn seen(found: Option<&Machine>, stamp: &Stamp) -> Seen {
             None => Seen::Unknown,
             Some(other) if other != stamp => Seen::Absent,
             Some(_) => match machine.power {
-                agentlab_backend::Power::Stopped => Seen::Stopped,
-                agentlab_backend::Power::Running | agentlab_backend::Power::Suspended => Seen::Running,
+                Power::Stopped => Seen::Stopped,
+                Power::Running | Power::Suspended => Seen::Running,
             },
         },
     }
