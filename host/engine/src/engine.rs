@@ -14,7 +14,7 @@ use crate::sandbox::machine::{Request, State};
 use crate::sandbox::perform::chain;
 use crate::sandbox::reserve::bounds;
 use crate::settings::{Parts, Settings, Tunable};
-use crate::shared::Shared;
+use crate::shared::{NoAnswer, Shared};
 use crate::view;
 
 /// How long drivers may take to stop; what they leave half done is journalled.
@@ -213,12 +213,15 @@ impl Engine {
         if State::of(&record) == State::Destroyed {
             return Ok(view::sandbox(record));
         }
-        let handle = self.shared.driver(record.id).ok_or_else(no_answer)?;
+        let handle = self
+            .shared
+            .driver(record.id)
+            .ok_or_else(|| no_answer(NoAnswer::Gone))?;
         let request = Request::Destroy { force };
         match handle.ask(|reply| Message::Request { request, reply }).await {
             Ok(Ok(record)) => Ok(view::sandbox(record)),
             Ok(Err(problem)) => Err(problem),
-            Err(_) => Err(no_answer()),
+            Err(why) => Err(no_answer(why)),
         }
     }
 
@@ -312,10 +315,17 @@ fn check(settings: &Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The driver is gone or stuck; the request was not taken.
-pub(crate) fn no_answer() -> Problem {
-    Problem::new(ErrorCode::ShuttingDown, "The sandbox's driver did not answer")
-        .with_hint("try again in a few seconds")
+/// The driver is gone and took nothing, or it is busy and takes the request next.
+pub(crate) fn no_answer(why: NoAnswer) -> Problem {
+    match why {
+        NoAnswer::Gone => Problem::new(ErrorCode::ShuttingDown, "The sandbox's driver did not answer")
+            .with_hint("try again in a few seconds"),
+        NoAnswer::Late => Problem::new(
+            ErrorCode::BackendUnreachable,
+            "The sandbox waits for something that hangs; the request is taken as soon as that ends",
+        )
+        .with_hint("`agentlab sandbox logs` shows when it was; asking again does no harm"),
+    }
 }
 
 pub(crate) fn store_problem(error: &StoreError) -> Problem {

@@ -292,7 +292,7 @@ impl Engine {
                     Err(problem)
                 }
             }
-            Err(_) => Err(crate::engine::no_answer()),
+            Err(why) => Err(crate::engine::no_answer(why)),
         }
     }
 

@@ -28,6 +28,8 @@ use crate::upload::Uploads;
 /// How long a caller waits for a driver's answer. A driver never waits for a back end before it answers, only for
 /// the store and once for the packet policy.
 const ANSWER: Duration = Duration::from_secs(20);
+/// How long an operator waits for it. What he asked for is done all the same, as soon as the driver gets to it.
+const ORDER: Duration = Duration::from_secs(2);
 
 /// The world and the living drivers.
 pub(crate) struct Shared {
@@ -77,7 +79,12 @@ pub(crate) struct Handle {
 
 /// The driver did not answer: it has ended, or is stuck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NoAnswer;
+pub(crate) enum NoAnswer {
+    /// It has ended; the question is lost.
+    Gone,
+    /// It is busy; the question waits for it.
+    Late,
+}
 
 impl Handle {
     pub(crate) fn new(
@@ -120,13 +127,18 @@ impl Handle {
         question: impl FnOnce(oneshot::Sender<T>) -> Message + Send,
     ) -> Result<T, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        let talk = async {
-            let message = question(reply);
-            let line = self.line_of(&message);
-            line.send(message).await.map_err(|_| NoAnswer)?;
-            answer.await.map_err(|_| NoAnswer)
+        let message = question(reply);
+        let line = self.line_of(&message);
+        let patience = if std::ptr::eq(line, &self.orders) {
+            ORDER
+        } else {
+            ANSWER
         };
-        timeout(ANSWER, talk).await.unwrap_or(Err(NoAnswer))
+        let talk = async {
+            line.send(message).await.map_err(|_| NoAnswer::Gone)?;
+            answer.await.map_err(|_| NoAnswer::Gone)
+        };
+        timeout(patience, talk).await.unwrap_or(Err(NoAnswer::Late))
     }
 
     pub(crate) fn record(&self) -> Arc<SandboxRecord> {

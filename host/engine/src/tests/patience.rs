@@ -2,6 +2,7 @@
 //! is being done, so that only waiting counts.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_api::{ErrorCode, JobState, Problem, SandboxState};
@@ -9,6 +10,7 @@ use agentlab_backend::fake::Call;
 use tokio::time::Instant;
 
 use super::lab::{Lab, request};
+use super::wires::Fault;
 
 const BOUND: Duration = Duration::from_secs(2);
 const FOREVER: Duration = Duration::from_secs(1_000_000);
@@ -76,6 +78,31 @@ async fn every_request_is_answered_while_the_hypervisor_hangs_on_everything() {
         lab.backend.power(running.vmid.unwrap()).is_some(),
         "what hangs is not concluded"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_comes_while_the_packet_policy_hangs_is_done_when_it_answers() {
+    let lab = Lab::with(|settings| settings.reconcile_interval = Duration::from_secs(1000)).await;
+    let job = lab.run().await;
+    let mut guest = lab.boot(&job).await;
+    let reached = Arc::default();
+    for nth in [1, 2] {
+        lab.wires
+            .fault("set_trust", nth, Fault::Hang(Arc::clone(&reached)));
+    }
+    // The guest is let in, and its driver waits for the policy to do the same. Whether it is answered first is not
+    // our business here.
+    let (_, ()) = tokio::join!(
+        tokio::time::timeout(Duration::from_secs(1), guest.redeem(&lab)),
+        reached.notified()
+    );
+    let problem = asked("destroy", lab.engine().destroy_sandbox("1000", false))
+        .await
+        .unwrap_err();
+    assert_eq!(problem.code, ErrorCode::BackendUnreachable, "{problem:?}");
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    assert!(lab.job(&job.id).await.state.is_final());
+    lab.assert_empty().await;
 }
 
 #[tokio::test(start_paused = true)]
