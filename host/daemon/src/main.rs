@@ -73,7 +73,10 @@ fn check(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
         println!("warning: {warning}");
     }
     let plural = if profiles.len() == 1 { "" } else { "s" };
-    println!("The configuration and {} profile{plural} can be used", profiles.len());
+    println!(
+        "The configuration and {} profile{plural} can be used",
+        profiles.len()
+    );
     Ok(())
 }
 
