@@ -77,7 +77,7 @@ pub(crate) struct Handle {
     orders: mpsc::Sender<Message>,
 }
 
-/// The driver did not answer: it has ended, or is stuck.
+/// The driver did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoAnswer {
     /// It has ended; the question is lost.
