@@ -2,13 +2,15 @@
 SHELL := /bin/bash
 TOOLCHAIN := export AGENTLAB_ROOT=$(CURDIR); . packaging/toolchain.sh && agentlab_find_cargo &&
 
-.PHONY: help demo test setup build runner lint fmt bench clean-demo
+.PHONY: help demo test setup build runner deb deb-test lint fmt bench clean-demo
 
 help:
 	@echo "make demo        a real job in a real VM, from nothing (KEEP=1 leaves the daemon up)"
 	@echo "make test        every check and test: lint, unit, contract, netns, vm"
 	@echo "make bench       ratios against named baselines"
 	@echo "make build       release binaries in target/release, the guest's in target/guest"
+	@echo "make deb         Debian packages in target/deb, checked by lintian"
+	@echo "make deb-test    their whole life in a clean Debian (SUITE=trixie for another one)"
 	@echo "make lint fmt    what CI says about style; rustfmt"
 
 demo:
@@ -27,6 +29,12 @@ build: runner
 runner:
 	@echo "build: agent-runner, static"
 	@packaging/build-runner
+
+deb:
+	@packaging/with-sudo packaging/deb
+
+deb-test:
+	@packaging/deb-test $(SUITE)
 
 lint:
 	@packaging/lint
