@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 TOOLCHAIN := export AGENTLAB_ROOT=$(CURDIR); . packaging/toolchain.sh && agentlab_find_cargo &&
 
-.PHONY: help demo test setup build runner deb deb-test lint fmt bench clean-demo
+.PHONY: help demo test setup build runner deb deb-test lint fmt bench soak clean-demo
 
 help:
 	@echo "make demo        a real job in a real VM, from nothing (KEEP=1 leaves the daemon up)"
 	@echo "make test        every check and test: lint, unit, contract, netns, vm"
 	@echo "make bench       ratios against named baselines"
+	@echo "make soak        SOAK_MINUTES (30) of fuzzing, then SOAK_JOBS (20) jobs in VMs, counting what they leave"
 	@echo "make build       release binaries in target/release, the guest's in target/guest"
 	@echo "make deb         Debian packages in target/deb, checked by lintian"
 	@echo "make deb-test    their whole life in a clean Debian (SUITE=trixie for another one)"
@@ -45,6 +46,10 @@ fmt:
 bench:
 	@packaging/setup test
 	@packaging/bench
+
+soak:
+	@packaging/setup test
+	@packaging/soak
 
 clean-demo:
 	@packaging/demo/run clean

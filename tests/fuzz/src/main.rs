@@ -1,84 +1,84 @@
-//! `AGENTLAB_FUZZ_SECONDS=n agentlab-tests-fuzz [target...]`: fuzzes each target for so long, all of them by default.
-//! `AGENTLAB_FUZZ_SEED` repeats an earlier run. A file instead of a target's name is run as `target:file`.
+//! Fuzzes targets for as long as somebody has time.
+//!
+//! ```text
+//!   AGENTLAB_FUZZ_SECONDS=n agentlab-tests-fuzz [TARGET...]    each for n seconds (60), all by default
+//!   AGENTLAB_FUZZ_SEED=n ...                                   the random numbers of an earlier run
+//!   agentlab-tests-fuzz TARGET:FILE                            one input again
+//!   agentlab-tests-fuzz --list                                 names of the targets
+//!   agentlab-tests-fuzz --seeds DIR                            their seeds and regressions, for another driver
+//! ```
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use agentlab_tests_fuzz::driver::{Budget, default_dir, guarded};
+use agentlab_tests_fuzz::driver::{Budget, default_dir, guarded, regressions};
 use agentlab_tests_fuzz::{TARGETS, Target, check, find};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool that reports to a person"
-)]
 fn main() -> ExitCode {
-    let mut is_good = true;
-    let result = wanted().and_then(|orders| {
-        let seconds = number("AGENTLAB_FUZZ_SECONDS")?.unwrap_or(60);
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        let seed = number("AGENTLAB_FUZZ_SEED")?.unwrap_or(clock);
-        let budget = Budget {
-            inputs: u64::MAX,
-            time: Duration::from_secs(seconds),
-        };
-        println!("{seconds} s for each target, AGENTLAB_FUZZ_SEED={seed}");
-        for order in orders {
-            match order {
-                Order::Fuzz(target) => match guarded(target, budget, seed, &default_dir()) {
-                    Ok(summary) => println!("{summary}"),
-                    Err(error) => {
-                        is_good = false;
-                        eprintln!("error: {error:#}");
-                    }
-                },
-                Order::Repeat(target, input) => println!("{:?}", check(target, &input)),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["--list"] => {
+            TARGETS.iter().for_each(|target| say(target.name));
+            Ok(())
+        }
+        ["--seeds", dir] => write_seeds(Path::new(dir)),
+        orders => obey(orders),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a command line tool that reports to a person")]
+fn say(words: &str) {
+    println!("{words}");
+}
+
+#[expect(clippy::print_stderr, reason = "a command line tool that reports to a person")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
+fn obey(orders: &[&str]) -> Result<()> {
+    let budget = Budget {
+        inputs: u64::MAX,
+        time: Duration::from_secs(number("AGENTLAB_FUZZ_SECONDS")?.unwrap_or(60)),
+    };
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let seed = number("AGENTLAB_FUZZ_SEED")?.unwrap_or(clock);
+    say(&format!(
+        "{} s for each target, AGENTLAB_FUZZ_SEED={seed}",
+        budget.time.as_secs()
+    ));
+    let all: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    let mut broken = 0;
+    for order in if orders.is_empty() { &all } else { orders } {
+        if let Some((name, path)) = order.split_once(':') {
+            let input = std::fs::read(path).with_context(|| path.to_owned())?;
+            say(&format!("{:?}", check(named(name)?, &input)));
+            continue;
+        }
+        match guarded(named(order)?, budget, seed, &default_dir()) {
+            Ok(summary) => say(&summary.to_string()),
+            Err(error) => {
+                broken += 1;
+                complain(&error);
             }
         }
-        Ok(())
-    });
-    if let Err(error) = result {
-        is_good = false;
-        eprintln!("error: {error:#}");
     }
-    if is_good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    ensure!(broken == 0, "{broken} targets are broken");
+    Ok(())
 }
 
-enum Order {
-    Fuzz(&'static Target),
-    Repeat(&'static Target, Vec<u8>),
-}
-
-fn wanted() -> Result<Vec<Order>> {
-    let mut orders: Vec<Order> = std::env::args()
-        .skip(1)
-        .map(|word| {
-            let (name, path) = word
-                .split_once(':')
-                .map_or((&*word, None), |(name, path)| (name, Some(path)));
-            let known = || {
-                TARGETS
-                    .iter()
-                    .map(|target| target.name)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            let target = find(name).with_context(|| format!("no target `{name}`; there are {}", known()))?;
-            Ok(match path {
-                None => Order::Fuzz(target),
-                Some(path) => Order::Repeat(target, std::fs::read(path).with_context(|| path.to_owned())?),
-            })
-        })
-        .collect::<Result<_>>()?;
-    if orders.is_empty() {
-        orders = TARGETS.iter().map(Order::Fuzz).collect();
-    }
-    Ok(orders)
+fn named(name: &str) -> Result<&'static Target> {
+    find(name).with_context(|| format!("no target `{name}`: --list names them"))
 }
 
 fn number(variable: &str) -> Result<Option<u64>> {
@@ -89,4 +89,16 @@ fn number(variable: &str) -> Result<Option<u64>> {
                 .with_context(|| format!("{variable} is `{text}`, and must be a number"))
         })
         .transpose()
+}
+
+fn write_seeds(dir: &Path) -> Result<()> {
+    for target in TARGETS {
+        let of_target = dir.join(target.name);
+        std::fs::create_dir_all(&of_target).with_context(|| of_target.display().to_string())?;
+        let inputs = (target.seeds)().into_iter().chain(regressions(target)?);
+        for (index, input) in inputs.enumerate() {
+            std::fs::write(of_target.join(format!("seed-{index}")), input)?;
+        }
+    }
+    Ok(())
 }
