@@ -11,5 +11,6 @@ mod control;
 mod guest;
 mod instance;
 mod lab;
+mod stop;
 mod stream;
 mod wire;
