@@ -90,7 +90,7 @@ fn run(input: &[u8]) -> Outcome {
     let accepted = read.iter().any(|(_, result)| result.is_ok());
     let words: Vec<String> = read
         .into_iter()
-        .map(|(name, result)| result.map_or_else(|error| error, |()| name.to_owned()))
+        .map(|(name, result)| result.map_or_else(|error| error.replace('\n', " "), |()| name.to_owned()))
         .collect();
     Outcome {
         accepted,

@@ -108,10 +108,11 @@ fn run(input: &[u8]) -> Outcome {
                 let profile = &loaded.profile;
                 assert!((1..=128).contains(&profile.resources.cores));
                 assert!(profile.resources.memory_mb >= 256);
-                // JSON is YAML: a profile that is printed by `--json` can be used as a profile.
+                // JSON with escapes is YAML: a profile that is printed by `--json` can be used as a profile.
                 let Ok(printed) = serde_json::to_string(profile) else {
                     panic!("a profile that was read cannot be printed")
                 };
+                let printed = escaped(&printed);
                 let again = parse_profiles(&printed, LABEL)
                     .map(|again| again.into_iter().map(|loaded| loaded.profile).collect::<Vec<_>>());
                 assert!(
@@ -128,6 +129,18 @@ fn run(input: &[u8]) -> Outcome {
         }
         Err(error) => refused(&text, LABEL, &error),
     }
+}
+
+/// YAML has no raw form for some characters that JSON has one for.
+fn escaped(json: &str) -> String {
+    let mut escaped = String::new();
+    for letter in json.chars() {
+        match u16::try_from(u32::from(letter)) {
+            Ok(code) if code > 0x7e => escaped.push_str(&format!("\\u{code:04x}")),
+            Ok(_) | Err(_) => escaped.push(letter),
+        }
+    }
+    escaped
 }
 
 /// Every fault has a place that exists, and words fit for a terminal.

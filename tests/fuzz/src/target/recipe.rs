@@ -117,5 +117,7 @@ fn refused(text: &str, error: &TemplateError) -> Outcome {
         panic!("an error names no place: {message}")
     };
     inside(text, line, column, &message);
-    Outcome::refused(message)
+    // A path makes no difference.
+    let words = message.split("cannot read").next().unwrap_or_default();
+    Outcome::refused(words)
 }
