@@ -48,6 +48,12 @@ pub trait Machines: Send + Sync {
     /// Returns once the hypervisor runs it, not when the guest answers. Running already is success.
     async fn power_on(&self, vmid: Vmid, stamp: &Stamp, with: PowerOn) -> Result<()>;
 
+    /// How many machines wait before this one for their turn to start, while its power-on waits for its own. `None`
+    /// when it does not wait. Asked often, and answered at once.
+    fn starts_before(&self, _vmid: Vmid) -> Option<usize> {
+        None
+    }
+
     /// Pulls the plug. Returns once the machine no longer runs. Stopped already, or absent, is success.
     async fn power_off(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
 

@@ -60,6 +60,20 @@ pub(crate) fn step(
     event(EventKind::SandboxStep, record, what, data)
 }
 
+/// Its start waits for others.
+pub(crate) fn waits_for_turn(record: &SandboxRecord, ahead: usize) -> Write {
+    let others = match ahead {
+        0 => "it is the next".to_owned(),
+        1 => "1 other waits before it".to_owned(),
+        ahead => format!("{ahead} others wait before it"),
+    };
+    let message = format!("{} waits for its turn, {others}", Step::PowerOn);
+    let data = json!({
+        "step": Step::PowerOn.as_str(), "outcome": "waiting", "ahead": ahead, "vmid": record.vmid,
+    });
+    event(EventKind::SandboxStep, record, message, data)
+}
+
 /// A sandbox shows another state.
 pub(crate) fn state(record: &SandboxRecord, previous: SandboxState) -> Write {
     let mut message = format!("Sandbox {} is {}", record.vmid, record.state);

@@ -160,6 +160,10 @@ impl Machines for Fake {
         .await
     }
 
+    fn starts_before(&self, vmid: Vmid) -> Option<usize> {
+        self.world().line.get(&vmid).copied()
+    }
+
     async fn power_off(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
         self.perform(Call::PowerOff, Some(vmid), || {
             let done = self.change(vmid, stamp, |entry| {

@@ -48,6 +48,8 @@ struct World {
     machines: BTreeMap<Vmid, Entry>,
     capabilities: Capabilities,
     channels: Vec<ChannelKind>,
+    /// Who waits for a start, and behind how many.
+    line: BTreeMap<Vmid, usize>,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,7 @@ impl Default for Shared {
                 machines: BTreeMap::new(),
                 capabilities,
                 channels: vec![ChannelKind::Serial, ChannelKind::Tls],
+                line: BTreeMap::new(),
             }),
             changed: Notify::new(),
             faults: Faults::default(),
@@ -158,6 +161,15 @@ impl Fake {
     /// What the back end says it can do.
     pub fn set_capabilities(&self, capabilities: Capabilities) {
         self.world().capabilities = capabilities;
+    }
+
+    /// Lets a machine wait for its start behind so many others, or no longer. A call that hangs makes it wait.
+    pub fn set_starts_before(&self, vmid: Vmid, ahead: Option<usize>) {
+        let mut world = self.world();
+        match ahead {
+            Some(ahead) => drop(world.line.insert(vmid, ahead)),
+            None => drop(world.line.remove(&vmid)),
+        }
     }
 
     /// Gives machines no serial channel: `open_channel` answers `None`.

@@ -318,14 +318,17 @@ impl Machines for Qemu {
         .await
     }
 
+    fn starts_before(&self, vmid: Vmid) -> Option<usize> {
+        self.line().iter().position(|waiting| *waiting == vmid)
+    }
+
     /// Waits its turn behind other starting machines, first come first served, for as long as that takes.
     async fn power_on(&self, vmid: Vmid, stamp: &Stamp, with: PowerOn) -> Result<()> {
         let machine = self.ours(vmid, stamp).await?;
         if self.power(&machine, "power_on").await? == Power::Running {
             return Ok(());
         }
-        let permit = self.starts.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| unreachable("power_on", "the back end is closing".to_owned()))?;
+        let permit = self.take_turn(vmid).await?;
         let vm = self.vm(vmid);
         let _turn = vm.operation.lock().await;
         // Read again: while waiting it may have been destroyed, or powered on by another.

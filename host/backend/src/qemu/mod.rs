@@ -31,7 +31,7 @@ mod start;
 mod template;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -135,6 +135,8 @@ pub struct Qemu {
     /// First come, first started.
     starts: Arc<Semaphore>,
     concurrent_starts: usize,
+    /// Who waits for a start, in order.
+    line: Mutex<VecDeque<Vmid>>,
     vms: Mutex<HashMap<Vmid, Arc<Vm>>>,
     /// Held while a uid is chosen and recorded.
     allocation: tokio::sync::Mutex<()>,
@@ -241,6 +243,7 @@ impl Qemu {
             probing: tokio::sync::Mutex::default(),
             starts: Arc::new(Semaphore::new(concurrent_starts)),
             concurrent_starts,
+            line: Mutex::default(),
             vms: Mutex::default(),
             allocation: tokio::sync::Mutex::default(),
             watchers: Mutex::default(),

@@ -8,9 +8,11 @@
 //! A start that fails leaves no process. One that was cut off leaves a paused QEMU, which power-off, destroy and the
 //! next power-on of the same machine kill: it holds what that start was given.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentlab_api::Vmid;
@@ -65,6 +67,17 @@ impl Qemu {
             look().map_err(storage("finding the process of", machine.path()))
         })
         .await
+    }
+
+    pub(super) fn line(&self) -> MutexGuard<'_, VecDeque<Vmid>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it may start: first come, first served.
+    pub(super) async fn take_turn(&self, vmid: Vmid) -> Result<OwnedSemaphorePermit> {
+        let _in_line = InLine::behind_all(self, vmid);
+        let permit = self.starts.clone().acquire_owned().await;
+        permit.map_err(|_| unreachable(START, "the back end is closing".to_owned()))
     }
 
     /// Starts a stopped machine. The caller holds the machine's operation lock.
@@ -244,6 +257,28 @@ impl Qemu {
         vm.channel.cut();
         let machine = machine.clone();
         blocking(move || machine.clear_runtime()).await
+    }
+}
+
+/// A place in the line, left when dropped, also by a caller that gives up.
+struct InLine<'a> {
+    qemu: &'a Qemu,
+    vmid: Vmid,
+}
+
+impl<'a> InLine<'a> {
+    fn behind_all(qemu: &'a Qemu, vmid: Vmid) -> Self {
+        qemu.line().push_back(vmid);
+        Self { qemu, vmid }
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        let mut line = self.qemu.line();
+        if let Some(place) = line.iter().position(|waiting| *waiting == self.vmid) {
+            line.remove(place);
+        }
     }
 }
 

@@ -11,9 +11,11 @@ use agentlab_backend::{BackendError, CloneSpec, MacAddress, Machine, Nic, Power,
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::{Seed, SeedChannel};
 use agentlab_store::{SandboxRecord, Write};
-use tokio::time::{sleep, timeout};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::step::{Seen, Step};
+use crate::event;
 use crate::journal::Point;
 use crate::port::{NetworkError, Port, Trust};
 use crate::shared::Shared;
@@ -27,6 +29,8 @@ const STANDING: Duration = Duration::from_secs(4);
 /// A look at a console, and how much of it.
 const CONSOLE: Duration = Duration::from_secs(2);
 const CONSOLE_BYTES: usize = 1500;
+/// Between two looks at the line of machines that wait for their start.
+const TURN: Duration = Duration::from_millis(500);
 /// Tries of a step whose answer was lost; every step is safe to repeat.
 const TRIES: u32 = 3;
 
@@ -123,7 +127,8 @@ pub(crate) async fn step(shared: Arc<Shared>, step: Step, kit: Kit) -> Result<Pr
     let mut tries = 1;
     loop {
         let deadline = step.deadline(&shared.settings);
-        let error = match timeout(deadline, once(&shared, step, &mut kit)).await {
+        let work = once(&shared, step, &mut kit);
+        let error = match in_turn(&shared, step, &record, deadline, work).await {
             Ok(Ok(produced)) => return Ok(produced),
             Ok(Err(StepTrouble::Backend(error))) if error.is_transient() && tries < TRIES => {
                 tracing::warn!(sandbox = %record.id, %step, tries, error = %chain(&error), "answer lost, repeating");
@@ -144,6 +149,45 @@ pub(crate) async fn step(shared: Arc<Shared>, step: Step, kit: Kit) -> Result<Pr
             ),
         };
         return Err(StepError::Failed(error));
+    }
+}
+
+/// Bounds one try of a step. Waiting for a turn to start does not count, and is told once.
+async fn in_turn<T>(
+    shared: &Shared,
+    step: Step,
+    record: &SandboxRecord,
+    deadline: Duration,
+    work: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
+    if step != Step::PowerOn {
+        return timeout(deadline, work).await;
+    }
+    let mut work = std::pin::pin!(work);
+    let (mut until, mut told) = (Instant::now() + deadline, false);
+    loop {
+        // A look now and then costs nothing; that a turn has come is heard from the call itself.
+        let look = until.min(Instant::now() + TURN);
+        match timeout_at(look, work.as_mut()).await {
+            Ok(done) => return Ok(done),
+            Err(elapsed) => match shared.backend.starts_before(record.vmid) {
+                Some(ahead) => {
+                    until = Instant::now() + deadline;
+                    if !std::mem::replace(&mut told, true) {
+                        tell_turn(shared, record, ahead).await;
+                    }
+                }
+                None if Instant::now() >= until => return Err(elapsed),
+                None => {}
+            },
+        }
+    }
+}
+
+async fn tell_turn(shared: &Shared, record: &SandboxRecord, ahead: usize) {
+    let told = vec![event::waits_for_turn(record, ahead)];
+    if let Err(error) = shared.journal.commit(Point::Told, told).await {
+        tracing::warn!(sandbox = %record.id, error = %chain(&error), "that it waits could not be recorded");
     }
 }
 

@@ -1,8 +1,9 @@
 //! The line of jobs that wait for a place.
 
 use agentlab_api::{ErrorCode, JobState, JobView, SandboxState};
+use agentlab_backend::fake::Call;
 
-use super::lab::{Lab, request};
+use super::lab::{Lab, request, vmid};
 use crate::Tunable;
 
 async fn one_place() -> Lab {
@@ -148,6 +149,27 @@ async fn a_raised_bound_starts_who_waits() {
     assert_eq!(lab.sandbox(&second).await.profile, "demo");
     let problem = lab.engine().create_job(request(), None).await.unwrap_err();
     assert_eq!(problem.code, ErrorCode::UnknownProfile);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_waits_for_its_turn_to_start_says_so_and_is_not_too_late() {
+    let lab = Lab::new().await;
+    let vmid = vmid(1000);
+    let hang = lab.backend.hang_next(Call::PowerOn);
+    lab.backend.set_starts_before(vmid, Some(2));
+    let job = lab.run().await;
+    hang.reached().await;
+    // Much longer than a power-on may take.
+    tokio::time::sleep(10 * lab.settings.provisioning_timeout).await;
+    assert_eq!(lab.sandbox(&job).await.state, SandboxState::Provisioning);
+    let told = lab.messages(&job).await;
+    let waits = |said: &&String| said.contains("PowerOn waits for its turn, 2 others wait before it");
+    assert_eq!(told.iter().filter(waits).count(), 1, "{told:#?}");
+
+    // Its turn has come, and still it does not start.
+    lab.backend.set_starts_before(vmid, None);
+    lab.until_job(&job, JobState::Failed).await;
+    drop(hang);
 }
 
 #[tokio::test]
