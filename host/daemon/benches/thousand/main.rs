@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let lab = Lab::new()?;
     starts(&lab)?;
     let daemon = lab.start()?;
-    std::thread::sleep(QUIET);
+    settle();
     memory(&daemon, "RSS, idle", 12.0)?;
     let command = lab.command()?;
     if let Some(command) = &command {
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
 }
 
 fn measure(daemon: &Daemon, path: &str, command: Option<&Path>, arguments: &[&str]) -> Result<()> {
-    std::thread::sleep(QUIET);
+    settle();
     memory(daemon, "RSS, before anybody asks", 20.0)?;
     let nothing = median(REQUESTS, || daemon.ask("/v1/nothing").map(drop))?;
     figure(
@@ -177,4 +177,13 @@ fn section(title: &str) {
 #[expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 fn say(line: &str) {
     println!("{line}");
+}
+
+/// Lets a daemon that has just started come to rest.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark has nothing else to do meanwhile"
+)]
+fn settle() {
+    std::thread::sleep(QUIET);
 }
