@@ -231,7 +231,8 @@ impl Enforcer {
     /// Reads everything back, repairs what differs and reports it.
     ///
     /// Tables that differ are replaced as a whole; a port on the bridge that nobody bound is sealed by name and
-    /// isolated. Links that are gone are reported and not made again: their owner is gone too.
+    /// isolated. A bridge that is gone is made again and gets its taps back. Other links that are gone are reported
+    /// and not made again: their owner is gone too.
     pub fn verify(&mut self) -> Result<Vec<Drift>, EnforceError> {
         let reading = self.kernel.read()?;
         let drifts = self
@@ -243,7 +244,11 @@ impl Enforcer {
                 self.repair_port(&link)?;
             }
             self.replace()?;
+            let has_bridge = self.kernel.links.find(&self.host.bridge.name)?.is_some();
             self.ready_links()?;
+            if !has_bridge {
+                self.return_taps()?;
+            }
         }
         self.end_vacated_flows()?;
         Ok(drifts)
@@ -390,6 +395,28 @@ impl Enforcer {
     fn replace(&mut self) -> Result<(), EnforceError> {
         let whole = self.kernel.ruleset(&self.host, self.bindings.values())?;
         self.kernel.netfilter.commit(&Transaction::replace(&whole))
+    }
+
+    /// Puts bound taps that have lost their bridge back onto it.
+    fn return_taps(&mut self) -> Result<(), EnforceError> {
+        let bridge = self.bridge()?.index;
+        let known: Vec<GuestPort> = self.known().cloned().collect();
+        for port in known {
+            let Some(link) = self.kernel.links.find(&port.name)? else {
+                continue;
+            };
+            if link.controller.is_some() || !link.is_our_tap(bridge) {
+                continue;
+            }
+            for setting in sysctl::of_port(&port.name) {
+                setting.write()?;
+            }
+            let mtu = self.host.bridge.mtu;
+            self.kernel.links.enslave(link.index, bridge, mtu, &port.name)?;
+            self.kernel.links.settle(link.index, bridge, &port)?;
+            self.kernel.links.up(link.index, &port.name)?;
+        }
+        Ok(())
     }
 
     fn repair_port(&mut self, link: &Link) -> Result<(), EnforceError> {
