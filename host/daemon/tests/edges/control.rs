@@ -71,6 +71,8 @@ async fn a_wrong_request_is_refused_with_the_field_at_fault() {
         "/v1/jobs?limit=many",
         "/v1/jobs?page=2",
         "/v1/events?after=-1",
+        "/v1/sandboxes?limit=many",
+        "/v1/sandboxes?cursor=nonsense",
         "/v1/jobs/nonsense",
     ] {
         assert_eq!(lab.get(path).await.code(), "invalid_value", "{path}");
