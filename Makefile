@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 TOOLCHAIN := export AGENTLAB_ROOT=$(CURDIR); . packaging/toolchain.sh && agentlab_find_cargo &&
 
-.PHONY: help demo test setup build runner deb deb-test lint fmt bench soak clean-demo
+.PHONY: help demo test survival setup build runner deb deb-test lint fmt bench soak clean-demo
 
 help:
 	@echo "make demo        a real job in a real VM, from nothing (KEEP=1 leaves the daemon up)"
 	@echo "make test        every check and test: lint, unit, contract, netns, vm"
 	@echo "make bench       ratios against named baselines"
+	@echo "make survival    the daemon killed and disturbed around real VMs, at every kind of moment"
 	@echo "make soak        SOAK_MINUTES (30) of fuzzing, then SOAK_JOBS (20) jobs in VMs, counting what they leave"
 	@echo "make build       release binaries in target/release, the guest's in target/guest"
 	@echo "make deb         Debian packages in target/deb, checked by lintian"
@@ -46,6 +47,11 @@ fmt:
 bench:
 	@packaging/setup test
 	@packaging/bench
+
+survival:
+	@packaging/setup test
+	@packaging/build-runner
+	@$(TOOLCHAIN) cargo build --quiet --locked --workspace --bins && cargo test --locked --package agentlab-tests-vm --test survival -- --test-threads=1
 
 soak:
 	@packaging/setup test
