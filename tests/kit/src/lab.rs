@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -275,6 +276,24 @@ impl Lab {
         );
         serde_json::from_str(&ran.stdout)
             .with_context(|| format!("agentlab {arguments:?} printed {}", ran.stdout))
+    }
+
+    /// What the daemon answers to a GET.
+    ///
+    /// # Errors
+    /// It does not answer, or not with JSON.
+    pub fn get(&self, path: &str) -> Result<serde_json::Value> {
+        use std::io::Read as _;
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        serde_json::from_str(body).with_context(|| format!("GET {path} answered {answer}"))
     }
 
     /// One job.

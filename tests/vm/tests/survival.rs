@@ -4,12 +4,15 @@
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
-    use std::time::Duration;
+    use std::io::Write as _;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::time::{Duration, Instant};
 
-    use agentlab_api::{JobState, JobView};
+    use agentlab_api::{ErrorCode, JobState, JobView};
     use agentlab_testkit::{Lab, Repository, vm_tier};
     use anyhow::{Context, Result, ensure};
+    use rustix::process::{Pid, Signal, kill_process};
 
     /// A job with all that goes before it and after it.
     const WHOLE: Duration = Duration::from_secs(480);
@@ -30,7 +33,10 @@ head -c 6000000 /dev/urandom > "$AGENTLAB_ARTIFACTS_DIR/large"
 
     /// Asks for a job. The daemon may be killed before it answers; then the id is found out later.
     fn ask(lab: &Lab, task: &str) -> Result<Option<String>> {
-        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let fresh = tempfile::Builder::new()
+            .prefix("repository-")
+            .tempdir_in(lab.dir())?;
+        let repository = Repository::with_failing_test(&fresh.path().join("it"))?;
         let path = repository.path().display().to_string();
         let ran = lab.agentlab(&[
             "job",
@@ -165,5 +171,265 @@ head -c 6000000 /dev/urandom > "$AGENTLAB_ARTIFACTS_DIR/large"
     #[test]
     fn a_daemon_killed_between_two_undos_ends_the_job_all_the_same() -> Result<()> {
         killed("before undo BindNetwork", 0, "serial")
+    }
+
+    /// Short of patience, so that a silent guest is given up within the test's.
+    const IMPATIENT: &str = "heartbeat_seconds: 2\nheartbeat_silence_seconds: 20\nreconcile_interval: 2s\n";
+
+    fn begin(lab: &Lab, task: &str) -> Result<String> {
+        ask(lab, task)?.with_context(|| format!("the job was not taken:\n{}", lab.daemon_log()))
+    }
+
+    /// The id of a job whose agent works.
+    fn at_work(lab: &Lab, task: &str) -> Result<String> {
+        let id = begin(lab, &format!("echo begun\n{task}"))?;
+        until(lab, "the agent begins", || {
+            Ok(lab.agentlab(&["job", "logs", &id])?.stdout.contains("begun"))
+        })?;
+        Ok(id)
+    }
+
+    fn until(lab: &Lab, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + WHOLE;
+        while !condition()? {
+            ensure!(Instant::now() < end, "never: {what}\n{}", lab.daemon_log());
+            pause(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test thread may sleep between two looks"
+    )]
+    fn pause(time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    fn signal_qemu(lab: &Lab, signal: Signal) -> Result<()> {
+        let processes = lab.qemu_processes();
+        ensure!(processes.len() == 1, "{processes:?}");
+        for pid in processes {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("pid")?;
+            kill_process(pid, signal)?;
+        }
+        Ok(())
+    }
+
+    /// What the daemon has told of the host itself.
+    fn alarms(lab: &Lab) -> Result<String> {
+        let page = lab.get("/v1/events?limit=1000")?;
+        let events = page["events"].as_array().context("events")?;
+        let alarms = events.iter().filter(|event| event["kind"] == "alarm");
+        Ok(alarms
+            .filter_map(|event| event["message"].as_str())
+            .collect::<Vec<_>>()
+            .join("\n"))
+    }
+
+    #[test]
+    fn a_machine_that_stands_still_fails_its_job_and_one_that_goes_on_does_not() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let lab = Lab::start_with(&profile("serial"), IMPATIENT)?;
+        let id = at_work(&lab, "for i in $(seq 20); do sleep 1; echo still; done")?;
+        signal_qemu(&lab, Signal::STOP)?;
+        pause(Duration::from_secs(8));
+        signal_qemu(&lab, Signal::CONT)?;
+        let job = ended(&lab, &id)?;
+        ensure!(job.state == JobState::Completed, "{job:#?}\n{}", lab.daemon_log());
+        lab.nothing_is_left()?;
+
+        let id = at_work(&lab, "sleep 500")?;
+        signal_qemu(&lab, Signal::STOP)?;
+        let job = ended(&lab, &id)?;
+        let failure = job.failure.clone().context("no reason")?;
+        ensure!(
+            job.state == JobState::Failed && failure.code == ErrorCode::SandboxLost,
+            "{job:#?}"
+        );
+        ensure!(
+            failure.message.contains("fell silent") && failure.message.contains("nor does its machine"),
+            "{failure:#?}"
+        );
+        lab.nothing_is_left()
+    }
+
+    #[test]
+    fn a_machine_that_is_killed_while_it_boots_fails_its_job_there() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let lab = Lab::start_with(&profile("serial"), IMPATIENT)?;
+        let id = begin(&lab, "true")?;
+        until(&lab, "a machine runs", || Ok(lab.qemu_processes().len() == 1))?;
+        pause(Duration::from_secs(2));
+        signal_qemu(&lab, Signal::KILL)?;
+        let job = ended(&lab, &id)?;
+        let failure = job.failure.clone().context("no reason")?;
+        ensure!(
+            job.state == JobState::Failed && failure.code == ErrorCode::SandboxLost,
+            "{job:#?}\n{}",
+            lab.daemon_log()
+        );
+        ensure!(failure.stage == "AwaitGuest", "{failure:#?}");
+        lab.nothing_is_left()
+    }
+
+    /// A job that needs the network all the time, while somebody does `damage` to it.
+    fn disturbed(damage: impl Fn(&Lab) -> Result<()>, told: &[&str]) -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let lab = Lab::start_with(&profile("tls"), "")?;
+        let id = at_work(&lab, &format!("sleep 20\n{TASK}"))?;
+        let tables = lab.namespace().output("nft", &["list", "tables"])?;
+        ensure!(tables.contains("agentlab"), "{tables}");
+        damage(&lab)?;
+        until(&lab, "the policy stands again", || {
+            let standing = lab.namespace().output("nft", &["list", "ruleset"])?;
+            let is_whole = lab.namespace().output("nft", &["list", "tables"])? == tables;
+            let bridge = lab.namespace().output("ip", &["-brief", "address"])?;
+            Ok(is_whole && standing.contains("tap1000i0") && bridge.contains("10.77.0.1/16"))
+        })?;
+        let job = ended(&lab, &id)?;
+        ensure!(job.state == JobState::Completed, "{job:#?}\n{}", lab.daemon_log());
+        work_is_whole(&lab, &id)?;
+        let alarms = alarms(&lab)?;
+        for word in told {
+            ensure!(alarms.contains(word), "`{word}` was not told: {alarms}");
+        }
+        lab.nothing_is_left()
+    }
+
+    #[test]
+    fn rules_that_somebody_flushed_stand_again_and_the_job_goes_on() -> Result<()> {
+        disturbed(
+            |lab| lab.namespace().output("nft", &["flush", "ruleset"]).map(drop),
+            &["changed from outside and is repaired", "table"],
+        )
+    }
+
+    #[test]
+    fn a_bridge_that_somebody_deleted_is_made_again_and_the_job_goes_on() -> Result<()> {
+        disturbed(
+            |lab| lab.namespace().output("ip", &["link", "del", "vmbr1"]).map(drop),
+            &["changed from outside and is repaired", "bridge vmbr1"],
+        )
+    }
+
+    /// A file system of its own for a directory of the lab's; gone when dropped.
+    struct SmallDisk(PathBuf);
+
+    impl SmallDisk {
+        fn mount(dir: &Path, size: &str) -> Result<Self> {
+            std::fs::create_dir_all(dir)?;
+            let disk = Self(dir.to_owned());
+            run(
+                "mount",
+                &[
+                    "-t",
+                    "tmpfs",
+                    "-o",
+                    &format!("size={size},mode=711"),
+                    "small",
+                    &disk.path(),
+                ],
+            )?;
+            Ok(disk)
+        }
+
+        fn path(&self) -> String {
+            self.0.display().to_string()
+        }
+
+        fn resize(&self, size: &str) -> Result<()> {
+            run("mount", &["-o", &format!("remount,size={size}"), &self.path()])
+        }
+
+        fn fill(&self) -> Result<PathBuf> {
+            let path = self.0.join("ballast");
+            let mut file = std::fs::File::create(&path)?;
+            for size in [65536, 4096, 1] {
+                let piece = vec![7u8; size];
+                while file.write_all(&piece).is_ok() {}
+            }
+            Ok(path)
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            // Whatever still uses it keeps it until it ends.
+            drop(run("umount", &["-l", &self.path()]));
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test waits for a short command")]
+    fn run(program: &str, arguments: &[&str]) -> Result<()> {
+        let output = Command::new(program).args(arguments).output()?;
+        ensure!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_too_full_to_clone_fails_the_job_there_and_the_next_one_runs() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let mut lab = Lab::start_with(&profile("serial"), "artifact_disk_floor_bytes: 1\n")?;
+        lab.stop_daemon()?;
+        let disk = SmallDisk::mount(&lab.dir().join("data"), "600m")?;
+        lab.start_daemon()?;
+        let id = begin(&lab, "true")?;
+        let job = ended(&lab, &id)?;
+        let failure = job.failure.clone().context("no reason")?;
+        ensure!(
+            job.state == JobState::Failed && failure.stage == "Clone",
+            "{job:#?}"
+        );
+        ensure!(failure.message.contains("MiB free"), "{failure:#?}");
+        lab.nothing_is_left()?;
+        disk.resize("3g")?;
+        let id = begin(&lab, "true")?;
+        let job = ended(&lab, &id)?;
+        ensure!(job.state == JobState::Completed, "{job:#?}\n{}", lab.daemon_log());
+        lab.nothing_is_left()?;
+        lab.stop_daemon()?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_that_is_full_under_the_journal_holds_a_job_up_and_loses_nothing() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        // The records alone are on the small disk: a guest whose own disk fails is another matter.
+        let small = tempfile::tempdir()?;
+        let disk = SmallDisk::mount(small.path(), "8m")?;
+        let configuration = format!("db_path: {}/agentlab.db\n", disk.path());
+        let mut lab = Lab::start_with(&profile("serial"), &configuration)?;
+        let id = at_work(&lab, &format!("sleep 5\n{TASK}"))?;
+        let ballast = disk.fill()?;
+        until(&lab, "it is said", || {
+            let status = lab.agentlab(&["status"])?;
+            Ok(status.stdout.contains("disk is full"))
+        })?;
+        pause(Duration::from_secs(10));
+        ensure!(!lab.job(&id)?.state.is_final(), "nothing can have been recorded");
+        std::fs::remove_file(ballast)?;
+        let job = ended(&lab, &id)?;
+        ensure!(job.state == JobState::Completed, "{job:#?}\n{}", lab.daemon_log());
+        work_is_whole(&lab, &id)?;
+        let alarms = alarms(&lab)?;
+        ensure!(alarms.contains("Nothing could be recorded for"), "{alarms}");
+        lab.nothing_is_left()?;
+        lab.stop_daemon()?;
+        Ok(())
     }
 }

@@ -4,12 +4,13 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobRequest, JobState, JobView, LogStream, SandboxState};
-use agentlab_backend::{Power, fake::Fake};
-use agentlab_protocol::message::{LogBatch, LogPiece, Phase, ReportStatus, Stream};
+use agentlab_api::{ErrorCode, EventKind, JobRequest, JobState, JobView, LogStream, SandboxState};
+use agentlab_backend::fake::{Call, Fake};
+use agentlab_backend::{BackendError, Power, Stamp};
+use agentlab_protocol::message::{LogBatch, LogPiece, Order, Phase, ReportStatus, Stream};
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::Seed;
-use agentlab_store::JobRecord;
+use agentlab_store::{EventFilter, JobRecord};
 use tokio::time::{sleep, timeout};
 
 use super::lab::{Guest, Lab, request, vmid};
@@ -42,10 +43,16 @@ pub(super) enum Story {
     LeaseEnds,
     /// The sandbox outlives its job, until an operator destroys it.
     Kept,
+    /// The first VMID turns out to be somebody else's.
+    Taken,
+    /// The machine does not go when it is told to, for a while.
+    Stubborn,
+    /// There is no place for the job until another one has ended.
+    Waits,
 }
 
 impl Story {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Completes,
         Self::AgentFails,
         Self::StepFails,
@@ -55,20 +62,51 @@ impl Story {
         Self::Cancelled,
         Self::LeaseEnds,
         Self::Kept,
+        Self::Taken,
+        Self::Stubborn,
+        Self::Waits,
     ];
 
     /// What the world must be like for it.
     pub(super) fn prepare(self, lab: &mut Lab) {
-        if self == Self::StepFails {
+        match self {
             // A disk that would have to shrink.
-            lab.profile["storage"] = serde_json::json!({"root_size_gb": 1});
+            Self::StepFails => lab.profile["storage"] = serde_json::json!({"root_size_gb": 1}),
+            Self::Taken => {
+                let conflict = BackendError::Conflict {
+                    vmid: vmid(1000),
+                    reason: "somebody was quicker".into(),
+                };
+                lab.backend.fail_next(Call::CloneTemplate, conflict);
+            }
+            Self::Stubborn => {
+                for _ in 0..2 {
+                    let unreachable = BackendError::Unreachable {
+                        backend: "fake",
+                        action: "destroy",
+                        reason: "cable cut".into(),
+                    };
+                    lab.backend.fail_next(Call::Destroy, unreachable);
+                }
+            }
+            Self::Waits => lab.settings.max_sandboxes = 1,
+            Self::Completes
+            | Self::AgentFails
+            | Self::BootFails
+            | Self::MachineDies
+            | Self::Destroyed
+            | Self::Cancelled
+            | Self::LeaseEnds
+            | Self::Kept => {}
         }
     }
 
     /// How the job ends, and where when it did not complete.
     pub(super) fn end(self) -> (JobState, Option<(ErrorCode, &'static str)>) {
         match self {
-            Self::Completes | Self::Kept => (JobState::Completed, None),
+            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits => {
+                (JobState::Completed, None)
+            }
             Self::AgentFails => (JobState::Failed, Some((ErrorCode::AgentFailed, "Agent"))),
             Self::StepFails => (JobState::Failed, Some((ErrorCode::BackendFailed, "Configure"))),
             Self::BootFails => (JobState::Failed, Some((ErrorCode::GuestSilent, "AwaitGuest"))),
@@ -89,7 +127,9 @@ impl Story {
     /// Whether the guest has a last word.
     fn reports(self) -> Option<(ReportStatus, u8)> {
         match self {
-            Self::Completes | Self::Kept => Some((ReportStatus::Completed, 0)),
+            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits => {
+                Some((ReportStatus::Completed, 0))
+            }
             Self::AgentFails => Some((ReportStatus::Failed, 7)),
             Self::Cancelled => Some((ReportStatus::Cancelled, 143)),
             Self::StepFails | Self::BootFails | Self::MachineDies | Self::Destroyed | Self::LeaseEnds => None,
@@ -107,9 +147,11 @@ pub(super) struct Memory {
 /// What one guest knows; another power-on makes another guest.
 #[derive(Debug, Default)]
 struct Known {
-    /// Which power-on it came with, and the seed it read then.
-    power_on: u32,
+    /// Which power-on of which machine it came with, and the seed it read then.
+    power_on: Option<(Stamp, u32)>,
     seed: Option<Seed>,
+    /// What it is to work on.
+    order: Option<String>,
     session: Option<Secret32>,
     /// Its next word.
     next: usize,
@@ -164,27 +206,31 @@ pub(super) async fn tell(lab: &Lab, story: Story, memory: &Memory) {
 }
 
 async fn operator(lab: &Lab, story: Story, memory: &Memory) {
-    let job = loop {
-        // The command line repeats a request under the same key.
-        match lab.engine().create_job(story.request(), Some("key".into())).await {
-            Ok(job) => break job,
-            Err(_) => sleep(PACE).await,
-        }
+    let ahead = if story == Story::Waits {
+        Some(ask(lab, story, "ahead").await)
+    } else {
+        None
     };
+    let job = ask(lab, story, "key").await;
     memory.job.replace(Some(job.clone()));
-    let id = job.sandbox.unwrap().to_string();
     let mut asked = false;
     while !asked && !lab.job(&job.id).await.state.is_final() {
         let works = memory.guest.borrow().next > 4;
         asked = works
             && match story {
-                Story::Destroyed => lab.engine().destroy_sandbox(&id, false).await.is_ok(),
+                Story::Destroyed => {
+                    let id = job.sandbox.unwrap().to_string();
+                    lab.engine().destroy_sandbox(&id, false).await.is_ok()
+                }
                 Story::Cancelled => lab.engine().cancel_job(&job.id).await.is_ok(),
                 Story::MachineDies => {
                     lab.backend.stop(vmid(1000));
                     true
                 }
-                Story::Completes
+                Story::Taken
+                | Story::Stubborn
+                | Story::Waits
+                | Story::Completes
                 | Story::AgentFails
                 | Story::StepFails
                 | Story::BootFails
@@ -196,12 +242,33 @@ async fn operator(lab: &Lab, story: Story, memory: &Memory) {
     while !lab.job(&job.id).await.state.is_final() {
         sleep(PACE * 10).await;
     }
-    // A failed sandbox, and one that is kept, stay until somebody says that they may go.
+    for job in ahead.into_iter().chain([lab.job(&job.id).await]) {
+        let job = lab.job(&job.id).await;
+        assert!(job.state.is_final(), "{job:#?}");
+        gone(lab, &job).await;
+    }
+    // Gives reconciliation its turn.
+    sleep(lab.settings.reconcile_interval * 4).await;
+}
+
+/// The command line repeats a request under the same key.
+async fn ask(lab: &Lab, story: Story, key: &str) -> JobView {
     loop {
-        match lab.record(&job).await.state {
-            SandboxState::Destroyed => return settled(lab, &job).await,
+        match lab.engine().create_job(story.request(), Some(key.into())).await {
+            Ok(job) => return job,
+            Err(_) => sleep(PACE).await,
+        }
+    }
+}
+
+/// A failed sandbox, and one that is kept, stay until somebody says that they may go.
+async fn gone(lab: &Lab, job: &JobView) {
+    let id = job.sandbox.unwrap().to_string();
+    loop {
+        match lab.record(job).await.state {
+            SandboxState::Destroyed => return,
             SandboxState::Failed | SandboxState::Ready => {
-                let at_rest = lab.record(&job).await;
+                let at_rest = lab.record(job).await;
                 if !at_rest.unwinding || at_rest.cursor.is_empty() {
                     drop(lab.engine().destroy_sandbox(&id, false).await);
                 }
@@ -218,22 +285,15 @@ async fn operator(lab: &Lab, story: Story, memory: &Memory) {
     }
 }
 
-/// Gives reconciliation its turn.
-async fn settled(lab: &Lab, job: &JobView) {
-    sleep(lab.settings.reconcile_interval * 4).await;
-    drop(lab.engine().job(&job.id).await);
-}
-
 /// The seed of the guest that runs.
 fn seed_of(backend: &Fake, memory: &Memory) -> Option<Seed> {
-    if backend.power(vmid(1000)) != Some(Power::Running) {
-        return None;
-    }
-    let power_on = backend.power_ons(vmid(1000));
-    if memory.guest.borrow().power_on != power_on {
-        let bytes = backend.booted_with(vmid(1000)).unwrap();
+    let mut vmids = backend.vmids().into_iter();
+    let vmid = vmids.find(|vmid| backend.power(*vmid) == Some(Power::Running))?;
+    let power_on = (backend.stamp(vmid).unwrap(), backend.power_ons(vmid));
+    if memory.guest.borrow().power_on.as_ref() != Some(&power_on) {
+        let bytes = backend.booted_with(vmid).unwrap();
         memory.guest.replace(Known {
-            power_on,
+            power_on: Some(power_on),
             seed: Some(Seed::decode(&bytes).unwrap()),
             ..Known::default()
         });
@@ -278,7 +338,7 @@ async fn guest(lab: &Lab, story: Story, memory: &Memory) {
             Err(refusal) => {
                 // A runner that is turned away ends, and its machine with it.
                 if memory.guest.borrow_mut().gave_up.replace(refusal).is_none() {
-                    lab.backend.stop(vmid(1000));
+                    lab.backend.stop(vmid(guest.seed.vmid));
                 }
             }
         }
@@ -306,7 +366,13 @@ async fn say(
     word: Word,
 ) -> Result<(), GuestRefusal> {
     match word {
-        Word::Redeem => guest.redeem(lab).await.map(drop),
+        Word::Redeem => {
+            let answer = guest.redeem(lab).await?;
+            if let Order::Job(order) = answer.order {
+                memory.guest.borrow_mut().order = Some(order.job);
+            }
+            Ok(())
+        }
         Word::Acknowledge => {
             let session = guest.authenticate(lab).await?;
             lab.engine().acknowledge(&session).await
@@ -317,10 +383,11 @@ async fn say(
         Word::SecondLog => logs(guest, lab, 1, &LINES[1..]).await,
         Word::Upload(name) => guest.upload(lab, name, b"bytes").await,
         Word::Report => {
-            let job = memory.job.borrow().clone();
-            let Some((job, (status, code))) = job.zip(story.reports()) else {
+            let order = memory.guest.borrow().order.clone();
+            let Some((order, (status, code))) = order.zip(story.reports()) else {
                 return Ok(());
             };
+            let job = lab.job(&order.parse().unwrap()).await;
             guest.report(lab, &job, status, Some(code)).await
         }
     }
@@ -348,6 +415,7 @@ pub(super) async fn judge_as(
 ) -> JobView {
     let job = memory.job.borrow().clone().unwrap();
     let ended = lab.job(&job.id).await;
+    let job = ended.clone();
     let seen = || format!("{ended:#?}\n{:#?}", memory.guest.borrow());
     assert_eq!(ended.state, state, "{}", seen());
     match (&ended.failure, cause) {
@@ -373,8 +441,11 @@ pub(super) async fn judge_as(
 pub(super) async fn judge(lab: &Lab, story: Story, memory: &Memory) {
     let (state, cause) = story.end();
     let job = judge_as(lab, memory, state, cause).await;
-    if matches!(story, Story::Completes | Story::AgentFails | Story::Kept) {
+    if state == JobState::Completed || story == Story::AgentFails {
         assert_work_is_whole(lab, &job).await;
+    }
+    for other in lab.engine().jobs(None, None).await.unwrap().jobs {
+        assert_eq!(other.state, state, "{other:#?}");
     }
 }
 
@@ -402,17 +473,13 @@ async fn assert_nothing_unrecorded(lab: &Lab, job: &JobView) {
 
 /// A job begins once and ends once, however often its daemon began.
 async fn assert_told_once(lab: &Lab, job: &JobView) {
-    let messages = lab.messages(job).await;
-    let count = |kind: &str| {
-        messages
-            .iter()
-            .filter(|message| message.starts_with(kind))
-            .count()
+    let filter = EventFilter {
+        sandbox: None,
+        job: Some(job.id.clone()),
     };
-    assert_eq!(
-        (count("job.queued"), count("job.finished")),
-        (1, 1),
-        "{messages:#?}"
-    );
-    assert!(count("job.started") <= 1, "{messages:#?}");
+    let events = lab.store.events(&filter, 0, 1000).await.unwrap();
+    let count = |kind| events.iter().filter(|event| event.kind == kind).count();
+    let counts = (count(EventKind::JobQueued), count(EventKind::JobFinished));
+    assert_eq!(counts, (1, 1), "{events:#?}");
+    assert!(count(EventKind::JobStarted) <= 1, "{events:#?}");
 }

@@ -2,6 +2,7 @@
 //! the clock jumps. And every call into the world: the process is killed in it. Whatever happens, the story ends as it
 //! would have, and nothing is left.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use agentlab_backend::fake::Call;
@@ -11,6 +12,7 @@ use super::lab::Lab;
 use super::process::{End, Plan, World};
 use super::story::{Memory, Story, judge, tell};
 use super::wires::Fault;
+use crate::sandbox::step::Step;
 use crate::{Moment, Point};
 
 /// Lives through a story in processes of these plans and a last one that is left alone. What the first one reached,
@@ -77,11 +79,60 @@ killed! {
     a_job_being_cancelled_survives_a_kill_at_every_point: Cancelled,
     a_lease_that_ends_survives_a_kill_at_every_point: LeaseEnds,
     a_sandbox_that_is_kept_survives_a_kill_at_every_point: Kept,
+    a_job_whose_vmid_is_taken_survives_a_kill_at_every_point: Taken,
+    a_machine_that_does_not_go_survives_a_kill_at_every_point: Stubborn,
+    a_job_that_waits_for_a_place_survives_a_kill_at_every_point: Waits,
+}
+
+/// Every point that there is, by name. One that is added must be met by a story.
+fn all_points() -> BTreeSet<String> {
+    let states = [
+        "BOOTING",
+        "RUNNING",
+        "READY",
+        "TIMEOUT",
+        "Unwinding",
+        "FAILED",
+        "DESTROYED",
+    ];
+    let steps = Step::ALL.into_iter().filter(|step| *step != Step::AwaitGuest);
+    let entered = states
+        .into_iter()
+        .chain(steps.map(Step::as_str))
+        .map(Point::Enter);
+    let undone = [
+        Step::PowerOn,
+        Step::Clone,
+        Step::BindNetwork,
+        Step::IssueToken,
+        Step::Seed,
+    ];
+    let others = [
+        Point::Reserve,
+        Point::Start,
+        Point::ReserveAgain,
+        Point::Left,
+        Point::ForgetTokens,
+        Point::Acknowledge,
+        Point::Heartbeat,
+        Point::Log,
+        Point::Artifact,
+        Point::Cancel,
+        Point::LeaseWarning,
+    ];
+    let points = entered.chain(undone.map(Point::Undo)).chain(others);
+    points.map(|point| point.to_string()).collect()
 }
 
 #[test]
-fn no_story_is_left_out() {
+fn every_point_is_met_and_no_story_is_left_out() {
     assert_eq!(KILLED, Story::ALL);
+    let met: BTreeSet<String> = Story::ALL
+        .into_iter()
+        .flat_map(moments)
+        .map(|((point, _), _)| point.to_string())
+        .collect();
+    assert_eq!(met, all_points());
 }
 
 /// A daemon that dies again and again while it recovers. Moments are chosen by a fixed sequence of numbers, so that a
@@ -137,6 +188,9 @@ refused! {
     a_job_is_cancelled_though_any_commit_is_refused: Cancelled,
     a_lease_ends_though_any_commit_is_refused: LeaseEnds,
     a_kept_sandbox_goes_though_any_commit_is_refused: Kept,
+    another_vmid_is_found_though_any_commit_is_refused: Taken,
+    a_machine_that_does_not_go_is_waited_for_though_any_commit_is_refused: Stubborn,
+    a_job_gets_its_place_though_any_commit_is_refused: Waits,
 }
 
 #[test]
