@@ -395,7 +395,7 @@ head -c 6000000 /dev/urandom > "$AGENTLAB_ARTIFACTS_DIR/large"
         );
         ensure!(failure.message.contains("MiB free"), "{failure:#?}");
         lab.nothing_is_left()?;
-        disk.resize("3g")?;
+        disk.resize("8g")?;
         let id = begin(&lab, "true")?;
         let job = ended(&lab, &id)?;
         ensure!(job.state == JobState::Completed, "{job:#?}\n{}", lab.daemon_log());
