@@ -101,6 +101,9 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
 /// Crates that a crate may not name itself, though others may bring them.
 const MUST_NOT_NAME: &[(&str, &[&str])] = &[("agentlab-engine", &["axum", "hyper", "nftnl", "rusqlite"])];
 
+/// Features that a program which is shipped must not have: they let a test end it anywhere.
+const MUST_NOT_ENABLE: &[(&str, &str, &str)] = &[("agentlabd", "agentlab-engine", "observer")];
+
 pub(crate) fn check() -> Result<Vec<String>> {
     let mut findings = directions()?;
     for (package, banned) in MUST_NOT_REACH {
@@ -111,6 +114,16 @@ pub(crate) fn check() -> Result<Vec<String>> {
                 .filter(|name| reached.contains(**name))
                 .map(|name| format!("{package} links {name}: see the layers in docs/ARCHITECTURE.md")),
         );
+    }
+    for (package, of, feature) in MUST_NOT_ENABLE {
+        let enabled = linked(package, "{p} {f}")?;
+        let of_crate = enabled.lines().filter(|line| line.split(' ').next() == Some(of));
+        if of_crate
+            .flat_map(|line| line.split([' ', ',']))
+            .any(|word| word == *feature)
+        {
+            findings.push(format!("{package} is built with feature {feature} of {of}"));
+        }
     }
     Ok(findings)
 }
@@ -176,6 +189,14 @@ fn named_in_spite(package: &Package) -> impl Iterator<Item = String> {
 
 /// Everything linked into a package built alone, with just the features it asks for.
 fn closure(package: &str) -> Result<BTreeSet<String>> {
+    Ok(linked(package, "{p}")?
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect())
+}
+
+fn linked(package: &str, format: &str) -> Result<String> {
     #[expect(
         clippy::disallowed_methods,
         reason = "a check that may wait for cargo as long as cargo needs"
@@ -189,7 +210,7 @@ fn closure(package: &str) -> Result<BTreeSet<String>> {
             "--prefix",
             "none",
             "--format",
-            "{p}",
+            format,
             "--package",
             package,
         ])
@@ -200,10 +221,5 @@ fn closure(package: &str) -> Result<BTreeSet<String>> {
         "cargo tree --package {package} failed: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let listing = String::from_utf8(output.stdout).context("cargo tree printed no UTF-8")?;
-    Ok(listing
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .map(str::to_owned)
-        .collect())
+    String::from_utf8(output.stdout).context("cargo tree printed no UTF-8")
 }
