@@ -269,7 +269,7 @@ impl Engine {
             .open_bundle(sha256)
             .await
             .map_err(|error| stored(&error))?;
-        drop(handle.inbox.try_send(Message::Heard));
+        drop(handle.inbox.try_send(Box::new(Message::Heard)));
         opened.ok_or(GuestRefusal::NotFound)
     }
 
@@ -290,7 +290,7 @@ impl Engine {
             )));
         }
         let job = self.unfinished_job(&handle).await?;
-        drop(handle.inbox.try_send(Message::Heard));
+        drop(handle.inbox.try_send(Box::new(Message::Heard)));
         let (store, settings) = (&self.shared.store, &self.shared.settings);
         let kept = store.artifacts(&job).await.map_err(|error| stored(&error))?;
         let left = within_quota(

@@ -132,7 +132,7 @@ async fn compare(shared: &Arc<Shared>, machines: &[Machine], records: &[SandboxR
             Seen::Absent => !state.is_up() && state != State::Stopped,
         };
         if !agrees {
-            drop(handle.inbox.try_send(Message::Look));
+            handle.order(Message::Look);
         }
     }
     if lost {

@@ -68,13 +68,14 @@ struct Drivers {
 /// The way to one driver.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
-    pub(crate) inbox: mpsc::Sender<Message>,
+    /// Boxed: a channel keeps room for many messages from its first moment, and there may be a thousand drivers.
+    pub(crate) inbox: mpsc::Sender<Box<Message>>,
     /// The record as last committed.
     pub(crate) known: watch::Receiver<Arc<SandboxRecord>>,
     /// What its guest is sending.
     pub(crate) uploads: Uploads,
     /// What operators and the host itself want; never behind a guest that talks without end.
-    orders: mpsc::Sender<Message>,
+    orders: mpsc::Sender<Box<Message>>,
 }
 
 /// The driver did not answer.
@@ -88,8 +89,8 @@ pub(crate) enum NoAnswer {
 
 impl Handle {
     pub(crate) fn new(
-        inbox: mpsc::Sender<Message>,
-        orders: mpsc::Sender<Message>,
+        inbox: mpsc::Sender<Box<Message>>,
+        orders: mpsc::Sender<Box<Message>>,
         known: watch::Receiver<Arc<SandboxRecord>>,
     ) -> Self {
         Self {
@@ -102,11 +103,11 @@ impl Handle {
 
     /// Says something that needs no answer. A driver that cannot take it now is told again in the next round.
     pub(crate) fn order(&self, message: Message) {
-        drop(self.line_of(&message).try_send(message));
+        drop(self.line_of(&message).try_send(Box::new(message)));
     }
 
     /// Where a message waits.
-    fn line_of(&self, message: &Message) -> &mpsc::Sender<Message> {
+    fn line_of(&self, message: &Message) -> &mpsc::Sender<Box<Message>> {
         match message {
             Message::Request { .. } | Message::Cancel { .. } | Message::Look | Message::TakeAway { .. } => {
                 &self.orders
@@ -135,7 +136,7 @@ impl Handle {
             ANSWER
         };
         let talk = async {
-            line.send(message).await.map_err(|_| NoAnswer::Gone)?;
+            line.send(Box::new(message)).await.map_err(|_| NoAnswer::Gone)?;
             answer.await.map_err(|_| NoAnswer::Gone)
         };
         timeout(patience, talk).await.unwrap_or(Err(NoAnswer::Late))

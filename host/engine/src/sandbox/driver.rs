@@ -82,8 +82,8 @@ pub(crate) struct Driver {
     pub(crate) state: State,
     /// The job that holds it, until it is final.
     pub(crate) job: Option<JobRecord>,
-    inbox: mpsc::Receiver<Message>,
-    orders: mpsc::Receiver<Message>,
+    inbox: mpsc::Receiver<Box<Message>>,
+    orders: mpsc::Receiver<Box<Message>>,
     known: watch::Sender<Arc<SandboxRecord>>,
     pub(crate) work: Option<Work>,
     /// The state asks for something that has not been begun.
@@ -124,7 +124,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
     }
     let state = State::of(&record);
     let clocks = Clocks::begin(&record, shared, resumed);
-    let driver = Driver {
+    let driver = Box::new(Driver {
         shared: shared.clone(),
         state,
         job: job.filter(|job| !job.state.is_final()),
@@ -149,19 +149,21 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         progress: super::session::Progress::default(),
         resumed,
         record,
-    };
+    });
     shared.tasks.spawn(driver.run());
 }
 
 impl Driver {
-    async fn run(mut self) {
+    /// What it does is boxed: a driver spends its life waiting, and there may be a thousand of them. Unboxed, each would
+    /// keep room for the largest thing that any of them ever does.
+    async fn run(mut self: Box<Self>) {
         let stop = self.shared.stop.clone();
         if self.resumed {
-            self.take_up().await;
+            Box::pin(self.take_up()).await;
         }
         loop {
             while std::mem::take(&mut self.pending) && !stop.is_cancelled() {
-                self.pursue().await;
+                Box::pin(self.pursue()).await;
             }
             if self.state == State::Destroyed {
                 break;
@@ -171,15 +173,15 @@ impl Driver {
                 // A guest that talks without end holds up neither an operator nor a clock.
                 biased;
                 () = stop.cancelled() => break,
-                Some(order) = self.orders.recv() => self.receive(order).await,
+                Some(order) = self.orders.recv() => Box::pin(self.receive(*order)).await,
                 done = under_way(&mut self.work) => {
                     self.work = None;
-                    self.done(done).await;
+                    Box::pin(self.done(done)).await;
                 }
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.task_ended(ended),
-                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.tick().await,
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Box::pin(self.tick()).await,
                 message = self.inbox.recv() => match message {
-                    Some(message) => self.receive(message).await,
+                    Some(message) => Box::pin(self.receive(*message)).await,
                     None => break,
                 },
             }
