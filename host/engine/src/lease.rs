@@ -13,7 +13,8 @@ pub(crate) const WARNING: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lease {
     ends_at: Option<Instant>,
-    warned: bool,
+    /// When to warn; absent once that is done.
+    warn_at: Option<Instant>,
     /// Nobody is warned, and nothing ends, until it is taken up again.
     is_idle: bool,
 }
@@ -28,9 +29,11 @@ pub(crate) enum Due {
 
 impl Lease {
     pub(crate) fn begin(expires_at: Option<Timestamp>, warned: bool, wall: Timestamp, now: Instant) -> Self {
+        let ends_at = expires_at.map(|end| now + until(wall, end));
+        let before = |end: Instant| end.checked_sub(WARNING).unwrap_or(end);
         Self {
-            ends_at: expires_at.map(|end| now + until(wall, end)),
-            warned,
+            ends_at,
+            warn_at: ends_at.filter(|_| !warned).map(before),
             is_idle: false,
         }
     }
@@ -38,11 +41,7 @@ impl Lease {
     /// When to look again.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         let end = self.ends_at.filter(|_| !self.is_idle)?;
-        if self.warned {
-            Some(end)
-        } else {
-            Some(end.checked_sub(WARNING).unwrap_or(end))
-        }
+        Some(self.warn_at.map_or(end, |warn| warn.min(end)))
     }
 
     pub(crate) fn due(&self, now: Instant) -> Due {
@@ -52,7 +51,7 @@ impl Lease {
         let left = end.saturating_duration_since(now);
         if left.is_zero() {
             Due::Expired
-        } else if !self.warned && left <= WARNING {
+        } else if self.warn_at.is_some_and(|warn| warn <= now) {
             Due::Warn { left }
         } else {
             Due::Nothing
@@ -61,7 +60,12 @@ impl Lease {
 
     /// The warning is recorded.
     pub(crate) fn warned(&mut self) {
-        self.warned = true;
+        self.warn_at = None;
+    }
+
+    /// It could not be recorded.
+    pub(crate) fn warn_later(&mut self, wait: Duration) {
+        self.warn_at = Some(Instant::now() + wait);
     }
 
     /// Its end could not be acted upon; it comes again.
@@ -77,7 +81,7 @@ impl Lease {
     /// A record is left that it ends, without a warning.
     pub(crate) fn take_up(&mut self) {
         self.is_idle = false;
-        self.warned = true;
+        self.warn_at = None;
     }
 }
 

@@ -343,10 +343,15 @@ impl Driver {
                     event::lease_expiring(&record, left),
                     Write::Sandbox(Box::new(record.clone())),
                 ];
-                self.clocks.lease.warned();
                 match self.shared.journal.commit(Point::LeaseWarning, writes).await {
-                    Ok(_) => self.adopt(record),
-                    Err(error) => self.store_failed(&error),
+                    Ok(_) => {
+                        self.clocks.lease.warned();
+                        self.adopt(record);
+                    }
+                    Err(error) => {
+                        self.clocks.lease.warn_later(super::driver::STORE_RETRY);
+                        self.store_failed(&error);
+                    }
                 }
             }
             lease::Due::Expired => {

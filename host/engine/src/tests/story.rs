@@ -444,6 +444,11 @@ pub(super) async fn judge(lab: &Lab, story: Story, memory: &Memory) {
     if state == JobState::Completed || story == Story::AgentFails {
         assert_work_is_whole(lab, &job).await;
     }
+    if story == Story::LeaseEnds {
+        let warnings = lab.messages(&job).await;
+        let warnings = warnings.iter().filter(|told| told.starts_with("lease.expiring"));
+        assert_eq!(warnings.count(), 1);
+    }
     for other in lab.engine().jobs(None, None).await.unwrap().jobs {
         assert_eq!(other.state, state, "{other:#?}");
     }
