@@ -39,6 +39,7 @@ pub(crate) fn differing<T: Debug>(value: &T, from: &T) -> String {
         .lines()
         .filter(|line| !known.contains(line))
         .filter_map(|line| line.split_once(':').map(|(name, _)| name.trim()))
+        .filter(|name| !name.starts_with('"'))
         .collect::<Vec<_>>()
         .join(" ")
 }
