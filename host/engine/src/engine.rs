@@ -161,7 +161,7 @@ impl Engine {
         let page = store.sandbox_page(include_destroyed, before, limit).await;
         let (records, next) = page.map_err(|error| store_problem(&error))?;
         Ok(SandboxList {
-            sandboxes: records.into_iter().map(view::sandbox).collect(),
+            sandboxes: records.into_iter().map(view::listed).collect(),
             next_cursor: next.map(|cursor| cursor.to_string()),
         })
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use agentlab_api::{ArtifactView, JobView, SandboxView};
-use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord};
+use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord, SandboxSummary};
 
 /// `queue_position` for one that waits for a place.
 pub(crate) fn job(record: JobRecord, queue_position: Option<u32>) -> JobView {
@@ -25,6 +25,26 @@ pub(crate) fn job(record: JobRecord, queue_position: Option<u32>) -> JobView {
         created_at: record.created_at,
         started_at: record.started_at,
         finished_at: record.finished_at,
+    }
+}
+
+/// One line of a list.
+pub(crate) fn listed(record: SandboxSummary) -> SandboxView {
+    SandboxView {
+        id: record.id,
+        vmid: record.vmid,
+        name: record.name,
+        profile: record.profile.name,
+        state: record.state,
+        address: IpAddr::V4(record.address),
+        network_mode: record.profile.network.mode,
+        job: record.job,
+        keepalive: record.keepalive,
+        lease_expires_at: record.lease_expires_at,
+        failure: record.failure,
+        left_behind: record.left_behind,
+        created_at: record.created_at,
+        updated_at: record.updated_at,
     }
 }
 

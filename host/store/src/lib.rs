@@ -26,8 +26,8 @@ pub use error::StoreError;
 pub use files::{Files, Incoming, Received};
 pub use page::{Counts, CursorError, Expiry, JobCursor, Pruned, SandboxCursor};
 pub use record::{
-    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, NewEvent, SandboxRecord, TokenRecord,
-    Waiting, Write,
+    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, NewEvent, SandboxRecord,
+    SandboxSummary, TokenRecord, Waiting, Write,
 };
 
 /// Where things are kept.
@@ -113,7 +113,7 @@ impl Store {
         include_destroyed: bool,
         before: Option<SandboxCursor>,
         limit: u32,
-    ) -> Result<(Vec<SandboxRecord>, Option<SandboxCursor>), StoreError> {
+    ) -> Result<(Vec<SandboxSummary>, Option<SandboxCursor>), StoreError> {
         self.database.sandbox_page(include_destroyed, before, limit).await
     }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use agentlab_api::{JobId, SandboxId};
 use jiff::Timestamp;
 
-use crate::SandboxRecord;
+use crate::SandboxSummary;
 
 /// Place in the list of jobs, after which the next page begins. Opaque text to everybody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct SandboxCursor {
 
 impl SandboxCursor {
     /// The page after this record.
-    pub(crate) fn after(record: &SandboxRecord) -> Self {
+    pub(crate) fn after(record: &SandboxSummary) -> Self {
         Self {
             microseconds: record.created_at.as_microsecond(),
             id: record.id,

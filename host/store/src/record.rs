@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use agentlab_api::{
-    ArtifactKind, ChannelKind, EventKind, Failure, JobId, JobOutcome, JobState, Profile, RepositorySource,
-    SandboxId, SandboxState, Vmid,
+    ArtifactKind, ChannelKind, EventKind, Failure, JobId, JobOutcome, JobState, NetworkMode, Profile,
+    RepositorySource, SandboxId, SandboxState, Vmid,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,41 @@ pub struct SandboxRecord {
     pub created_at: Timestamp,
     /// When this record last changed; set by the store.
     pub updated_at: Timestamp,
+}
+
+/// Of a [`SandboxRecord`] what a list shows: a thousand of them are read at once.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "the fields of the record")]
+pub struct SandboxSummary {
+    pub id: SandboxId,
+    pub vmid: Vmid,
+    pub name: String,
+    pub profile: ProfileSummary,
+    pub state: SandboxState,
+    pub address: Ipv4Addr,
+    pub job: Option<JobId>,
+    pub keepalive: bool,
+    pub lease_expires_at: Option<Timestamp>,
+    pub failure: Option<Failure>,
+    pub left_behind: Vec<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// Of a profile what a list shows.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ProfileSummary {
+    /// Its name.
+    pub name: String,
+    /// What packets may reach.
+    pub network: NetworkSummary,
+}
+
+/// Of `network:` of a profile what a list shows.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct NetworkSummary {
+    /// What packets may reach.
+    pub mode: NetworkMode,
 }
 
 /// One job.

@@ -16,6 +16,8 @@ use agentlabd::{Log, World};
 use anyhow::Result;
 use async_trait::async_trait;
 
+use crate::rows;
+
 /// Tells this program to be that daemon.
 pub(crate) const FLAG: &str = "--serve-a-thousand";
 
@@ -56,14 +58,15 @@ async fn machines(config: &Config) -> Result<Fake> {
     .await?;
     // Its serial lines would be memory that no real daemon holds.
     let fake = Fake::new().without_serial();
-    for record in store.sandboxes(false).await? {
+    let (records, _) = store.sandbox_page(false, None, rows::ROWS).await?;
+    for record in records {
         fake.plant(Machine {
             vmid: record.vmid,
             name: record.name,
             power: Power::Running,
             stamp: Some(Stamp {
                 sandbox: record.id,
-                nonce: record.nonce,
+                nonce: rows::nonce(record.vmid),
             }),
         });
     }

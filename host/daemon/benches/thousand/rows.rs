@@ -63,6 +63,11 @@ fn fill(lab: &Lab, state: impl Fn(u32, &mut SandboxRecord)) -> Result<()> {
     })
 }
 
+/// Of the stamp of a machine.
+pub(crate) fn nonce(vmid: Vmid) -> String {
+    format!("{:032x}", u32::from(vmid))
+}
+
 fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
     let profile: Profile =
         serde_json::from_value(serde_json::json!({"name": "demo", "template_vmid": 9000}))?;
@@ -78,7 +83,7 @@ fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
         state: SandboxState::Running,
         cursor: "AwaitGuest".into(),
         unwinding: false,
-        nonce: format!("{number:032x}"),
+        nonce: nonce(vmid),
         mac: [2, 0xa1, 0, 0, high, low],
         address: [10, 77, high, low].into(),
         job: Some(job.clone()),

@@ -292,6 +292,21 @@ async fn cancel_ends_a_queued_job_at_once_and_asks_a_running_one() {
 }
 
 #[tokio::test]
+async fn a_list_shows_of_each_sandbox_what_showing_it_does() {
+    let lab = Lab::new().await;
+    let (running, failed) = (lab.run().await, lab.run().await);
+    lab.running(&running).await;
+    lab.boot(&failed).await;
+    lab.backend.stop(failed.vmid.unwrap());
+    lab.until_sandbox(&failed, SandboxState::Failed).await;
+    let listed = lab.engine().sandboxes(false, None, None).await.unwrap();
+    assert_eq!(listed.sandboxes.len(), 2);
+    for one in listed.sandboxes {
+        assert_eq!(lab.engine().sandbox(&one.id.to_string()).await.unwrap(), one);
+    }
+}
+
+#[tokio::test]
 async fn status_counts_and_names_what_is_wrong() {
     let lab = Lab::new().await;
     lab.run().await;

@@ -24,7 +24,8 @@ use tokio::sync::watch;
 
 use self::worker::{WorkError, Workers};
 use crate::record::{
-    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, TokenRecord, Write,
+    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, SandboxSummary,
+    TokenRecord, Write,
 };
 use crate::{Counts, Expiry, JobCursor, Pruned, SandboxCursor, StoreError};
 
@@ -148,7 +149,7 @@ impl Database {
         include_destroyed: bool,
         before: Option<SandboxCursor>,
         limit: u32,
-    ) -> Result<(Vec<SandboxRecord>, Option<SandboxCursor>), StoreError> {
+    ) -> Result<(Vec<SandboxSummary>, Option<SandboxCursor>), StoreError> {
         self.readers
             .call("reading sandboxes", move |reader| {
                 sandbox::page(reader, include_destroyed, before.as_ref(), limit)

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::worker::WorkError;
 use super::{decode, encode};
-use crate::record::SandboxRecord;
+use crate::record::{SandboxRecord, SandboxSummary};
 use crate::{SandboxCursor, StoreError};
 
 pub(super) fn put(
@@ -73,8 +73,13 @@ pub(super) fn all(connection: &Connection, include_destroyed: bool) -> Result<Ve
         "SELECT body FROM sandboxes WHERE state <> 'DESTROYED' ORDER BY created_at DESC, id DESC"
     };
     let mut statement = connection.prepare_cached(sql)?;
-    let bodies = statement.query_map([], |row| row.get::<_, String>(0))?;
-    bodies.map(|body| Ok(decode("sandbox", &body?)?)).collect()
+    let mut rows = statement.query([])?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        let body = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+        records.push(decode("sandbox", body)?);
+    }
+    Ok(records)
 }
 
 /// Newest first; one row more than asked for tells whether there is a next page.
@@ -83,7 +88,7 @@ pub(super) fn page(
     include_destroyed: bool,
     before: Option<&SandboxCursor>,
     limit: u32,
-) -> Result<(Vec<SandboxRecord>, Option<SandboxCursor>), WorkError> {
+) -> Result<(Vec<SandboxSummary>, Option<SandboxCursor>), WorkError> {
     let sql = if include_destroyed {
         "SELECT body FROM sandboxes WHERE (created_at, id) < (?1, ?2) ORDER BY created_at DESC, id DESC LIMIT ?3"
     } else {
@@ -94,12 +99,12 @@ pub(super) fn page(
         (cursor.microseconds, cursor.id.to_string())
     });
     let mut statement = connection.prepare_cached(sql)?;
-    let bodies = statement.query_map(params![microseconds, id, i64::from(limit) + 1], |row| {
-        row.get::<_, String>(0)
-    })?;
-    let mut records: Vec<SandboxRecord> = bodies
-        .map(|body| Ok(decode("sandbox", &body?)?))
-        .collect::<Result<_, WorkError>>()?;
+    let mut rows = statement.query(params![microseconds, id, i64::from(limit) + 1])?;
+    let mut records: Vec<SandboxSummary> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let body = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+        records.push(decode("sandbox", body)?);
+    }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let next = if records.len() > limit {
         records.truncate(limit);
