@@ -20,7 +20,7 @@ const PROFILE: &str =
 const BY_HAND: &str = r#"#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/home/agent
 {
-mkdir -p /work && chown agent /work && cat /dev/vdb > /tmp/in.bundle && chown agent /tmp/in.bundle
+mkdir -p /work && chown agent /work && head -c "$(sed 's/.* bundle=//' /proc/cmdline)" /dev/vdb > /tmp/in.bundle && chown agent /tmp/in.bundle
 as="setpriv --reuid 1000 --regid 1000 --clear-groups"
 $as git clone -q /tmp/in.bundle /work/repo
 cd /work/repo
@@ -156,6 +156,7 @@ impl Hand {
         let begun = Instant::now();
         let bundle = at("in.bundle").display().to_string();
         repository.git(&["bundle", "create", "-q", &bundle, "HEAD", "main"])?;
+        // A disk is whole sectors, and git refuses what follows a bundle: the guest is told where it ends.
         let length = fs::metadata(at("in.bundle"))?.len();
         fs::OpenOptions::new()
             .write(true)
@@ -184,7 +185,7 @@ impl Hand {
             .arg(self.template.join("vmlinuz"))
             .arg("-initrd")
             .arg(self.template.join("initrd.img"))
-            .args(["-append", &self.command_line])
+            .args(["-append", &format!("{} bundle={length}", self.command_line)])
             .args([
                 "-drive",
                 &drive(&overlay, "qcow2"),
