@@ -13,9 +13,9 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("agentlab-protocol", &[]),
     ("agentlab-netpolicy", &[]),
     ("agentlab-channel", &["agentlab-protocol"]),
-    ("agentlab-config", &["agentlab-api"]),
+    ("agentlab-config", &["agentlab-api", "agentlab-protocol"]),
     // hands
-    ("agentlab-backend", &["agentlab-api"]),
+    ("agentlab-backend", &["agentlab-api", "agentlab-protocol"]),
     ("agentlab-store", &["agentlab-api"]),
     ("agentlab-client", &["agentlab-api"]),
     ("agentlab-template", &[]),

@@ -83,6 +83,18 @@ pub enum BackendError {
         /// How long was waited.
         seconds: u64,
     },
+    /// Somebody else works on the machine, and did for as long as was waited.
+    #[error("{action} of VM {vmid} had to wait too long for others: {reason}")]
+    Busy {
+        /// What was asked.
+        action: &'static str,
+        /// Of which machine.
+        vmid: Vmid,
+        /// In the hypervisor's own words.
+        reason: String,
+        /// What to do when it stays so.
+        hint: Option<String>,
+    },
     /// This back end cannot do it.
     #[error("This back end has no {what}")]
     Unsupported {
@@ -96,7 +108,7 @@ impl BackendError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. } => true,
             Self::Storage { source, .. } => {
                 matches!(
                     source.kind(),

@@ -5,7 +5,7 @@
 //!                │
 //!                ├── qemu/   drives QEMU itself over QMP (feature `qemu`)
 //!                ├── fake/   in memory, with fault injection (feature `fake`)
-//!                └── proxmox/, shell/ …
+//!                └── pve/    Proxmox VE: proxmox/ over REST (feature `proxmox`), shell/ over qm (feature `shell`)
 //! ```
 //!
 //! Every method is safe to repeat: asking for what already is so is success, and destroying what is absent is
@@ -17,8 +17,14 @@ mod machine;
 
 #[cfg(feature = "fake")]
 pub mod fake;
+#[cfg(feature = "proxmox")]
+pub mod proxmox;
+#[cfg(any(feature = "proxmox", feature = "shell"))]
+mod pve;
 #[cfg(feature = "qemu")]
 pub mod qemu;
+#[cfg(feature = "shell")]
+pub mod shell;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,6 +34,9 @@ pub use machine::{
     BackendInfo, Capabilities, CloneSpec, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp, Storage,
     Template, Usage,
 };
+
+#[cfg(any(feature = "proxmox", feature = "shell"))]
+pub use pve::{CloneMode, PveOptions};
 
 use agentlab_api::{ChannelKind, Vmid};
 
@@ -111,22 +120,24 @@ pub trait Channels: Send + Sync {
     async fn console(&self, vmid: Vmid, max_bytes: usize) -> Result<Vec<u8>>;
 }
 
-/// Extra disks. A back end without them answers [`BackendError::Unsupported`].
+/// Extra disks. A back end without them answers [`BackendError::Unsupported`]. A volume belongs to no machine, so none
+/// takes it along when it ends; that it is attached to one at a time is the back end's to see to, because no hypervisor
+/// does.
 #[async_trait]
 pub trait Volumes: Send + Sync {
-    /// Makes an empty volume of a size in GiB.
+    /// Makes an empty volume of a size in GiB. The same name and size again is the same volume.
     async fn create_volume(&self, _name: &str, _size_gb: u32) -> Result<String> {
         Err(BackendError::Unsupported { what: "volumes" })
     }
-    /// Attaches a volume to a machine; attached there already is success.
-    async fn attach_volume(&self, _volume: &str, _to: Vmid) -> Result<()> {
+    /// Attaches a volume to a machine; attached there already is success, attached elsewhere is refused.
+    async fn attach_volume(&self, _volume: &str, _to: Vmid, _stamp: &Stamp) -> Result<()> {
         Err(BackendError::Unsupported { what: "volumes" })
     }
-    /// Detaches it from whatever it is attached to; detached already is success.
-    async fn detach_volume(&self, _volume: &str) -> Result<()> {
+    /// Detaches it from a machine; detached already, or an absent machine, is success.
+    async fn detach_volume(&self, _volume: &str, _from: Vmid, _stamp: &Stamp) -> Result<()> {
         Err(BackendError::Unsupported { what: "volumes" })
     }
-    /// Destroys it; absent is success.
+    /// Destroys it; absent is success, attached is refused.
     async fn destroy_volume(&self, _volume: &str) -> Result<()> {
         Err(BackendError::Unsupported { what: "volumes" })
     }
@@ -135,12 +146,20 @@ pub trait Volumes: Send + Sync {
 /// Snapshots of a machine. A back end without them answers [`BackendError::Unsupported`].
 #[async_trait]
 pub trait Snapshots: Send + Sync {
-    /// Takes one, with memory when the machine runs.
-    async fn take_snapshot(&self, _of: Vmid, _name: &str) -> Result<()> {
+    /// Takes one, with memory when the machine runs. One of that name already is success.
+    async fn take_snapshot(&self, _of: Vmid, _stamp: &Stamp, _name: &str) -> Result<()> {
         Err(BackendError::Unsupported { what: "snapshots" })
     }
     /// Goes back to one.
-    async fn roll_back(&self, _of: Vmid, _name: &str) -> Result<()> {
+    async fn roll_back(&self, _of: Vmid, _stamp: &Stamp, _name: &str) -> Result<()> {
+        Err(BackendError::Unsupported { what: "snapshots" })
+    }
+    /// Removes one; absent is success.
+    async fn delete_snapshot(&self, _of: Vmid, _stamp: &Stamp, _name: &str) -> Result<()> {
+        Err(BackendError::Unsupported { what: "snapshots" })
+    }
+    /// Names of all, oldest first.
+    async fn snapshots(&self, _of: Vmid) -> Result<Vec<String>> {
         Err(BackendError::Unsupported { what: "snapshots" })
     }
 }

@@ -103,7 +103,9 @@ pub(crate) fn backend_failure(stage: &str, error: &BackendError) -> Failure {
             (ErrorCode::BackendUnreachable, None)
         }
         BackendError::Template { hint, .. } => (ErrorCode::TemplateUnavailable, hint.clone()),
-        BackendError::Refused { hint, .. } => (ErrorCode::BackendFailed, hint.clone()),
+        BackendError::Refused { hint, .. } | BackendError::Busy { hint, .. } => {
+            (ErrorCode::BackendFailed, hint.clone())
+        }
         BackendError::NoSuchMachine { .. }
         | BackendError::Conflict { .. }
         | BackendError::NotOurs { .. }

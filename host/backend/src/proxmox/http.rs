@@ -1,0 +1,315 @@
+//! Calls to one server.
+//!
+//! ```text
+//!   call ─► lane of its node (3 at once, 2 of them changes) ─► idle connection, or a new one ─► answer, bounded
+//! ```
+//! pveproxy closes a connection that was idle for about 5 s, and each after an error. Ours are given up before. What
+//! was lost on the way is told apart: a call that was never sent, one that certainly had no effect, and one of which
+//! nobody knows.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderValue, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::request::Request;
+use super::settings::{ApiUrl, ProxmoxSettings};
+use super::trust::Verifier;
+
+/// pveproxy's own patience is 5 s.
+const MOST_IDLE: Duration = Duration::from_millis(3500);
+/// Idle connections kept.
+const MOST_KEPT: usize = 4;
+/// How long a connection may take to stand.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Largest answer read: a guest's files do not come this way.
+const LARGEST_ANSWER: usize = 32 << 20;
+/// PVE's own bound is 512 KiB.
+const LARGEST_BODY: usize = 500 << 10;
+/// A node has three workers for calls that change something.
+const CALLS_PER_NODE: usize = 3;
+/// One lane is left for looks, however slow the changes are.
+const CHANGES_PER_NODE: usize = 2;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Lost {
+    /// It was never sent.
+    Unsent(String),
+    /// It was sent, and whether it took effect is not known.
+    Unanswered(String),
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) reason: String,
+    pub(crate) body: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    /// Dropped with it, which closes the connection.
+    _driver: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Lanes {
+    calls: Semaphore,
+    changes: Semaphore,
+}
+
+/// One server.
+#[derive(Debug)]
+pub(crate) struct Http {
+    url: ApiUrl,
+    name: ServerName<'static>,
+    authorization: HeaderValue,
+    host: HeaderValue,
+    patience: Duration,
+    verifier: Arc<Verifier>,
+    tls: Tls,
+    idle: Mutex<Vec<(Instant, Line)>>,
+    lanes: Mutex<HashMap<String, Arc<Lanes>>>,
+}
+
+/// A connector that can be shown.
+struct Tls(TlsConnector);
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Http {
+    /// Contacts nobody yet.
+    ///
+    /// # Errors
+    /// In words: the certificates to believe, the host's name or the token cannot be used.
+    pub(crate) fn new(settings: &ProxmoxSettings) -> Result<Self, String> {
+        let verifier = Verifier::new(&settings.trust)?;
+        let config = verifier.client_config()?;
+        let name = ServerName::try_from(settings.url.host.clone())
+            .map_err(|_| format!("`{}` is no name of a host", settings.url.host))?;
+        let header =
+            |text: &str| HeaderValue::from_str(text).map_err(|_| "it cannot stand in a header".to_owned());
+        let mut authorization = header(&format!("PVEAPIToken={}", settings.token.expose()))?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            name,
+            authorization,
+            host: header(&settings.url.authority())?,
+            url: settings.url.clone(),
+            patience: settings.call_patience,
+            verifier,
+            tls: Tls(TlsConnector::from(Arc::new(config))),
+            idle: Mutex::default(),
+            lanes: Mutex::default(),
+        })
+    }
+
+    fn lanes(&self, node: &str) -> Arc<Lanes> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            Arc::new(Lanes {
+                calls: Semaphore::new(CALLS_PER_NODE),
+                changes: Semaphore::new(CHANGES_PER_NODE),
+            })
+        };
+        lanes.entry(node.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// Makes a call. A question whose connection broke is asked once more; nothing else is repeated.
+    pub(crate) async fn call(&self, request: &Request) -> Result<Answer, Lost> {
+        if request
+            .body
+            .as_ref()
+            .is_some_and(|body| body.len() > LARGEST_BODY)
+        {
+            return Err(Lost::Unsent(format!(
+                "its parameters are longer than {LARGEST_BODY} bytes"
+            )));
+        }
+        let lanes = self.lanes(request.node());
+        // Neither is ever closed.
+        let _change = match request.is_question() {
+            true => None,
+            false => lanes.changes.acquire().await.ok(),
+        };
+        let _call = lanes.calls.acquire().await;
+        let answer = self.once(request).await;
+        match answer {
+            Err(Lost::Unanswered(words)) if request.is_question() => {
+                tracing::debug!(words, target = request.target, "asking again");
+                self.once(request).await
+            }
+            other => other,
+        }
+    }
+
+    async fn once(&self, request: &Request) -> Result<Answer, Lost> {
+        let mut line = self.take_idle();
+        loop {
+            let is_new = line.is_none();
+            let mut used = match line.take() {
+                Some(line) => line,
+                None => self.connect().await?,
+            };
+            let exchange = self.exchange(&mut used, request);
+            return match timeout(self.patience, exchange).await {
+                Ok(Ok(answer)) => {
+                    self.keep(used);
+                    Ok(answer)
+                }
+                // The server had closed it; nothing went out.
+                Ok(Err(Lost::Unsent(_))) if !is_new => continue,
+                Ok(Err(lost)) => Err(lost),
+                Err(_) => Err(Lost::Unanswered(format!(
+                    "no answer within {} s",
+                    self.patience.as_secs_f32()
+                ))),
+            };
+        }
+    }
+
+    fn take_idle(&self) -> Option<Line> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(since, line)| since.elapsed() < MOST_IDLE && !line.sender.is_closed());
+        idle.pop().map(|(_, line)| line)
+    }
+
+    fn keep(&self, line: Line) {
+        if line.sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MOST_KEPT {
+            idle.push((Instant::now(), line));
+        }
+    }
+
+    async fn connect(&self) -> Result<Line, Lost> {
+        let unsent = |words: String| Lost::Unsent(format!("{}: {words}", self.url));
+        let connect = async {
+            let stream = TcpStream::connect((self.url.host.as_str(), self.url.port))
+                .await
+                .map_err(|error| unsent(error.to_string()))?;
+            // Each call is one small write that waits for its answer.
+            let _ = stream.set_nodelay(true);
+            let stream = self
+                .tls
+                .0
+                .connect(self.name.clone(), stream)
+                .await
+                .map_err(|error| match self.verifier.explain() {
+                    Some(words) => unsent(words),
+                    None => unsent(format!("no TLS: {error}")),
+                })?;
+            let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| unsent(chain(&error)))?;
+            let mut driver = JoinSet::new();
+            // How it ends shows in the call that it carries.
+            driver.spawn(async move { drop(connection.await) });
+            Ok(Line {
+                sender,
+                _driver: driver,
+            })
+        };
+        match timeout(CONNECT, connect).await {
+            Ok(done) => done,
+            Err(_) => Err(unsent(format!("no connection within {} s", CONNECT.as_secs()))),
+        }
+    }
+
+    async fn exchange(&self, line: &mut Line, request: &Request) -> Result<Answer, Lost> {
+        let broken =
+            |error: &hyper::Error| format!("the connection to {} broke off: {}", self.url, chain(error));
+        if let Err(error) = line.sender.ready().await {
+            return Err(Lost::Unsent(broken(&error)));
+        }
+        let response = match line.sender.try_send_request(self.message(request)?).await {
+            Ok(response) => response,
+            Err(mut error) => {
+                let unsent = error.take_message().is_some();
+                let words = broken(&error.into_error());
+                return Err(if unsent {
+                    Lost::Unsent(words)
+                } else {
+                    Lost::Unanswered(words)
+                });
+            }
+        };
+        self.read(response).await
+    }
+
+    fn message(&self, request: &Request) -> Result<http::Request<Full<Bytes>>, Lost> {
+        let mut message = http::Request::builder()
+            .method(request.method.clone())
+            .uri(&request.target)
+            .header(HOST, self.host.clone())
+            .header(AUTHORIZATION, self.authorization.clone())
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("agentlab/", env!("CARGO_PKG_VERSION")));
+        if request.body.is_some() {
+            message = message.header(CONTENT_TYPE, "application/json");
+        }
+        let body = request.body.clone().unwrap_or_default();
+        message
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| Lost::Unsent(format!("`{}` is no target: {error}", request.target)))
+    }
+
+    async fn read(&self, response: Response<Incoming>) -> Result<Answer, Lost> {
+        let status = response.status();
+        let reason = response.extensions().get::<hyper::ext::ReasonPhrase>();
+        let reason = match reason {
+            Some(reason) => String::from_utf8_lossy(reason.as_bytes()).into_owned(),
+            None => status.canonical_reason().unwrap_or_default().to_owned(),
+        };
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame
+                .map_err(|error| Lost::Unanswered(format!("the answer broke off: {}", chain(&error))))?;
+            let Some(data) = frame.data_ref() else { continue };
+            if bytes.len() + data.len() > LARGEST_ANSWER {
+                return Err(Lost::Unanswered(format!(
+                    "the answer is longer than {LARGEST_ANSWER} bytes"
+                )));
+            }
+            bytes.extend_from_slice(data);
+        }
+        Ok(Answer {
+            status: status.as_u16(),
+            reason,
+            body: bytes,
+        })
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,146 @@
+//! Proxmox VE over its REST API, with a token.
+//!
+//! ```text
+//!   Pve over Rest ─┬─ request   a change or a question as method, target and JSON
+//!                 ├─ http      connections, calls per node, what was lost and what that means
+//!                 │    └─ trust    the certificate that is believed
+//!                 └─ task      the UPID of an answer, followed to its end
+//! ```
+
+mod http;
+mod request;
+mod settings;
+mod task;
+mod trust;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+pub use settings::{ApiToken, ApiUrl, Fingerprint, ProxmoxSettings, Trust};
+
+use crate::pve::{Change, Kind, Pve, Read, Refusal, Wire, with_jitter};
+use crate::{Backend, BackendError};
+use http::{Http, Lost};
+use request::Request;
+use task::{Standing, Upid};
+
+const KIND: &str = "proxmox";
+
+/// The REST back end. It checks what it is told, and contacts nobody: a node that does not answer yet is no reason not
+/// to start. Dropping it leaves everything as it is; PVE's tasks go on.
+///
+/// # Errors
+/// The certificates to believe, the host's name or the token cannot be used.
+pub fn connect(settings: ProxmoxSettings) -> crate::Result<Arc<dyn Backend>> {
+    let http = Http::new(&settings).map_err(|reason| BackendError::Unreachable {
+        backend: KIND,
+        action: "starting",
+        reason,
+    })?;
+    Ok(Arc::new(Pve::new(Rest { http }, settings.pve)))
+}
+
+/// The REST API of a server.
+#[derive(Debug)]
+struct Rest {
+    http: Http,
+}
+
+impl Rest {
+    async fn call(&self, request: &Request) -> Result<Value, Refusal> {
+        let answer = match self.http.call(request).await {
+            Ok(answer) => answer,
+            Err(Lost::Unsent(words)) => return Err(Refusal::unreached(words)),
+            Err(Lost::Unanswered(words)) => return Err(Refusal::unknown(words)),
+        };
+        if answer.status != 200 {
+            let refusal = Refusal::answered(answer.status, &answer.reason, &answer.body);
+            tracing::debug!(target = request.target, status = answer.status, %refusal, "refused");
+            return Err(refusal);
+        }
+        match serde_json::from_slice::<Value>(&answer.body) {
+            Ok(Value::Object(mut whole)) if whole.contains_key("data") => {
+                Ok(whole.remove("data").unwrap_or(Value::Null))
+            }
+            Ok(_) => Err(Refusal::unknown(
+                "the answer holds no `data`; is this a Proxmox VE?",
+            )),
+            Err(error) => Err(Refusal::unknown(format!("the answer is no JSON: {error}"))),
+        }
+    }
+
+    /// Follows a task to its end. A look that fails says nothing about the task.
+    async fn follow(&self, upid: &Upid, patience: Duration) -> Result<(), Refusal> {
+        let until = Instant::now() + patience;
+        let mut wait = task::FIRST_LOOK;
+        loop {
+            sleep(with_jitter(wait)).await;
+            let looked = match self.call(&Request::read(&upid.status())).await {
+                Ok(answer) => Standing::of(answer),
+                Err(refusal) => Err(refusal),
+            };
+            match looked {
+                Ok(Standing::Running) => {}
+                Ok(Standing::Done) => return Ok(()),
+                Ok(Standing::DoneWithWarnings) => {
+                    let log = self.log(upid).await;
+                    tracing::warn!(upid = upid.as_str(), ?log, "task ended with warnings");
+                    return Ok(());
+                }
+                Ok(Standing::Failed(end)) => return Err(Refusal::task(&end, &self.log(upid).await)),
+                Err(refusal) if matches!(refusal.kind, Kind::Unknown | Kind::Unreached) => {
+                    tracing::debug!(upid = upid.as_str(), %refusal, "task could not be looked at");
+                }
+                // Nothing is known of what it did.
+                Err(refusal) => {
+                    return Err(Refusal::unknown(format!(
+                        "its task cannot be followed: {refusal}"
+                    )));
+                }
+            }
+            if Instant::now() >= until {
+                let words = format!(
+                    "task {} did not end within {} s",
+                    upid.as_str(),
+                    patience.as_secs()
+                );
+                return Err(Refusal::unknown(words));
+            }
+            wait = wait.mul_f64(1.5).min(task::SLOWEST_LOOK);
+        }
+    }
+
+    /// The end of its log; nothing when that cannot be had.
+    async fn log(&self, upid: &Upid) -> Vec<String> {
+        let answer = self.call(&Request::read(&upid.log())).await;
+        answer.map(task::lines).unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Wire for Rest {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    async fn read(&self, read: &Read) -> Result<Value, Refusal> {
+        self.call(&Request::read(read)).await
+    }
+
+    async fn change(&self, node: &str, change: &Change, patience: Duration) -> Result<Value, Refusal> {
+        let data = self.call(&Request::change(node, change)).await?;
+        let upid = data.as_str().and_then(|text| text.parse::<Upid>().ok());
+        match upid {
+            Some(upid) => {
+                tracing::debug!(upid = upid.as_str(), "task begun");
+                self.follow(&upid, patience).await?;
+                Ok(Value::Null)
+            }
+            None => Ok(data),
+        }
+    }
+}

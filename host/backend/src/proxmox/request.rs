@@ -1,0 +1,156 @@
+//! Changes and questions as the REST API wants them.
+//!
+//! Bodies are JSON: of a form, PVE keeps only what stands between the first and the second `=` of a parameter. What is
+//! deleted has no body, and says everything in its query.
+
+use std::fmt::Write as _;
+
+use http::Method;
+use serde_json::{Map, Value};
+
+use crate::pve::{Change, Read, Values, pair};
+
+/// One call.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    /// Path and query, below `/api2/json`, encoded.
+    pub(crate) target: String,
+    /// JSON; `None` where a body is not allowed.
+    pub(crate) body: Option<String>,
+}
+
+impl Request {
+    pub(crate) fn read(read: &Read) -> Self {
+        let query: Vec<(&str, &str)> = read
+            .query
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
+            .collect();
+        Self {
+            method: Method::GET,
+            target: target(&read.path, &query),
+            body: None,
+        }
+    }
+
+    fn with_body(method: Method, path: &str, values: Values) -> Self {
+        let values: Map<String, Value> = values
+            .into_iter()
+            .map(|(key, value)| (key, Value::String(value)))
+            .collect();
+        Self {
+            method,
+            target: target(path, &[]),
+            body: Some(Value::Object(values).to_string()),
+        }
+    }
+
+    /// How a change is asked for on a node.
+    pub(crate) fn change(node: &str, change: &Change) -> Self {
+        let machine = |vmid| format!("/nodes/{node}/qemu/{vmid}");
+        let post = |path: String, values| Self::with_body(Method::POST, &path, values);
+        match change {
+            Change::Clone { template, to, values } => {
+                let mut all = vec![pair("newid", to)];
+                all.extend(values.iter().cloned());
+                post(format!("{}/clone", machine(template)), all)
+            }
+            Change::Set { vmid, values } => {
+                Self::with_body(Method::PUT, &format!("{}/config", machine(vmid)), values.clone())
+            }
+            Change::Resize { vmid, disk, size } => {
+                let values = vec![pair("disk", disk), pair("size", size)];
+                Self::with_body(Method::PUT, &format!("{}/resize", machine(vmid)), values)
+            }
+            Change::Power { vmid, to } => {
+                post(format!("{}/status/{}", machine(vmid), to.as_str()), Vec::new())
+            }
+            // Never with `destroy-unreferenced-disks`: it takes every volume of that number on every storage.
+            Change::Destroy { vmid } => Self::delete(&machine(vmid), &[("purge", "1")]),
+            Change::TakeSnapshot { vmid, name, memory } => {
+                let values = vec![pair("snapname", name), pair("vmstate", u8::from(*memory))];
+                post(format!("{}/snapshot", machine(vmid)), values)
+            }
+            Change::RollBack { vmid, name } => post(
+                format!("{}/snapshot/{}/rollback", machine(vmid), encoded(name)),
+                Vec::new(),
+            ),
+            Change::DeleteSnapshot { vmid, name } => {
+                Self::delete(&format!("{}/snapshot/{}", machine(vmid), encoded(name)), &[])
+            }
+            Change::Allocate {
+                storage,
+                owner,
+                filename,
+                size_gb,
+                format,
+            } => {
+                let values = vec![
+                    pair("vmid", owner),
+                    pair("filename", filename),
+                    pair("size", format!("{size_gb}G")),
+                    pair("format", format),
+                ];
+                post(
+                    format!("/nodes/{node}/storage/{}/content", encoded(storage)),
+                    values,
+                )
+            }
+            Change::Free { storage, volume } => Self::delete(
+                &format!(
+                    "/nodes/{node}/storage/{}/content/{}",
+                    encoded(storage),
+                    encoded(volume)
+                ),
+                &[],
+            ),
+        }
+    }
+
+    fn delete(path: &str, query: &[(&str, &str)]) -> Self {
+        Self {
+            method: Method::DELETE,
+            target: target(path, query),
+            body: None,
+        }
+    }
+
+    /// The node whose workers have the work: calls are counted by it. Empty for the whole cluster's.
+    pub(crate) fn node(&self) -> &str {
+        let rest = self.target.strip_prefix("/api2/json/nodes/").unwrap_or_default();
+        rest.split(['/', '?']).next().unwrap_or_default()
+    }
+
+    /// Whether asking twice is as good as once.
+    pub(crate) fn is_question(&self) -> bool {
+        self.method == Method::GET
+    }
+}
+
+/// `path` is of our own making, and what of it came from elsewhere is encoded already.
+fn target(path: &str, query: &[(&str, &str)]) -> String {
+    let mut target = format!("/api2/json{path}");
+    for (index, (key, value)) in query.iter().enumerate() {
+        let mark = if index == 0 { '?' } else { '&' };
+        let _ = write!(target, "{mark}{}={}", encoded(key), encoded(value));
+    }
+    target
+}
+
+/// Percent-encoded but for what is never special.
+pub(crate) fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:@!".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,159 @@
+//! Tasks: work that PVE goes on with after it has answered.
+//!
+//! An answer of 200 with a UPID says that a worker was begun. Most of what can be refused is refused inside it.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::pve::{Fields, Read, Refusal};
+
+use super::request::encoded;
+
+/// First and longest wait between two looks at a task.
+pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(40);
+pub(crate) const SLOWEST_LOOK: Duration = Duration::from_millis(1000);
+/// Lines of a log that are shown.
+const LOG_LINES: usize = 20;
+
+/// `UPID:node:pid:pstart:start:type:id:user:`, as PVE gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Upid {
+    text: String,
+    node: String,
+}
+
+impl FromStr for Upid {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let ["UPID", node, pid, pstart, start, kind, _, user, ""] = parts.as_slice() else {
+            return Err(());
+        };
+        let hexadecimal = |part: &&str, most: usize| {
+            (8..=most).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        let fits = hexadecimal(pid, 8)
+            && hexadecimal(pstart, 9)
+            && hexadecimal(start, 8)
+            && !node.is_empty()
+            && node
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
+            && !kind.is_empty()
+            && !user.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !fits {
+            return Err(());
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            node: (*node).to_owned(),
+        })
+    }
+}
+
+impl Upid {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn status(&self) -> Read {
+        Read::new(format!(
+            "/nodes/{}/tasks/{}/status",
+            self.node,
+            encoded(&self.text)
+        ))
+    }
+
+    pub(crate) fn log(&self) -> Read {
+        Read::new(format!("/nodes/{}/tasks/{}/log", self.node, encoded(&self.text))).with("limit", 500)
+    }
+}
+
+/// How a task stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Running,
+    Done,
+    /// It is done, and something in its log should be looked at.
+    DoneWithWarnings,
+    /// It ended with this.
+    Failed(String),
+}
+
+impl Standing {
+    pub(crate) fn of(answer: serde_json::Value) -> Result<Self, Refusal> {
+        let fields = Fields::of(answer).unwrap_or_default();
+        match (
+            fields.text("status").as_deref(),
+            fields.text("exitstatus").as_deref(),
+        ) {
+            (Some("running"), _) => Ok(Self::Running),
+            (Some("stopped"), Some("OK")) => Ok(Self::Done),
+            (Some("stopped"), Some(end)) if is_warnings(end) => Ok(Self::DoneWithWarnings),
+            (Some("stopped"), Some(end)) => Ok(Self::Failed(end.to_owned())),
+            (Some("stopped"), None) => Err(Refusal::unknown("its task ended, and PVE does not say how")),
+            _ => Err(Refusal::unknown("PVE does not say how its task stands")),
+        }
+    }
+}
+
+/// `WARNINGS: 2`.
+fn is_warnings(end: &str) -> bool {
+    end.strip_prefix("WARNINGS: ")
+        .is_some_and(|count| !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// The last lines of a log.
+pub(crate) fn lines(answer: serde_json::Value) -> Vec<String> {
+    let lines = Fields::list(answer).unwrap_or_default();
+    let mut lines: Vec<String> = lines.iter().filter_map(|line| line.text("t")).collect();
+    let from = lines.len().saturating_sub(LOG_LINES);
+    lines.split_off(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_upid_that_was_seen_is_read() {
+        for text in [
+            "UPID:pve8:00001433:000A5657:6B008793:qmclone:9000:agentlab@pve!lp:",
+            "UPID:pve8:000014A2:000A5DD9:6B0087A7:imgdel:777@local:root@pam!root:",
+            "UPID:pve-9:00001433:1000A5657:6B008793:qmmove:130-scsi0>101-scsi3:root@pam:",
+            "UPID:pve8:00001433:000A5657:6B008793:aptupdate::root@pam:",
+        ] {
+            let upid: Upid = text.parse().unwrap();
+            assert_eq!(upid.as_str(), text);
+            assert!(!upid.status().path.contains('>'), "{}", upid.status().path);
+        }
+        for text in [
+            "",
+            "UPID:nope:",
+            "UPID:../x:00001433:000A5657:6B008793:t:1:root@pam:",
+            "null",
+        ] {
+            assert_eq!(text.parse::<Upid>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn warnings_are_success_and_an_end_without_a_word_is_not() {
+        let standing = |answer| Standing::of(answer);
+        assert_eq!(standing(json!({"status": "running"})), Ok(Standing::Running));
+        assert_eq!(
+            standing(json!({"status": "stopped", "exitstatus": "OK"})),
+            Ok(Standing::Done)
+        );
+        let warned = json!({"status": "stopped", "exitstatus": "WARNINGS: 1"});
+        assert_eq!(standing(warned), Ok(Standing::DoneWithWarnings));
+        let failed = json!({"status": "stopped", "exitstatus": "WARNINGS: none"});
+        assert!(matches!(standing(failed), Ok(Standing::Failed(_))));
+        assert!(standing(json!({"status": "stopped"})).is_err());
+        assert!(standing(json!(null)).is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! What is asked of a node, as values. Each way to it renders them: the REST API as method, path and parameters, the
+//! shell as arguments of `qm` and `pvesm`.
+
+use agentlab_api::Vmid;
+
+/// A question. Asking has no effect, so it can be asked again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Read {
+    /// Below `/api2/json`.
+    pub(crate) path: String,
+    pub(crate) query: Vec<(&'static str, String)>,
+}
+
+impl Read {
+    pub(crate) fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            query: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with(mut self, key: &'static str, value: impl ToString) -> Self {
+        self.query.push((key, value.to_string()));
+        self
+    }
+
+    pub(crate) fn config(node: &str, vmid: Vmid) -> Self {
+        Self::new(format!("/nodes/{node}/qemu/{vmid}/config"))
+    }
+
+    pub(crate) fn status(node: &str, vmid: Vmid) -> Self {
+        Self::new(format!("/nodes/{node}/qemu/{vmid}/status/current"))
+    }
+
+    pub(crate) fn machines(node: &str) -> Self {
+        Self::new(format!("/nodes/{node}/qemu"))
+    }
+
+    pub(crate) fn resources() -> Self {
+        Self::new("/cluster/resources").with("type", "vm")
+    }
+
+    /// Answered with the number when nobody in the cluster has it, whatever the asker may see.
+    pub(crate) fn is_free(vmid: Vmid) -> Self {
+        Self::new("/cluster/nextid").with("vmid", vmid)
+    }
+}
+
+/// Power, as PVE names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PowerWord {
+    Start,
+    Stop,
+    Suspend,
+    Resume,
+}
+
+impl PowerWord {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Suspend => "suspend",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+/// Keys of a configuration with their values.
+pub(crate) type Values = Vec<(String, String)>;
+
+/// Something that has an effect. `Ok` means that it took effect, however long PVE works on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Clone {
+        template: Vmid,
+        to: Vmid,
+        values: Values,
+    },
+    Set {
+        vmid: Vmid,
+        values: Values,
+    },
+    Resize {
+        vmid: Vmid,
+        disk: String,
+        size: String,
+    },
+    Power {
+        vmid: Vmid,
+        to: PowerWord,
+    },
+    Destroy {
+        vmid: Vmid,
+    },
+    TakeSnapshot {
+        vmid: Vmid,
+        name: String,
+        memory: bool,
+    },
+    RollBack {
+        vmid: Vmid,
+        name: String,
+    },
+    DeleteSnapshot {
+        vmid: Vmid,
+        name: String,
+    },
+    Allocate {
+        storage: String,
+        owner: Vmid,
+        filename: String,
+        size_gb: u32,
+        format: String,
+    },
+    Free {
+        storage: String,
+        volume: String,
+    },
+}
+
+/// One key with its value.
+pub(crate) fn pair(key: &str, value: impl ToString) -> (String, String) {
+    (key.to_owned(), value.to_string())
+}

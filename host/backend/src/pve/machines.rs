@@ -1,0 +1,598 @@
+//! The trait's calls. Each attempt reads the machine's configuration and compares its stamp before it changes anything.
+
+use std::time::Duration;
+
+use agentlab_api::Vmid;
+use async_trait::async_trait;
+use tokio::time::sleep;
+
+use super::change::{Change, PowerWord, Read, Values, pair};
+use super::record::{Label, Record, net0};
+use super::view::Found;
+use super::{Fields, Kind, Pve, Refusal, Trouble, Wire, refused, with_jitter};
+use crate::{
+    BackendError, CloneSpec, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
+};
+
+const GIB: u64 = 1 << 30;
+/// On every machine of ours, for people who look at PVE's interface. It proves nothing.
+const TAG: &str = "agentlab";
+
+type Attempt<T> = std::result::Result<T, Trouble>;
+
+impl<W: Wire> Pve<W> {
+    /// Puts right what a clone inherits and must not keep. Only for what is proven ours.
+    async fn settle(&self, record: &Record, label: &Label) -> Attempt<()> {
+        let found_uuid = record.smbios().uuid().map(str::to_owned);
+        let is_noted = label.uuid.is_some() || found_uuid.is_none();
+        if is_noted && !record.is_protected() && !record.flag("onboot") {
+            return Ok(());
+        }
+        let label = Label {
+            uuid: found_uuid,
+            ..label.clone()
+        };
+        let mut values: Values = vec![
+            pair("description", label.replace_in(&record.description())),
+            pair("protection", 0),
+            pair("onboot", 0),
+            pair("tags", TAG),
+        ];
+        match self.set(record, values.clone()).await {
+            // An administrator may have reserved all tags; ours is for show only.
+            Err(refusal) if is_about_tags(&refusal) => {
+                tracing::warn!(vmid = %record.vmid, %refusal, "machine gets no tag");
+                values.retain(|(key, _)| key != "tags");
+                Ok(self.set(record, values).await?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// The machine of this spec, put right, if it is there.
+    async fn made_already(&self, spec: &CloneSpec) -> Attempt<Option<Machine>> {
+        let taken = |reason: String| -> Trouble {
+            BackendError::Conflict {
+                vmid: spec.vmid,
+                reason,
+            }
+            .into()
+        };
+        let record = match self.find("clone", spec.vmid).await? {
+            Found::Nothing => return Ok(None),
+            Found::Container => return Err(taken("a container has it".to_owned())),
+            Found::Hidden(refusal) => return Err(taken(refusal.words)),
+            Found::Here(record) => record,
+        };
+        let label = record.label();
+        // While PVE makes it, nothing may stand there that says whose it will be.
+        if record.is_being_made() && label.as_ref().is_none_or(|label| label.stamp == spec.stamp) {
+            let words = format!("VM is locked (clone): PVE is making VM {}", spec.vmid);
+            return Err(Refusal::new(Kind::Locked("clone".to_owned()), words).into());
+        }
+        match label {
+            None => Err(taken("a machine without a stamp of ours has it".to_owned())),
+            Some(label) if label.stamp != spec.stamp => {
+                Err(taken(format!("a machine with the stamp {} has it", label.stamp)))
+            }
+            Some(label) if label.template != spec.template || record.name() != spec.name => Err(taken(
+                format!("it is `{}`, a clone of {}", record.name(), label.template),
+            )),
+            Some(label) => {
+                self.settle(&record, &label).await?;
+                let power = self.power(&record).await?;
+                self.view.note(spec.vmid, &spec.name, Some(label.stamp.clone()));
+                Ok(Some(Machine {
+                    vmid: spec.vmid,
+                    name: record.name(),
+                    power,
+                    stamp: Some(label.stamp),
+                }))
+            }
+        }
+    }
+
+    /// The template, wherever in the cluster it is.
+    async fn template(&self, vmid: Vmid) -> Attempt<Record> {
+        let unusable = |reason: String, hint: String| -> Trouble {
+            BackendError::Template {
+                template: vmid.to_string(),
+                reason,
+                hint: Some(hint),
+            }
+            .into()
+        };
+        let node = self.node().await?;
+        let record = match self.record(node, vmid).await {
+            Ok(record) => record,
+            Err(refusal) if matches!(refusal.kind, Kind::NoMachine | Kind::Permission(_)) => {
+                let elsewhere = self.template_nodes().await?;
+                let Some((_, node, _)) = elsewhere.into_iter().find(|(found, _, _)| *found == vmid) else {
+                    let hint = format!(
+                        "make the template with `agentlab-template`, or grant the token the role PVETemplateUser on \
+                         /vms/{vmid}"
+                    );
+                    return Err(unusable(refusal.words, hint));
+                };
+                self.record(&node, vmid).await?
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
+        if !record.is_template() {
+            let reason = "it is a machine and no template".to_owned();
+            return Err(unusable(
+                reason,
+                format!("stop it and convert it with `qm template {vmid}`"),
+            ));
+        }
+        if record.root_disk().is_none() {
+            let reason = "it has no disk that it boots from".to_owned();
+            return Err(unusable(
+                reason,
+                "set its boot order with `qm set --boot`".to_owned(),
+            ));
+        }
+        Ok(record)
+    }
+
+    /// Ways to clone, in the order to try.
+    async fn fullness(&self, template: &Record) -> Vec<bool> {
+        match self.options.clone {
+            super::CloneMode::Linked => vec![false],
+            super::CloneMode::Full => vec![true],
+            super::CloneMode::Auto => {
+                let path = format!("/nodes/{}/qemu/{}/feature", template.node, template.vmid);
+                let answer = self.wire.read(&Read::new(path).with("feature", "clone")).await;
+                let can = answer.ok().and_then(Fields::of);
+                match can {
+                    Some(can) if !can.flag("hasFeature") => vec![true],
+                    Some(_) | None => vec![false, true],
+                }
+            }
+        }
+    }
+
+    async fn clone_once(&self, spec: &CloneSpec) -> Attempt<Machine> {
+        if let Some(machine) = self.made_already(spec).await? {
+            return Ok(machine);
+        }
+        let template = self.template(spec.template).await?;
+        let fullness = self.fullness(&template).await;
+        let storage = template.root_disk().map(|disk| disk.storage().to_owned());
+        let turns = self.storage_turns(&storage.unwrap_or_default());
+        // Never closed.
+        let _turn = turns.acquire().await;
+        let mut answer = Err(Refusal::new(Kind::Other, "no way to clone is configured"));
+        for full in fullness {
+            answer = self.make(spec, &template, full).await;
+            if !matches!(&answer, Err(refusal) if refusal.kind == Kind::NoLinkedClone) {
+                break;
+            }
+        }
+        self.view.forget(spec.vmid);
+        let refusal = answer.err();
+        // Neither a yes nor a no proves whose the machine is: only its description does.
+        match (self.made_already(spec).await, refusal) {
+            (Ok(Some(machine)), _) => Ok(machine),
+            (_, Some(refusal)) if refusal.kind == Kind::Unknown => Err(refusal.into()),
+            (Err(trouble), _) => Err(trouble),
+            (Ok(None), Some(refusal)) => Err(refusal.into()),
+            (Ok(None), None) => Err(Refusal::unknown("its task ended well, and it is not there").into()),
+        }
+    }
+
+    async fn make(
+        &self,
+        spec: &CloneSpec,
+        template: &Record,
+        full: bool,
+    ) -> std::result::Result<(), Refusal> {
+        let label = Label {
+            stamp: spec.stamp.clone(),
+            vmid: spec.vmid,
+            template: spec.template,
+            uuid: None,
+            mac: None,
+        };
+        let mut values = vec![
+            pair("name", &spec.name),
+            pair("description", label.to_line()),
+            pair("full", u8::from(full)),
+        ];
+        values.extend(self.options.pool.as_ref().map(|pool| pair("pool", pool)));
+        let storage = self.options.storage.as_ref().filter(|_| full);
+        values.extend(storage.map(|storage| pair("storage", storage)));
+        let node = self.node.get().map(String::as_str).unwrap_or_default();
+        if template.node != node {
+            values.push(pair("target", node));
+        }
+        let change = Change::Clone {
+            template: spec.template,
+            to: spec.vmid,
+            values,
+        };
+        let patience = self.options.clone_patience;
+        self.wire
+            .change(&template.node, &change, patience)
+            .await
+            .map(drop)
+    }
+
+    async fn configure_once(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Attempt<()> {
+        const ACTION: &str = "configure";
+        let record = self.ours(ACTION, vmid, stamp).await?;
+        let root = record
+            .root_disk()
+            .ok_or_else(|| refused(ACTION, vmid, "it has no disk that it boots from"))?;
+        let wanted_bytes = shape.root_size_gb.map(|gb| u64::from(gb) * GIB);
+        if let (Some(wanted), Some(has)) = (wanted_bytes, root.bytes)
+            && wanted < has
+        {
+            return Err(BackendError::Refused {
+                action: ACTION,
+                vmid,
+                reason: format!(
+                    "its disk has {} MiB and cannot shrink to {} MiB",
+                    has.div_ceil(1 << 20),
+                    wanted >> 20
+                ),
+                hint: Some(format!("ask for {} GiB or more", has.div_ceil(GIB))),
+            }
+            .into());
+        }
+        let grows = wanted_bytes.is_some_and(|wanted| root.bytes.is_none_or(|has| wanted > has));
+        let has_shape = has_shape(&record, shape, &self.options.bridge);
+        if has_shape && !grows {
+            return Ok(());
+        }
+        if self.power(&record).await? != Power::Stopped {
+            return Err(refused(ACTION, vmid, "it is running").into());
+        }
+        if !has_shape {
+            self.shape(&record, shape).await?;
+        }
+        if let (true, Some(gb)) = (grows, shape.root_size_gb) {
+            let change = Change::Resize {
+                vmid,
+                disk: root.slot,
+                size: format!("{gb}G"),
+            };
+            self.change(&record.node, change).await?;
+        }
+        Ok(())
+    }
+
+    async fn shape(&self, record: &Record, shape: &Shape) -> Attempt<()> {
+        let mut values = shape_values(record, shape, &self.options.bridge);
+        // Two tenants' memory is never merged. Versions before 9 have no word for it.
+        if self.version().await?.major >= 9 {
+            values.push(pair("allow-ksm", 0));
+        }
+        match self.set(record, values.clone()).await {
+            Err(Refusal {
+                kind: Kind::Invalid(errors),
+                ..
+            }) if errors.iter().all(|(key, _)| key == "allow-ksm") => {
+                values.retain(|(key, _)| key != "allow-ksm");
+                Ok(self.set(record, values).await?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    async fn power_on_once(&self, vmid: Vmid, stamp: &Stamp) -> Attempt<()> {
+        const ACTION: &str = "power on";
+        let record = self.ours(ACTION, vmid, stamp).await?;
+        match self.power(&record).await? {
+            Power::Running => return Ok(()),
+            Power::Suspended => return Err(refused(ACTION, vmid, "it is suspended").into()),
+            Power::Stopped => {}
+        }
+        // The policy knows one port of this machine, by the name that its first NIC's tap gets on our bridge. Whatever
+        // else it has would reach a network that nobody filters.
+        stands_where_it_should(&record, &self.options.bridge)
+            .map_err(|reason| refused(ACTION, vmid, reason))?;
+        let node = self.node().await?;
+        if record.node != node {
+            let reason = format!(
+                "it is on node {}, and its network is guarded on {node} only",
+                record.node
+            );
+            return Err(refused(ACTION, vmid, reason).into());
+        }
+        self.switch(&record, PowerWord::Start, Power::Running).await
+    }
+
+    /// Switches, and believes the machine rather than an answer that may be about somebody else's switch.
+    async fn switch(&self, record: &Record, to: PowerWord, wanted: Power) -> Attempt<()> {
+        let vmid = record.vmid;
+        let answer = self.change(&record.node, Change::Power { vmid, to }).await;
+        match answer {
+            Ok(()) => Ok(()),
+            Err(refusal)
+                if matches!(
+                    refusal.kind,
+                    Kind::AlreadyRunning | Kind::NotRunning | Kind::Unknown
+                ) =>
+            {
+                match self.power(record).await {
+                    Ok(power) if power == wanted => Ok(()),
+                    Ok(_) | Err(_) => Err(refusal.into()),
+                }
+            }
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    async fn power_off_once(&self, vmid: Vmid, stamp: &Stamp) -> Attempt<()> {
+        let Some(record) = self.ours_or_absent("power off", vmid, stamp).await? else {
+            return Ok(());
+        };
+        if self.power(&record).await? == Power::Stopped {
+            return Ok(());
+        }
+        self.switch(&record, PowerWord::Stop, Power::Stopped).await
+    }
+
+    async fn pause_once(&self, vmid: Vmid, stamp: &Stamp, to: PowerWord) -> Attempt<()> {
+        let (action, wanted) = match to {
+            PowerWord::Suspend => ("suspend", Power::Suspended),
+            PowerWord::Resume | PowerWord::Start | PowerWord::Stop => ("resume", Power::Running),
+        };
+        let record = self.ours(action, vmid, stamp).await?;
+        match self.power(&record).await? {
+            Power::Stopped => Err(refused(action, vmid, "it is not running").into()),
+            power if power == wanted => Ok(()),
+            Power::Running | Power::Suspended => self.switch(&record, to, wanted).await,
+        }
+    }
+
+    async fn destroy_once(&self, vmid: Vmid, stamp: &Stamp) -> Attempt<()> {
+        const ACTION: &str = "destroy";
+        let Some(record) = self.ours_or_absent(ACTION, vmid, stamp).await? else {
+            return Ok(());
+        };
+        if self.power(&record).await? != Power::Stopped {
+            self.switch(&record, PowerWord::Stop, Power::Stopped).await?;
+        }
+        if record.is_protected() {
+            self.set(&record, vec![pair("protection", 0)]).await?;
+        }
+        let answer = self.change(&record.node, Change::Destroy { vmid }).await;
+        self.view.forget(vmid);
+        match (answer, self.wire.read(&Read::is_free(vmid)).await) {
+            (_, Ok(_)) => Ok(()),
+            (Err(refusal), Err(_)) => Err(refusal.into()),
+            // Somebody may have got the number at once.
+            (Ok(()), Err(refusal)) if refusal.kind == Kind::Taken => {
+                match self.ours_or_absent(ACTION, vmid, stamp).await {
+                    Ok(Some(_)) => {
+                        Err(refused(ACTION, vmid, "its task ended well, and it is still there").into())
+                    }
+                    Ok(None) | Err(Trouble::Ours(BackendError::NotOurs { .. })) => Ok(()),
+                    Err(trouble) => Err(trouble),
+                }
+            }
+            // PVE said that it is done.
+            (Ok(()), Err(_)) => Ok(()),
+        }
+    }
+}
+
+fn is_about_tags(refusal: &Refusal) -> bool {
+    if let Kind::Invalid(errors) = &refusal.kind {
+        return errors.iter().any(|(key, _)| key == "tags");
+    }
+    matches!(&refusal.kind, Kind::Permission(Some((_, needs))) if needs.contains("tag"))
+}
+
+/// Whether a configuration is what a shape asks for already, the disk aside.
+fn has_shape(record: &Record, shape: &Shape, bridge: &str) -> bool {
+    let mac = shape.mac.to_string();
+    let is_labelled = record
+        .label()
+        .and_then(|label| label.mac)
+        .is_some_and(|noted| noted.eq_ignore_ascii_case(&mac));
+    is_labelled
+        && record.number("cores").unwrap_or(1) == u64::from(shape.cores)
+        && record.number("sockets").unwrap_or(1) == 1
+        && record.number("memory") == Some(u64::from(shape.memory_mb))
+        && stands_where_it_should(record, bridge).is_ok()
+}
+
+fn shape_values(record: &Record, shape: &Shape, bridge: &str) -> Values {
+    let mut values = vec![
+        pair("cores", shape.cores),
+        pair("memory", shape.memory_mb),
+        pair("balloon", 0),
+        pair("net0", net0(&shape.mac, bridge)),
+    ];
+    if record.number("sockets").unwrap_or(1) != 1 {
+        values.push(pair("sockets", 1));
+    }
+    if record.has_cloud_init() {
+        // PVE's own default lets the first boot upgrade every package.
+        values.push(pair("ciupgrade", 0));
+    }
+    if let Some(label) = record.label() {
+        let label = Label {
+            mac: Some(shape.mac.to_string().to_uppercase()),
+            ..label
+        };
+        values.push(pair("description", label.replace_in(&record.description())));
+    }
+    let others: Vec<String> = record
+        .nics()
+        .into_iter()
+        .map(|(slot, _)| slot)
+        .filter(|slot| slot != "net0")
+        .collect();
+    if !others.is_empty() {
+        values.push(pair("delete", others.join(",")));
+    }
+    values
+}
+
+/// One NIC, on our bridge, with the address that the policy pins.
+fn stands_where_it_should(record: &Record, bridge: &str) -> std::result::Result<(), String> {
+    let mac = record.label().and_then(|label| label.mac);
+    let mac = mac.ok_or("it was never configured")?;
+    let nics = record.nics();
+    let [(slot, net)] = nics.as_slice() else {
+        return Err(format!("it has {} NICs, and must have one", nics.len()));
+    };
+    let is_pinned = net
+        .mac
+        .as_ref()
+        .is_some_and(|found| found.eq_ignore_ascii_case(&mac));
+    if slot != "net0" || !is_pinned {
+        return Err(format!("its NIC is not the one it was configured with, {mac}"));
+    }
+    match &net.bridge {
+        Some(found) if found == bridge && !net.firewall => Ok(()),
+        Some(found) if found == bridge => Err("its NIC is behind a bridge of PVE's own firewall".to_owned()),
+        Some(found) => Err(format!("its NIC is on bridge {found}, and must be on {bridge}")),
+        None => Err(format!("its NIC is on no bridge, and must be on {bridge}")),
+    }
+}
+
+#[async_trait]
+impl<W: Wire> Machines for Pve<W> {
+    async fn templates(&self) -> Result<Vec<Template>> {
+        let unreachable = |refusal: Refusal| refusal.into_unreachable(self.wire.kind(), "templates");
+        let (first, last) = self.options.vmids;
+        let mut templates = Vec::new();
+        for (vmid, _, name) in self.template_nodes().await.map_err(unreachable)? {
+            if !(first..=last).contains(&vmid) {
+                templates.push(Template {
+                    id: name.clone(),
+                    name,
+                    vmid,
+                    runner_version: None,
+                });
+            }
+        }
+        // What pvestatd has not told the cluster yet, the node itself knows.
+        for (vmid, listed) in self.listed(Duration::from_secs(1)).await? {
+            let is_known = templates.iter().any(|template| template.vmid == vmid);
+            if listed.is_template && !is_known && !(first..=last).contains(&vmid) {
+                templates.push(Template {
+                    id: listed.name.clone(),
+                    name: listed.name,
+                    vmid,
+                    runner_version: None,
+                });
+            }
+        }
+        templates.sort_by_key(|template| template.vmid);
+        Ok(templates)
+    }
+
+    async fn clone_template(&self, spec: &CloneSpec) -> Result<Machine> {
+        let _turn = self.turn(spec.vmid).await;
+        self.patiently("clone", spec.vmid, || self.clone_once(spec)).await
+    }
+
+    async fn configure(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Result<()> {
+        let _turn = self.turn(vmid).await;
+        self.patiently("configure", vmid, || self.configure_once(vmid, stamp, shape))
+            .await
+    }
+
+    async fn power_on(&self, vmid: Vmid, stamp: &Stamp, with: PowerOn) -> Result<()> {
+        if with.nic.is_some_and(|nic| nic.tap.is_some()) {
+            return Err(BackendError::Unsupported {
+                what: "use for a tap device: Proxmox makes its own",
+            });
+        }
+        let _turn = self.turn(vmid).await;
+        self.patiently("power on", vmid, || self.power_on_once(vmid, stamp))
+            .await
+    }
+
+    async fn power_off(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let _turn = self.turn(vmid).await;
+        let done = self
+            .patiently("power off", vmid, || self.power_off_once(vmid, stamp))
+            .await;
+        absent_is_success(done)
+    }
+
+    async fn suspend(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let _turn = self.turn(vmid).await;
+        let attempt = || self.pause_once(vmid, stamp, PowerWord::Suspend);
+        self.patiently("suspend", vmid, attempt).await
+    }
+
+    async fn resume(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let _turn = self.turn(vmid).await;
+        let attempt = || self.pause_once(vmid, stamp, PowerWord::Resume);
+        self.patiently("resume", vmid, attempt).await
+    }
+
+    async fn inspect(&self, vmid: Vmid) -> Result<Option<Machine>> {
+        match self.describe("inspect", vmid).await {
+            Err(BackendError::NoSuchMachine { .. }) => self.describe("inspect", vmid).await,
+            done => done,
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Machine>> {
+        self.list_all().await
+    }
+
+    async fn destroy(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let _turn = self.turn(vmid).await;
+        let done = self
+            .patiently("destroy", vmid, || self.destroy_once(vmid, stamp))
+            .await;
+        absent_is_success(done)
+    }
+
+    async fn stopped(&self, vmid: Vmid) -> Result<()> {
+        let interval = self.options.watch_interval;
+        loop {
+            let known = self.listed(interval).await;
+            let seems_up = matches!(&known, Ok(known) if known.get(&vmid).is_some_and(|line| line.runs));
+            if !seems_up {
+                match self.describe("watch", vmid).await {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(machine)) if machine.power == Power::Stopped && machine.stamp.is_some() => {
+                        return Ok(());
+                    }
+                    // Nothing is concluded from no answer, nor of what cannot be read.
+                    Ok(Some(_)) | Err(_) => {}
+                }
+            }
+            sleep(with_jitter(interval)).await;
+        }
+    }
+
+    async fn usage(&self, vmid: Vmid) -> Result<Usage> {
+        let failed = |refusal: Refusal| refusal.into_error(self.wire.kind(), "usage", vmid);
+        let record = match self.find("usage", vmid).await? {
+            Found::Nothing | Found::Container => return Err(BackendError::NoSuchMachine { vmid }),
+            Found::Hidden(refusal) => return Err(failed(refusal)),
+            Found::Here(record) => record,
+        };
+        let answer = self
+            .wire
+            .read(&Read::status(&record.node, vmid))
+            .await
+            .map_err(failed)?;
+        let status = Fields::of(answer).unwrap_or_default();
+        // PVE tells a share of its processors at the moment; over its uptime that is an estimate.
+        let share = status.fraction("cpu").unwrap_or(0.0) * status.fraction("cpus").unwrap_or(1.0);
+        Ok(Usage {
+            cpu_seconds: share * status.fraction("uptime").unwrap_or(0.0),
+            memory_bytes: status.number("mem").unwrap_or(0),
+        })
+    }
+}
+
+fn absent_is_success(done: Result<()>) -> Result<()> {
+    match done {
+        Err(BackendError::NoSuchMachine { .. }) => Ok(()),
+        other => other,
+    }
+}

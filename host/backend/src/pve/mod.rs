@@ -1,0 +1,370 @@
+//! Proxmox VE, whichever way a node is spoken to.
+//!
+//! ```text
+//!   Backend ◄── machines, seeds, volumes, snapshots     what is asked for, and what proves that a machine is ours
+//!                  │        record, smbios, refusal     what PVE keeps and says, read
+//!                  ▼
+//!                Wire ──┬── proxmox/   REST over TLS with a token       feature `proxmox`
+//!                       └── shell/     qm, pvesh, pvesm as root         feature `shell`
+//! ```
+//!
+//! A change follows one pattern: take the machine's turn, read its configuration, compare the stamp, change it with the
+//! digest that was read. Somebody else's lock is waited for, and then all of it is done again, because meanwhile the
+//! machine may have become somebody else's.
+//!
+//! PVE's own list of machines shows only what the asker may see, so that a machine is gone is believed only of
+//! `nextid`, which tells every asker what number is free in the whole cluster.
+
+mod answer;
+mod change;
+mod machines;
+mod options;
+mod record;
+mod refusal;
+mod seeds;
+mod smbios;
+mod snapshots;
+mod view;
+mod volumes;
+mod wire;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agentlab_api::{ChannelKind, Vmid};
+use async_trait::async_trait;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::{Instant, sleep};
+
+use crate::{Backend, BackendError, BackendInfo, ByteStream, Capabilities, Channels, Machine, Result, Stamp};
+
+pub(crate) use answer::Fields;
+#[cfg(test)]
+pub(crate) use change::PowerWord;
+pub(crate) use change::{Change, Read, Values, pair};
+pub use options::{CloneMode, PveOptions};
+use record::Record;
+pub(crate) use refusal::{Kind, Refusal};
+use view::View;
+pub(crate) use wire::Wire;
+
+/// How many clones one storage makes at once: it has one lock, and who waits for it for 10 s has failed.
+const CLONES_PER_STORAGE: usize = 2;
+
+/// Version of a node.
+#[derive(Debug, Clone)]
+struct Version {
+    text: String,
+    major: u64,
+}
+
+/// A node, over one way or the other.
+#[derive(Debug)]
+pub(crate) struct Pve<W> {
+    wire: W,
+    options: PveOptions,
+    node: OnceCell<String>,
+    version: OnceCell<Version>,
+    /// Held by whoever changes the machine.
+    turns: Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>,
+    storages: Mutex<HashMap<String, Arc<Semaphore>>>,
+    view: View,
+}
+
+/// Why an attempt ended.
+enum Trouble {
+    /// PVE said no; perhaps only because somebody else was at it.
+    Refused(Refusal),
+    /// We say no.
+    Ours(BackendError),
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<BackendError> for Trouble {
+    fn from(error: BackendError) -> Self {
+        Self::Ours(error)
+    }
+}
+
+impl<W: Wire> Pve<W> {
+    pub(crate) fn new(wire: W, options: PveOptions) -> Self {
+        Self {
+            wire,
+            node: OnceCell::new(),
+            version: OnceCell::new(),
+            turns: Mutex::default(),
+            storages: Mutex::default(),
+            view: View::default(),
+            options,
+        }
+    }
+
+    /// The node machines are made on. A cluster has several, and the first of a list is any of them.
+    async fn node(&self) -> Result<&str> {
+        let find = async || {
+            if let Some(node) = &self.options.node {
+                return Ok(node.clone());
+            }
+            let action = "finding its node";
+            let answer = self
+                .wire
+                .read(&Read::new("/nodes"))
+                .await
+                .map_err(|refusal| refusal.into_unreachable(self.wire.kind(), action))?;
+            let nodes: Vec<String> = Fields::list(answer)
+                .unwrap_or_default()
+                .iter()
+                .filter_map(|node| node.text("node"))
+                .collect();
+            choose_node(nodes, host_name().as_deref()).map_err(|reason| BackendError::Unreachable {
+                backend: self.wire.kind(),
+                action,
+                reason,
+            })
+        };
+        self.node.get_or_try_init(find).await.map(String::as_str)
+    }
+
+    async fn version(&self) -> Result<&Version> {
+        let read = async || {
+            let action = "reading its version";
+            let unreachable = |refusal: Refusal| refusal.into_unreachable(self.wire.kind(), action);
+            let answer = self
+                .wire
+                .read(&Read::new("/version"))
+                .await
+                .map_err(unreachable)?;
+            let text = Fields::of(answer).and_then(|fields| fields.text("version"));
+            let text = text.ok_or_else(|| unreachable(Refusal::unknown("the answer names no version")))?;
+            let major = text.split('.').next().and_then(|major| major.parse().ok());
+            Ok(Version {
+                major: major.unwrap_or(0),
+                text,
+            })
+        };
+        self.version.get_or_try_init(read).await
+    }
+
+    /// The machine's turn: one change at a time.
+    async fn turn(&self, vmid: Vmid) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry(vmid).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+
+    fn storage_turns(&self, storage: &str) -> Arc<Semaphore> {
+        let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
+        let turns = storages.entry(storage.to_owned());
+        turns
+            .or_insert_with(|| Arc::new(Semaphore::new(CLONES_PER_STORAGE)))
+            .clone()
+    }
+
+    /// Tries until it is done, refused, or others have held it up for too long.
+    async fn patiently<T, F>(&self, action: &'static str, vmid: Vmid, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, Trouble>>,
+    {
+        let until = Instant::now() + self.options.lock_patience;
+        let mut wait = Duration::from_millis(200);
+        loop {
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(Trouble::Refused(refusal)) if refusal.is_busy() && Instant::now() < until => {
+                    tracing::debug!(%vmid, action, %refusal, "waiting for others");
+                    sleep(with_jitter(wait)).await;
+                    wait = wait.saturating_mul(2).min(Duration::from_secs(3));
+                }
+                Err(Trouble::Refused(refusal)) => {
+                    return Err(refusal.into_error(self.wire.kind(), action, vmid));
+                }
+                Err(Trouble::Ours(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// A change that a task makes, on the node where the machine is.
+    async fn change(&self, node: &str, change: Change) -> std::result::Result<(), Refusal> {
+        let patience = self.options.task_patience;
+        self.wire.change(node, &change, patience).await.map(drop)
+    }
+
+    /// Changes keys of a configuration that is still the one that was read.
+    async fn set(&self, record: &Record, mut values: Values) -> std::result::Result<(), Refusal> {
+        values.extend(record.digest().map(|digest| pair("digest", digest)));
+        let vmid = record.vmid;
+        self.change(&record.node, Change::Set { vmid, values }).await
+    }
+
+    /// The machine, if its stamp is this one.
+    async fn ours_or_absent(
+        &self,
+        action: &'static str,
+        vmid: Vmid,
+        stamp: &Stamp,
+    ) -> std::result::Result<Option<Record>, Trouble> {
+        match self.find(action, vmid).await? {
+            view::Found::Nothing => Ok(None),
+            view::Found::Hidden(refusal) => Err(refusal.into_error(self.wire.kind(), action, vmid).into()),
+            view::Found::Container => Err(not_ours(vmid, "it is a container").into()),
+            view::Found::Here(record) => match record.label() {
+                Some(label) if label.stamp == *stamp => Ok(Some(*record)),
+                Some(label) => {
+                    self.view.forget(vmid);
+                    Err(not_ours(vmid, format!("its stamp is {}", label.stamp)).into())
+                }
+                // What it will be is not known before PVE is done with it.
+                None if record.is_being_made() => Err(Refusal::new(
+                    Kind::Locked("clone".to_owned()),
+                    format!("VM is locked (clone): PVE is making VM {vmid}"),
+                )
+                .into()),
+                None => {
+                    self.view.forget(vmid);
+                    Err(not_ours(vmid, "its description has no stamp, or one of another machine").into())
+                }
+            },
+        }
+    }
+
+    async fn ours(
+        &self,
+        action: &'static str,
+        vmid: Vmid,
+        stamp: &Stamp,
+    ) -> std::result::Result<Record, Trouble> {
+        let found = self.ours_or_absent(action, vmid, stamp).await?;
+        found.ok_or_else(|| BackendError::NoSuchMachine { vmid }.into())
+    }
+}
+
+fn not_ours(vmid: Vmid, reason: impl Into<String>) -> BackendError {
+    BackendError::NotOurs {
+        vmid,
+        reason: reason.into(),
+    }
+}
+
+fn refused(action: &'static str, vmid: Vmid, reason: impl Into<String>) -> BackendError {
+    BackendError::Refused {
+        action,
+        vmid,
+        reason: reason.into(),
+        hint: None,
+    }
+}
+
+/// Half as long to as long again: callers that failed together must not come back together.
+pub(crate) fn with_jitter(wait: Duration) -> Duration {
+    let mut byte = [128u8];
+    // Without randomness there is still a wait.
+    let _ = getrandom::fill(&mut byte);
+    wait.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
+}
+
+fn choose_node(mut nodes: Vec<String>, host: Option<&str>) -> std::result::Result<String, String> {
+    if let Some(host) = host
+        && nodes.iter().any(|node| node == host)
+    {
+        return Ok(host.to_owned());
+    }
+    match (nodes.pop(), nodes.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (Some(last), false) => {
+            nodes.push(last);
+            nodes.sort();
+            Err(format!(
+                "the cluster has the nodes {}, and none of them is this host; name one with `proxmox_node`",
+                nodes.join(", ")
+            ))
+        }
+        (None, _) => Err("it names no node".to_owned()),
+    }
+}
+
+/// This host's name as a node would have it: without its domain.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    name.trim().split('.').next().map(str::to_owned)
+}
+
+#[async_trait]
+impl<W: Wire> Channels for Pve<W> {
+    fn channels(&self) -> &[ChannelKind] {
+        &[ChannelKind::Tls]
+    }
+
+    async fn open_channel(&self, vmid: Vmid) -> Result<Option<Box<dyn ByteStream>>> {
+        match self.find("open channel", vmid).await? {
+            view::Found::Nothing => Err(BackendError::NoSuchMachine { vmid }),
+            view::Found::Here(_) | view::Found::Container | view::Found::Hidden(_) => Ok(None),
+        }
+    }
+
+    async fn console(&self, vmid: Vmid, _max_bytes: usize) -> Result<Vec<u8>> {
+        match self.find("console", vmid).await? {
+            view::Found::Nothing => Err(BackendError::NoSuchMachine { vmid }),
+            view::Found::Here(_) | view::Found::Container | view::Found::Hidden(_) => {
+                Err(BackendError::Unsupported {
+                    what: "record of what a console showed",
+                })
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl<W: Wire> Backend for Pve<W> {
+    async fn info(&self) -> Result<BackendInfo> {
+        let version = self.version().await?;
+        Ok(BackendInfo {
+            kind: self.wire.kind(),
+            version: format!("Proxmox VE {}", version.text),
+            accelerator: None,
+            accelerator_reason: None,
+            capabilities: Capabilities {
+                volumes: self.options.volume_owner.is_some(),
+                snapshots: true,
+                suspend: true,
+                takes_tap: false,
+            },
+            concurrent_starts: 8,
+        })
+    }
+
+    async fn adopt(&self) -> Result<Vec<Machine>> {
+        self.version().await?;
+        crate::Machines::list(self).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::choose_node;
+
+    #[test]
+    fn a_node_is_chosen_by_name_and_never_by_its_place() {
+        let nodes = || vec!["pve2".to_owned(), "pve1".to_owned()];
+        assert_eq!(choose_node(nodes(), Some("pve1")), Ok("pve1".to_owned()));
+        let refused = choose_node(nodes(), Some("laptop")).unwrap_err();
+        assert!(
+            refused.contains("pve1, pve2") && refused.contains("proxmox_node"),
+            "{refused}"
+        );
+        assert_eq!(
+            choose_node(vec!["only".into()], Some("laptop")),
+            Ok("only".to_owned())
+        );
+        assert!(choose_node(Vec::new(), None).is_err());
+    }
+}

@@ -1,0 +1,207 @@
+//! Volumes under a VMID that no machine has: destroying a machine takes every volume of its number along, and PVE lets
+//! two running machines write one volume at once without a word.
+
+use agentlab_api::Vmid;
+use async_trait::async_trait;
+
+use super::change::{Change, Read, pair};
+use super::record::{Record, bytes, volume_owner};
+use super::view::Found;
+use super::{Fields, Kind, Pve, Refusal, Trouble, Wire, refused};
+use crate::{BackendError, Result, Stamp, Volumes};
+
+/// Where a volume is put; the root disk is at 0.
+const SLOT: &str = "scsi1";
+
+impl<W: Wire> Pve<W> {
+    fn volume_place(&self) -> Result<(Vmid, &str)> {
+        match (self.options.volume_owner, &self.options.storage) {
+            (Some(owner), Some(storage)) => Ok((owner, storage)),
+            (None, _) => Err(BackendError::Unsupported {
+                what: "volumes: no VMID is reserved for them",
+            }),
+            (_, None) => Err(BackendError::Unsupported {
+                what: "volumes: no storage is configured for them",
+            }),
+        }
+    }
+
+    /// Refuses a volume of anybody else.
+    fn check_volume(&self, action: &'static str, volume: &str) -> Result<(Vmid, &str)> {
+        let (owner, _) = self.volume_place()?;
+        let storage = self.options.storage.as_deref().unwrap_or_default();
+        let is_there = volume.split_once(':').is_some_and(|(found, _)| found == storage);
+        if is_there && volume_owner(volume) == Some(owner) {
+            return Ok((owner, storage));
+        }
+        let volume = volume.escape_debug();
+        let reason = format!("`{volume}` is no volume of ours, which are on {storage} and belong to {owner}");
+        Err(refused(action, owner, reason))
+    }
+
+    /// Whoever has a volume, among the machines of our range.
+    async fn holder(&self, volume: &str) -> std::result::Result<Option<Vmid>, Trouble> {
+        for machine in self.list_all().await? {
+            if let Found::Here(record) = self.find("look for volume", machine.vmid).await?
+                && slot_of(&record, volume).is_some()
+            {
+                return Ok(Some(machine.vmid));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn attach_once(&self, volume: &str, to: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
+        const ACTION: &str = "attach volume";
+        let record = self.ours(ACTION, to, stamp).await?;
+        if slot_of(&record, volume).is_some() {
+            return Ok(());
+        }
+        if let Some(other) = self.holder(volume).await? {
+            return Err(refused(ACTION, to, format!("{volume} is attached to VM {other}")).into());
+        }
+        if let Some(there) = record.text(SLOT) {
+            return Err(refused(ACTION, to, format!("{there} is at {SLOT} already")).into());
+        }
+        Ok(self.set(&record, vec![pair(SLOT, volume)]).await?)
+    }
+
+    async fn detach_once(&self, volume: &str, from: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
+        const ACTION: &str = "detach volume";
+        let Some(record) = self.ours_or_absent(ACTION, from, stamp).await? else {
+            return Ok(());
+        };
+        if let Some(slot) = slot_of(&record, volume) {
+            self.set(&record, vec![pair("delete", slot)]).await?;
+        }
+        // A guest that does not let go leaves the change for its next start, and PVE says yes all the same.
+        let now = Read::config(&record.node, from).with("current", 1);
+        let answer = self.wire.read(&now).await?;
+        let now = Record::new(&record.node, from, Fields::of(answer).unwrap_or_default());
+        match slot_of(&now, volume) {
+            None => Ok(()),
+            Some(slot) => {
+                let revert = Change::Set {
+                    vmid: from,
+                    values: vec![pair("revert", slot)],
+                };
+                self.change(&record.node, revert).await?;
+                Err(refused(
+                    ACTION,
+                    from,
+                    "its guest does not let go of the disk; unmount it there first",
+                )
+                .into())
+            }
+        }
+    }
+
+    async fn size_of(&self, storage: &str, volume: &str) -> std::result::Result<Option<u64>, Refusal> {
+        let node = self.node.get().map(String::as_str).unwrap_or_default();
+        let read = Read::new(format!("/nodes/{node}/storage/{storage}/content")).with("content", "images");
+        let lines = Fields::list(self.wire.read(&read).await?).unwrap_or_default();
+        let line = lines
+            .iter()
+            .find(|line| line.text("volid").is_some_and(|found| found == volume));
+        Ok(line.and_then(|line| line.number("size").or_else(|| bytes(&line.text("size")?))))
+    }
+}
+
+fn slot_of(record: &Record, volume: &str) -> Option<String> {
+    let mut disks = record.disks().into_iter();
+    disks.find(|disk| disk.volume == volume).map(|disk| disk.slot)
+}
+
+/// File name and format of a volume; a storage of files tells formats by their endings, one of blocks has one only.
+fn named(kind: &str, owner: Vmid, name: &str) -> (String, &'static str) {
+    match kind {
+        "dir" | "nfs" | "cifs" | "cephfs" | "glusterfs" => (format!("vm-{owner}-{name}.qcow2"), "qcow2"),
+        "btrfs" => (format!("vm-{owner}-{name}.raw"), "raw"),
+        _ => (format!("vm-{owner}-{name}"), "raw"),
+    }
+}
+
+#[async_trait]
+impl<W: Wire> Volumes for Pve<W> {
+    async fn create_volume(&self, name: &str, size_gb: u32) -> Result<String> {
+        const ACTION: &str = "create volume";
+        let (owner, storage) = self.volume_place()?;
+        let fits = !name.is_empty()
+            && name.len() <= 60
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        if !fits {
+            let reason = "a volume's name is 1 to 60 lower-case letters, digits and `-`";
+            return Err(refused(ACTION, owner, reason));
+        }
+        let _turn = self.turn(owner).await;
+        let node = self.node().await?.to_owned();
+        let attempt = || async {
+            let status = Read::new(format!("/nodes/{node}/storage/{storage}/status"));
+            let status = Fields::of(self.wire.read(&status).await?).unwrap_or_default();
+            let (filename, format) = named(&status.text("type").unwrap_or_default(), owner, name);
+            let change = Change::Allocate {
+                storage: storage.to_owned(),
+                owner,
+                filename: filename.clone(),
+                size_gb,
+                format: format.to_owned(),
+            };
+            match self.wire.change(&node, &change, self.options.task_patience).await {
+                Ok(serde_json::Value::String(volume)) => Ok(volume),
+                Ok(_) => Err(Trouble::from(Refusal::unknown("the answer names no volume"))),
+                Err(refusal) if refusal.kind == Kind::VolumeTaken => {
+                    let volume = format!("{storage}:{owner}/{filename}");
+                    match self.size_of(storage, &volume).await? {
+                        Some(size) if size == u64::from(size_gb) << 30 => Ok(volume),
+                        Some(_) | None => Err(refusal.into()),
+                    }
+                }
+                Err(refusal) => Err(refusal.into()),
+            }
+        };
+        self.patiently(ACTION, owner, attempt).await
+    }
+
+    async fn attach_volume(&self, volume: &str, to: Vmid, stamp: &Stamp) -> Result<()> {
+        let (owner, _) = self.check_volume("attach volume", volume)?;
+        // One at a time, or two would each find it free.
+        let _alone = self.turn(owner).await;
+        let _turn = self.turn(to).await;
+        self.patiently("attach volume", to, || self.attach_once(volume, to, stamp))
+            .await
+    }
+
+    async fn detach_volume(&self, volume: &str, from: Vmid, stamp: &Stamp) -> Result<()> {
+        let (owner, _) = self.check_volume("detach volume", volume)?;
+        let _alone = self.turn(owner).await;
+        let _turn = self.turn(from).await;
+        let done = self
+            .patiently("detach volume", from, || self.detach_once(volume, from, stamp))
+            .await;
+        match done {
+            Err(BackendError::NoSuchMachine { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn destroy_volume(&self, volume: &str) -> Result<()> {
+        const ACTION: &str = "destroy volume";
+        let (owner, storage) = self.check_volume(ACTION, volume)?;
+        let _alone = self.turn(owner).await;
+        let node = self.node().await?.to_owned();
+        let attempt = || async {
+            if let Some(holder) = self.holder(volume).await? {
+                return Err(refused(ACTION, holder, format!("{volume} is attached to it")).into());
+            }
+            let change = Change::Free {
+                storage: storage.to_owned(),
+                volume: volume.to_owned(),
+            };
+            self.change(&node, change).await?;
+            Ok(())
+        };
+        self.patiently(ACTION, owner, attempt).await
+    }
+}

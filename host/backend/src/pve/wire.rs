@@ -1,0 +1,24 @@
+//! The way to a node.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::change::{Change, Read};
+use super::refusal::Refusal;
+
+/// Asks and changes. Implemented by the REST API and by the shell.
+#[async_trait]
+pub(crate) trait Wire: fmt::Debug + Send + Sync + 'static {
+    /// `proxmox` or `shell`.
+    fn kind(&self) -> &'static str;
+
+    /// The `data` of an answer.
+    async fn read(&self, read: &Read) -> Result<Value, Refusal>;
+
+    /// Makes a change on a node and waits until it is done: a task of PVE has ended then. The `data` of the answer where
+    /// there was no task.
+    async fn change(&self, node: &str, change: &Change, patience: Duration) -> Result<Value, Refusal>;
+}

@@ -1,0 +1,99 @@
+//! Changes and questions as arguments. Never a line for a shell: what a description holds is one argument, whatever it
+//! looks like.
+
+use crate::pve::{Change, Read, Refusal, Values};
+
+/// A program with its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Argv {
+    pub(crate) program: &'static str,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Argv {
+    fn new(program: &'static str, arguments: &[&str]) -> Self {
+        Self {
+            program,
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+        }
+    }
+
+    fn option(mut self, key: &str, value: impl ToString) -> Self {
+        self.arguments.push(format!("--{key}"));
+        self.arguments.push(value.to_string());
+        self
+    }
+
+    fn options(self, values: &Values) -> Self {
+        values
+            .iter()
+            .fold(self, |argv, (key, value)| argv.option(key, value))
+    }
+
+    /// `pvesh` asks the same questions as the REST API, and answers in the same words.
+    pub(crate) fn read(read: &Read) -> Self {
+        let argv = Self::new("pvesh", &["get", &read.path]);
+        let argv = read
+            .query
+            .iter()
+            .fold(argv, |argv, (key, value)| argv.option(key, value));
+        argv.option("output-format", "json")
+    }
+
+    pub(crate) fn change(change: &Change) -> Self {
+        let qm = |verb: &str, vmid: &agentlab_api::Vmid| Self::new("qm", &[verb, &vmid.to_string()]);
+        let also = |mut argv: Self, argument: &str| {
+            argv.arguments.push(argument.to_owned());
+            argv
+        };
+        match change {
+            Change::Clone { template, to, values } => {
+                also(qm("clone", template), &to.to_string()).options(values)
+            }
+            Change::Set { vmid, values } => qm("set", vmid).options(values),
+            Change::Resize { vmid, disk, size } => also(also(qm("resize", vmid), disk), size),
+            Change::Power { vmid, to } => qm(to.as_str(), vmid),
+            // Never with `--destroy-unreferenced-disks`: it takes every volume of that number on every storage.
+            Change::Destroy { vmid } => qm("destroy", vmid).option("purge", 1),
+            Change::TakeSnapshot { vmid, name, memory } => {
+                also(qm("snapshot", vmid), name).option("vmstate", u8::from(*memory))
+            }
+            Change::RollBack { vmid, name } => also(qm("rollback", vmid), name),
+            Change::DeleteSnapshot { vmid, name } => also(qm("delsnapshot", vmid), name),
+            Change::Allocate {
+                storage,
+                owner,
+                filename,
+                size_gb,
+                format,
+            } => Self::new(
+                "pvesm",
+                &[
+                    "alloc",
+                    storage,
+                    &owner.to_string(),
+                    filename,
+                    &format!("{size_gb}G"),
+                ],
+            )
+            .option("format", format),
+            Change::Free { volume, .. } => Self::new("pvesm", &["free", volume]),
+        }
+    }
+}
+
+/// The volume in what `pvesm alloc` prints: a sentence, after whatever its storage had to say.
+pub(crate) fn allocated(stdout: &str) -> Result<String, Refusal> {
+    let mut lines = stdout.lines().rev();
+    let volume = lines.find_map(|line| {
+        let rest = line.trim().strip_prefix("successfully created '")?;
+        rest.strip_suffix('\'')
+    });
+    volume
+        .map(str::to_owned)
+        .ok_or_else(|| Refusal::unknown("pvesm does not say what it made"))
+}
+
+#[cfg(test)]
+#[path = "argv_tests.rs"]
+mod tests;
