@@ -3,7 +3,7 @@
 use agentlab_api::{JobId, JobView, LogStream};
 use clap::{Args, Subcommand};
 
-use super::{job_apply, job_artifacts, job_run};
+use super::{job_apply, job_artifacts, job_review, job_run};
 use crate::error::CommandError;
 use crate::follow;
 use crate::output::{Cell, Fields, Table, ago, between, cell, duration, job_style, time};
@@ -33,6 +33,8 @@ pub(crate) enum JobCommand {
     },
     /// Files a job left: list them, or `download` them
     Artifacts(job_artifacts::Artifacts),
+    /// What a job changed, and what of it would run here: files, risks and the difference; nothing is written
+    Review(job_review::Review),
     /// Fetch a job's commits into refs/agentlab/<job> of a repository; nothing is checked out or run
     Apply(job_apply::Apply),
 }
@@ -74,6 +76,7 @@ impl JobCommand {
             Self::Logs(logs) => logs.run(context).await,
             Self::Cancel { job } => cancel(context, &job).await,
             Self::Artifacts(artifacts) => artifacts.run(context).await,
+            Self::Review(review) => review.run(context).await,
             Self::Apply(apply) => apply.run(context).await,
         }
     }

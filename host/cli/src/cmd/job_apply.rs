@@ -6,8 +6,10 @@ use agentlab_api::{ArtifactKind, JobId, JobState, JobView};
 use clap::Args;
 use serde::Serialize;
 
+use super::job_review;
 use crate::error::CommandError;
 use crate::git::apply;
+use crate::git::gate::Risk;
 use crate::printer::{BOLD, DIM};
 use crate::terminal::escape;
 use crate::{CommandResult, Context, ExitStatus};
@@ -23,6 +25,9 @@ pub(crate) struct Apply {
     /// Also make this branch at the job's last commit; it must not exist
     #[arg(long, value_name = "NAME")]
     branch: Option<String>,
+    /// Take out what the exit gate finds: one more commit, in which those files are as they were here
+    #[arg(long)]
+    strict: bool,
     /// Also when the job is not COMPLETED
     #[arg(long)]
     force: bool,
@@ -37,26 +42,17 @@ struct Applied<'a> {
     commits: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     branch: Option<&'a str>,
+    /// What the exit gate found.
+    risks: &'a [Risk],
+    /// Whether that was taken out.
+    stripped: bool,
 }
 
 impl Apply {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
         let job = context.client.job(&self.job).await?;
         self.gate(&job)?;
-        let artifacts = context.client.artifacts(&self.job).await?;
-        let bundle = artifacts
-            .into_iter()
-            .find(|one| one.kind == ArtifactKind::Bundle)
-            .ok_or_else(|| no_commits(&job))?;
-        let temporary = tempfile::NamedTempFile::new().map_err(|source| CommandError::File {
-            action: "Making",
-            path: "a temporary file".to_owned(),
-            source,
-        })?;
-        let (file, path) = temporary.into_parts();
-        let mut file = tokio::fs::File::from_std(file);
-        context.client.download(&self.job, &bundle, &mut file).await?;
-        drop(file);
+        let path = bundle(context, &job).await?;
         let expected = job
             .outcome
             .as_ref()
@@ -66,6 +62,7 @@ impl Apply {
             bundle: &path,
             expected,
             branch: self.branch.as_deref(),
+            strict: self.strict,
         };
         let fetched = apply::fetch(&self.repo, &work).await?;
         if context.printer.json() {
@@ -75,6 +72,8 @@ impl Apply {
                 commit: &fetched.commit,
                 commits: fetched.subjects.len(),
                 branch: self.branch.as_deref(),
+                risks: &fetched.risks,
+                stripped: self.strict && !fetched.risks.is_empty(),
             })?;
         } else {
             self.print(context, &fetched)?;
@@ -112,6 +111,10 @@ impl Apply {
         if let Some(branch) = &self.branch {
             printer.line(&format!("Branch `{}` is at it", escape(branch)))?;
         }
+        if self.strict && !fetched.risks.is_empty() {
+            printer.line("Taken out, in a commit of its own:")?;
+        }
+        job_review::print_risks(printer, &fetched.risks)?;
         let git = match self.repo.to_str() {
             Some(".") => "git".to_owned(),
             _ => format!("git -C {}", escape(&self.repo.display().to_string())),
@@ -122,6 +125,24 @@ impl Apply {
         printer.line(&format!("  {git} log -p HEAD..{}", fetched.reference))?;
         printer.line(&format!("  {git} merge --ff-only {}", fetched.reference))
     }
+}
+
+/// The job's commits, in a file that goes with the returned path.
+pub(super) async fn bundle(context: &Context, job: &JobView) -> Result<tempfile::TempPath, CommandError> {
+    let artifacts = context.client.artifacts(&job.id).await?;
+    let bundle = artifacts
+        .into_iter()
+        .find(|one| one.kind == ArtifactKind::Bundle)
+        .ok_or_else(|| no_commits(job))?;
+    let temporary = tempfile::NamedTempFile::new().map_err(|source| CommandError::File {
+        action: "Making",
+        path: "a temporary file".to_owned(),
+        source,
+    })?;
+    let (file, path) = temporary.into_parts();
+    let mut file = tokio::fs::File::from_std(file);
+    context.client.download(&job.id, &bundle, &mut file).await?;
+    Ok(path)
 }
 
 fn no_commits(job: &JobView) -> CommandError {

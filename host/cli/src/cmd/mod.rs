@@ -4,6 +4,7 @@ mod completion;
 mod job;
 mod job_apply;
 mod job_artifacts;
+mod job_review;
 mod job_run;
 mod profile;
 mod program;

@@ -12,7 +12,8 @@ use std::path::Path;
 
 use agentlab_api::JobId;
 
-use super::{Git, GitError, Result, Scratch};
+use super::gate::Risk;
+use super::{Git, GitError, Result, Scratch, review};
 
 /// What is to be fetched.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct Work<'a> {
     pub(crate) expected: Option<&'a str>,
     /// Branch to make.
     pub(crate) branch: Option<&'a str>,
+    /// Take out what the exit gate finds.
+    pub(crate) strict: bool,
 }
 
 /// What was fetched.
@@ -32,6 +35,8 @@ pub(crate) struct Fetched {
     /// `refs/agentlab/<job>`.
     pub(crate) reference: String,
     pub(crate) commit: String,
+    /// What the exit gate found; with `strict` it is in none of the files any more.
+    pub(crate) risks: Vec<Risk>,
     /// Short hash and subject of every commit that HEAD does not have, newest first. The guest's own words.
     pub(crate) subjects: Vec<String>,
 }
@@ -39,10 +44,7 @@ pub(crate) struct Fetched {
 /// Fetches the work into `refs/agentlab/<job>`. The same work again changes nothing.
 pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched> {
     let git = Git::in_dir(repository);
-    let ran = git.try_run(&["rev-parse", "--git-dir"]).await?;
-    if !ran.success {
-        return Err(git.unusable(&ran, "name one with `--repo`"));
-    }
+    check_repository(&git).await?;
     if let Some(branch) = work.branch {
         check_branch(&git, branch).await?;
     }
@@ -50,6 +52,21 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
     let (name, commit) = head(&scratch, work).await?;
     let reference = format!("refs/agentlab/{}", work.job);
     unpack(&scratch, work, &name, &reference).await?;
+    let seen = review::inspect(&git, &scratch, &commit).await?;
+    let commit = if work.strict {
+        let stripped = review::strip(&scratch, &seen).await?;
+        let left = review::inspect(&git, &scratch, &stripped).await?.risks;
+        if let Some(risk) = left.first() {
+            return Err(GitError::unfit(
+                format!("`{}` could not be taken out of the work", risk.path),
+                "take single patches by hand: `agentlab job artifacts`",
+            ));
+        }
+        scratch.git().run(&["update-ref", &reference, &stripped]).await?;
+        stripped
+    } else {
+        commit
+    };
     let refspec: OsString = format!("+{reference}:{reference}").into();
     let mut arguments: Vec<OsString> = [
         "fetch",
@@ -84,8 +101,18 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
     Ok(Fetched {
         reference,
         commit,
+        risks: seen.risks,
         subjects,
     })
+}
+
+/// The directory must be in a repository that git trusts.
+pub(super) async fn check_repository(git: &Git) -> Result<()> {
+    let ran = git.try_run(&["rev-parse", "--git-dir"]).await?;
+    if ran.success {
+        return Ok(());
+    }
+    Err(git.unusable(&ran, "name one with `--repo`"))
 }
 
 async fn check_branch(git: &Git, branch: &str) -> Result<()> {
@@ -110,7 +137,7 @@ async fn check_branch(git: &Git, branch: &str) -> Result<()> {
 }
 
 /// Name and commit of the bundle's one head that is the work.
-async fn head(scratch: &Scratch, work: &Work<'_>) -> Result<(String, String)> {
+pub(super) async fn head(scratch: &Scratch, work: &Work<'_>) -> Result<(String, String)> {
     let listed = scratch
         .git()
         .run(&["bundle".as_ref(), "list-heads".as_ref(), work.bundle.as_os_str()])
@@ -146,7 +173,7 @@ async fn head(scratch: &Scratch, work: &Work<'_>) -> Result<(String, String)> {
     Ok(((*name).to_owned(), (*commit).to_owned()))
 }
 
-async fn unpack(scratch: &Scratch, work: &Work<'_>, name: &str, reference: &str) -> Result<()> {
+pub(super) async fn unpack(scratch: &Scratch, work: &Work<'_>, name: &str, reference: &str) -> Result<()> {
     let own = scratch.git();
     let mut arguments: Vec<OsString> = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]
         .map(OsString::from)

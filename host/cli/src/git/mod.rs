@@ -6,6 +6,8 @@
 
 pub(crate) mod apply;
 pub(crate) mod bundle;
+pub(crate) mod gate;
+pub(crate) mod review;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

@@ -136,6 +136,7 @@ impl Lab {
                 bundle,
                 expected,
                 branch,
+                strict: false,
             },
         )
         .await
@@ -457,4 +458,116 @@ async fn objects_that_git_would_not_accept_are_refused() {
     );
     fs::write(&bundle, "not a bundle").unwrap();
     assert!(lab.apply(&bundle, None, None).await.is_err());
+}
+
+/// The guest's clone with one more commit, made by `script`, as a bundle.
+fn work_of(lab: &Lab, script: &str) -> (PathBuf, String) {
+    let (bundle, _) = lab.guests_work("HEAD");
+    let guest = lab.dir.path().join("guest");
+    let ran = std::process::Command::new("sh")
+        .args(["-euc", script])
+        .current_dir(&guest)
+        .status()
+        .unwrap();
+    assert!(ran.success(), "{script}");
+    git_in(&guest, &["add", "-A"]);
+    git_in(&guest, &["commit", "-q", "-m", "More"]);
+    let base = lab.git(&["rev-parse", "HEAD"]);
+    let range = format!("{base}..HEAD");
+    git_in(
+        &guest,
+        &["bundle", "create", "-q", bundle.to_str().unwrap(), &range],
+    );
+    (bundle, git_in(&guest, &["rev-parse", "HEAD"]))
+}
+
+#[tokio::test]
+async fn a_review_shows_what_would_run_here_and_strict_takes_it_out() {
+    let lab = Lab::with_commit();
+    lab.commit("Makefile", "all:\n");
+    lab.set_traps();
+    let script = "mkdir -p .husky .github/workflows sub; echo evil > .husky/pre-commit; echo evil: >> Makefile\n\
+                  echo 'a.txt filter=evil.name' > .gitattributes; ln -s ../../outside sub/link; ln -s ../a.txt sub/fine\n\
+                  echo good > b.txt; echo UP > A.txt; echo bytes | tr b '\\000' > binary; git rm -q a.txt";
+    let (bundle, head) = work_of(&lab, script);
+    let job: JobId = "job_000000000000".parse().unwrap();
+    let mut work = Work {
+        job: &job,
+        bundle: &bundle,
+        expected: Some(&head),
+        branch: None,
+        strict: false,
+    };
+    let before = lab.git(&["for-each-ref"]);
+    let seen = super::review::review(&lab.repository(), &work).await.unwrap();
+    assert_eq!(lab.git(&["for-each-ref"]), before, "a review writes nothing");
+    let risky: Vec<&str> = seen.risks.iter().map(|risk| risk.path.as_str()).collect();
+    assert_eq!(
+        risky,
+        [
+            ".husky/pre-commit",
+            ".gitattributes",
+            ".gitattributes",
+            "sub/link",
+            "Makefile"
+        ],
+        "{:?}",
+        seen.risks
+    );
+    assert_eq!(
+        seen.base.as_deref(),
+        Some(lab.git(&["rev-parse", "HEAD"]).as_str())
+    );
+    let change = |path: &str| seen.files.iter().find(|file| file.path == path).unwrap();
+    assert_eq!(
+        (
+            change("a.txt").change,
+            change("b.txt").added,
+            change("binary").added
+        ),
+        ("deleted", Some(1), None)
+    );
+    assert!(seen.patch.contains("+evil:"), "{}", seen.patch);
+
+    work.strict = true;
+    let fetched = apply::fetch(&lab.repository(), &work).await.unwrap();
+    assert_eq!(fetched.risks, seen.risks);
+    let show = |path: &str| lab.git(&["show", &format!("{}:{path}", fetched.reference)]);
+    assert_eq!(
+        (show("Makefile"), show("b.txt")),
+        ("all:".to_owned(), "good".to_owned())
+    );
+    let tree = lab.git(&["ls-tree", "-r", "--name-only", &fetched.reference]);
+    assert_eq!(tree, "A.txt\nMakefile\nb.txt\nbinary\nsub/fine");
+    assert_eq!(lab.git(&["rev-parse", &format!("{}^", fetched.reference)]), head);
+    assert!(!lab.canary().exists(), "something of either repository was run");
+}
+
+#[tokio::test]
+async fn a_guest_cannot_hide_a_change_by_what_it_says_it_began_with() {
+    let lab = Lab::with_commit();
+    let (bundle, head) = work_of(&lab, "echo evil > build.rs");
+    let guest = lab.dir.path().join("guest");
+    // History that shares nothing with the operator's: everything in it is new.
+    git_in(&guest, &["checkout", "-q", "--orphan", "other"]);
+    git_in(&guest, &["commit", "-q", "-m", "All"]);
+    let orphan = git_in(&guest, &["rev-parse", "HEAD"]);
+    let job: JobId = "job_000000000000".parse().unwrap();
+    let other = lab.dir.path().join("other.bundle");
+    git_in(
+        &guest,
+        &["bundle", "create", "-q", other.to_str().unwrap(), "HEAD"],
+    );
+    for (bundle, commit, files) in [(&bundle, &head, 2), (&other, &orphan, 3)] {
+        let work = Work {
+            job: &job,
+            bundle,
+            expected: Some(commit),
+            branch: None,
+            strict: false,
+        };
+        let seen = super::review::review(&lab.repository(), &work).await.unwrap();
+        assert_eq!(seen.files.len(), files, "{:?}", seen.files);
+        assert!(seen.risks.iter().any(|risk| risk.path == "build.rs"));
+    }
 }

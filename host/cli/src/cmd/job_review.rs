@@ -1,0 +1,129 @@
+//! `agentlab job review`.
+
+use std::path::PathBuf;
+
+use agentlab_api::JobId;
+use clap::Args;
+use serde::Serialize;
+
+use super::job_apply;
+use crate::error::CommandError;
+use crate::git::apply::Work;
+use crate::git::gate::Risk;
+use crate::git::review::{self, FileChange};
+use crate::printer::{BOLD, CAUTION, DIM, Printer};
+use crate::terminal::{escape, escape_lines};
+use crate::{CommandResult, Context, ExitStatus};
+
+/// `job review`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The work is compared with what HEAD of the repository has, whatever the guest says it began with. \
+                  With --strict the exit code is 1 when there is any risk."
+)]
+pub(crate) struct Review {
+    /// Id of the job
+    job: JobId,
+    /// Repository to compare with
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    repo: PathBuf,
+    /// Without the difference itself
+    #[arg(long)]
+    no_diff: bool,
+    /// Fail when anything of it would run here
+    #[arg(long)]
+    strict: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Reviewed<'a> {
+    job: &'a JobId,
+    commit: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<&'a str>,
+    files: &'a [FileChange],
+    risks: &'a [Risk],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diff: Option<&'a str>,
+}
+
+impl Review {
+    pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        let job = context.client.job(&self.job).await?;
+        let path = job_apply::bundle(context, &job).await?;
+        let expected = job
+            .outcome
+            .as_ref()
+            .and_then(|outcome| outcome.head_commit.as_deref());
+        let work = Work {
+            job: &self.job,
+            bundle: &path,
+            expected,
+            branch: None,
+            strict: false,
+        };
+        let seen = review::review(&self.repo, &work).await?;
+        if context.printer.json() {
+            context.printer.document(&Reviewed {
+                job: &self.job,
+                commit: &seen.commit,
+                base: seen.base.as_deref(),
+                files: &seen.files,
+                risks: &seen.risks,
+                diff: (!self.no_diff).then_some(seen.patch.as_str()),
+            })?;
+        } else {
+            self.print(&context.printer, &seen)?;
+        }
+        Ok(if self.strict && !seen.risks.is_empty() {
+            ExitStatus::Failure
+        } else {
+            ExitStatus::Success
+        })
+    }
+
+    fn print(&self, printer: &Printer, seen: &review::Review) -> Result<(), CommandError> {
+        if !self.no_diff && !seen.patch.is_empty() {
+            printer.write(&escape_lines(&seen.patch))?;
+            printer.line("")?;
+        }
+        let count = seen.files.len();
+        let plural = if count == 1 { "file" } else { "files" };
+        let base = match &seen.base {
+            Some(base) => format!("against {}", base.get(..12).unwrap_or(base)),
+            None => "with no commit in common".to_owned(),
+        };
+        printer.line(&format!("{BOLD}{count} {plural}{BOLD:#} {DIM}{base}{DIM:#}"))?;
+        for file in &seen.files {
+            let lines = match (file.added, file.removed) {
+                (Some(added), Some(removed)) => format!("+{added} -{removed}"),
+                _ => "binary".to_owned(),
+            };
+            let word = file.change.replace('_', " ");
+            printer.line(&format!("  {word:<12} {lines:>12}  {}", escape(&file.path)))?;
+        }
+        print_risks(printer, &seen.risks)
+    }
+}
+
+/// The list, or that there is nothing on it.
+pub(super) fn print_risks(printer: &Printer, risks: &[Risk]) -> Result<(), CommandError> {
+    if risks.is_empty() {
+        return printer.line("The exit gate found nothing that would run here by itself");
+    }
+    let count = risks.len();
+    let plural = if count == 1 { "risk" } else { "risks" };
+    printer.line(&format!(
+        "{CAUTION}{count} {plural}{CAUTION:#}: files that would run here, or change what runs"
+    ))?;
+    for risk in risks {
+        let detail = if risk.detail.is_empty() {
+            String::new()
+        } else {
+            format!(" {DIM}({}){DIM:#}", escape(&risk.detail))
+        };
+        printer.line(&format!("  {}  {}{detail}", escape(&risk.path), risk.kind))?;
+    }
+    Ok(())
+}
