@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::check::Check;
 use crate::raw::Raw;
-use crate::yaml::Place;
-use crate::{ConfigError, Fault, Loaded, LoadedProfile, file, refused, yaml};
+use crate::yaml::{Place, Read};
+use crate::{ConfigError, Fault, Loaded, LoadedProfile, ProxmoxConfig, file, refused, yaml};
 
 /// Everything the daemon is told, defaults filled in and checked against each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The embedded QEMU back end.
     pub qemu: QemuConfig,
+    /// Proxmox VE.
+    pub proxmox: ProxmoxConfig,
 }
 
 /// Which hypervisor.
@@ -86,6 +88,10 @@ pub struct Config {
 pub enum BackendKind {
     /// QEMU, driven by the daemon itself.
     Qemu,
+    /// Proxmox VE over its REST API.
+    Proxmox,
+    /// Proxmox VE over `qm`, `pvesh` and `pvesm`.
+    Shell,
 }
 
 /// An address with the length of its prefix.
@@ -195,12 +201,15 @@ pub fn load_config(path: &Path) -> Result<Loaded<Config>, ConfigError> {
 /// # Errors
 /// The text is not what it should be.
 pub fn parse_config(text: &str, label: &str) -> Result<Loaded<Config>, ConfigError> {
-    let mut documents = yaml::documents::<Raw>(text, label, refused::in_config)?;
+    let Read {
+        mut documents,
+        mut faults,
+    } = yaml::documents::<Raw>(text, label, refused::in_config)?;
     if let Some(second) = documents.get(1) {
         let place = second.root.place;
         let message = "a configuration file holds one document; this is the second";
-        let fault = Fault::new(label, place, message);
-        return Err(ConfigError::Invalid(vec![fault]));
+        faults.push(Fault::new(label, place, message));
+        return Err(ConfigError::Invalid(faults));
     }
     let (raw, root) = match documents.pop() {
         Some(document) => (document.value, Some(document.root)),
@@ -209,7 +218,7 @@ pub fn parse_config(text: &str, label: &str) -> Result<Loaded<Config>, ConfigErr
     let mut check = Check {
         label,
         root: root.as_ref(),
-        faults: Vec::new(),
+        faults,
         warnings: Vec::new(),
     };
     let config = raw.into_config(&mut check);
@@ -219,7 +228,7 @@ pub fn parse_config(text: &str, label: &str) -> Result<Loaded<Config>, ConfigErr
             warnings: check.warnings,
         })
     } else {
-        Err(ConfigError::Invalid(check.faults))
+        Err(ConfigError::Invalid(yaml::sorted(check.faults)))
     }
 }
 

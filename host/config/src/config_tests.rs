@@ -121,6 +121,42 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest_one() {
 }
 
 #[test]
+fn everything_that_is_wrong_is_said_at_once_in_the_order_of_the_text() {
+    let text = "max_sandboxes: 0\nmetrics_listen: 127.0.0.1:8847\nheartbeat_secnds: 4\nqemu:\n  accelerator: xen\n\
+                boot_timeout: soon\nssh_public_key: |\n  one\n  two\ntrust_agent_subnet:\n- 10.0.0.0/8\n# end\n\
+                log_max_bytes: 0\n";
+    let said = faults(text);
+    let places: Vec<&str> = said.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(
+        places,
+        [
+            "c.yaml:1:1:",
+            "c.yaml:2:1:",
+            "c.yaml:3:1:",
+            "c.yaml:5:16:",
+            "c.yaml:6:15:",
+            "c.yaml:7:1:",
+            "c.yaml:10:1:",
+            "c.yaml:13:1:"
+        ],
+        "{said}"
+    );
+}
+
+#[test]
+fn what_cannot_be_left_out_hides_at_most_what_follows_and_invents_nothing() {
+    for text in [
+        "{max_sandboxes: 0, metrics_listen: 1}\n",
+        "metrics_listen: &x a\nbridge: *x\nmax_sandboxes: 0\n",
+        "qemu: {metrics_listen: 1, tb: 2}\n",
+    ] {
+        let said = faults(text);
+        assert_eq!(said.lines().count(), 1, "{text:?} gave {said}");
+        assert!(said.starts_with("c.yaml:1:"), "{text:?} gave {said}");
+    }
+}
+
+#[test]
 fn documented_keys_that_nothing_enforces_are_refused_without_their_value() {
     let said = faults("control_auth_token: hunter2hunter2\nmetrics_listen: 127.0.0.1:8847\n");
     assert!(
@@ -247,14 +283,13 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
         .collect();
     let all = parse_config(&active, "c.yaml").unwrap();
     assert_eq!(all.value.uplink.as_deref(), Some("vmbr0"));
-    for key in [
-        "socket_path",
-        "controller_url",
-        "agent_subnet",
-        "uid_count",
-        "log_level",
-        "kill_grace_seconds",
-    ] {
-        assert!(active.contains(&format!("{key}: ")), "{key}");
+    for key in crate::keys::of::<Raw>() {
+        assert!(active.contains(&format!("\n{key}:")), "{key} is not named");
+    }
+    for key in crate::keys::of::<crate::raw::RawQemu>() {
+        assert!(
+            active.contains(&format!("\n  {key}: ")),
+            "qemu.{key} is not named"
+        );
     }
 }

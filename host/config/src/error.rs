@@ -103,7 +103,7 @@ impl ConfigError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { what, path } => Some(format!(
-                "create {} (a commented example is in /usr/share/agentlab), or name another {} with its option",
+                "create {} (examples are in /usr/share/doc/agentlabd/examples), or name another {}",
                 path.display(),
                 what.to_lowercase()
             )),

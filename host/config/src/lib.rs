@@ -13,6 +13,8 @@ mod check;
 mod config;
 mod error;
 mod file;
+#[cfg(test)]
+mod keys;
 mod network;
 mod profile;
 mod raw;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use agentlab_api::{ChannelKind, InnerSandbox, NetworkMode, Profile};
 
-use crate::yaml::{self, Document, Node, Place};
+use crate::yaml::{self, Document, Node, Place, Read};
 use crate::{ConfigError, Fault, file, refused};
 
 /// A profile and where it stands.
@@ -101,8 +101,10 @@ pub fn parse_profiles(text: &str, label: &str) -> Result<Vec<LoadedProfile>, Con
 }
 
 fn read_text(text: &str, label: &str) -> Result<Vec<LoadedProfile>, ConfigError> {
-    let documents = yaml::documents::<Profile>(text, label, refused::in_profile)?;
-    let mut faults = Vec::new();
+    let Read {
+        documents,
+        mut faults,
+    } = yaml::documents::<Profile>(text, label, refused::in_profile)?;
     let mut profiles = Vec::new();
     for Document { value: profile, root } in documents {
         for (path, reason) in out_of_range(&profile, &root) {
@@ -121,7 +123,7 @@ fn read_text(text: &str, label: &str) -> Result<Vec<LoadedProfile>, ConfigError>
     if faults.is_empty() {
         Ok(profiles)
     } else {
-        Err(ConfigError::Invalid(faults))
+        Err(ConfigError::Invalid(yaml::sorted(faults)))
     }
 }
 

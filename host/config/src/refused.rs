@@ -73,18 +73,21 @@ const PROFILE: &[(&str, &str)] = &[
         "artifacts.endpoint",
         "the guest is told where to upload by its host",
     ),
-    ("artifacts.ttl_minutes", "artifacts are not expired by this build"),
+    (
+        "artifacts.ttl_minutes",
+        "what a job left goes with its record, after `retention_days` of config.yaml",
+    ),
     (
         "artifacts.retention_minutes",
-        "artifacts are not expired by this build",
+        "what a job left goes with its record, after `retention_days` of config.yaml",
     ),
     (
         "artifacts.retention_hours",
-        "artifacts are not expired by this build",
+        "what a job left goes with its record, after `retention_days` of config.yaml",
     ),
     (
         "artifacts.retention_days",
-        "artifacts are not expired by this build",
+        "what a job left goes with its record, after `retention_days` of config.yaml",
     ),
 ];
 
