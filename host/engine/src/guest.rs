@@ -328,7 +328,8 @@ impl Engine {
             .ok_or_else(ended)
     }
 
-    /// A file arrived whole and is on disk; the same name again replaces it.
+    /// A file arrived whole and is on disk. The same name again is a success with the same bytes, and a conflict with
+    /// others: those never take the place of what was stored first.
     ///
     /// # Errors
     /// A bound is exceeded together with what arrived meanwhile, or the job has ended.

@@ -314,7 +314,7 @@ impl Driver {
             State::Unwinding { cause: None, .. } | State::Stopped | State::TimedOut | State::Destroyed => {
                 let cause = super::perform::failure(
                     agentlab_api::ErrorCode::Cancelled,
-                    &self.record.cursor,
+                    &self.progress.stage(&self.state),
                     "Its sandbox was taken away by an operator",
                 );
                 Some(JobEnd {

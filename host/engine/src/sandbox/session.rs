@@ -51,6 +51,7 @@ impl Progress {
         match (state, self.phase) {
             (State::Running { .. }, Some(phase)) => report::stage_of(phase).to_owned(),
             (State::Running { .. } | State::Ready, None) => "Running".to_owned(),
+            (State::Requested, _) => Step::Reserve.as_str().to_owned(),
             (State::Provisioning { at }, _) => at.as_str().to_owned(),
             (State::Booting, _) => Step::AwaitGuest.as_str().to_owned(),
             (other, _) => other.shown().as_str().to_owned(),

@@ -3,6 +3,7 @@ use std::time::Duration;
 use agentlab_api::{ErrorCode, JobRequest, JobState, SandboxId, SandboxState};
 use agentlab_backend::fake::Call;
 use agentlab_backend::{BackendError, Machine, Power, Stamp};
+use agentlab_protocol::message::Phase;
 
 use super::lab::{Lab, request, vmid};
 use crate::port::{Disturbance, Port, Trust};
@@ -166,13 +167,10 @@ async fn destroy_during_a_hanging_clone_cancels_and_undoes() {
     let other = lab.run().await;
     lab.running(&other).await;
     lab.engine().destroy_sandbox("1000", false).await.unwrap();
+    let failure = lab.until_job(&job, JobState::Cancelled).await.failure.unwrap();
     assert_eq!(
-        lab.until_job(&job, JobState::Cancelled)
-            .await
-            .failure
-            .unwrap()
-            .code,
-        ErrorCode::Cancelled
+        (failure.code, failure.stage.as_str()),
+        (ErrorCode::Cancelled, "Clone")
     );
     lab.until_sandbox(&job, SandboxState::Destroyed).await;
     drop(hang);
@@ -181,6 +179,23 @@ async fn destroy_during_a_hanging_clone_cancels_and_undoes() {
         [vmid(1001)],
         "the other one was not disturbed"
     );
+}
+
+#[tokio::test]
+async fn a_job_whose_sandbox_is_taken_away_says_how_far_it_was() {
+    for (phase, stage) in [(None, "Running"), (Some(Phase::Agent), "Agent")] {
+        let lab = Lab::new().await;
+        let job = lab.run().await;
+        let guest = lab.running(&job).await;
+        if let Some(phase) = phase {
+            guest.beat(&lab, phase).await.unwrap();
+        }
+        lab.engine().destroy_sandbox("1000", false).await.unwrap();
+        let failure = lab.until_job(&job, JobState::Cancelled).await.failure.unwrap();
+        assert_eq!(failure.stage, stage);
+        lab.until_sandbox(&job, SandboxState::Destroyed).await;
+        lab.assert_empty().await;
+    }
 }
 
 #[tokio::test]
