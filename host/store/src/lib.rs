@@ -215,7 +215,7 @@ impl Store {
         self.database.token(sha256.to_owned()).await
     }
 
-    /// Number of tokens that would still let a guest in.
+    /// Number of tokens that would still let a guest in: neither expired nor acknowledged.
     ///
     /// # Errors
     /// The database cannot be read.

@@ -291,6 +291,13 @@ async fn a_new_token_kills_the_older_one_of_its_sandbox() {
     assert_eq!(store.token("bb").await.unwrap().unwrap().sandbox, record.id);
     assert_eq!(store.live_tokens(now).await.unwrap(), 1);
     assert_eq!(store.live_tokens(now + 2.minutes()).await.unwrap(), 0);
+    let acknowledged = SandboxRecord {
+        acknowledged: true,
+        ..record.clone()
+    };
+    store.commit(vec![put(&acknowledged)]).await.unwrap();
+    assert_eq!(store.live_tokens(now).await.unwrap(), 0);
+    assert!(store.token("bb").await.unwrap().is_some(), "to be known again");
     store.commit(vec![Write::ForgetTokens(record.id)]).await.unwrap();
     assert!(store.token("bb").await.unwrap().is_none());
 }

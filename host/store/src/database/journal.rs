@@ -103,8 +103,12 @@ pub(super) fn token(connection: &Connection, sha256: &str) -> Result<Option<Toke
 }
 
 pub(super) fn live_tokens(connection: &Connection, now: Timestamp) -> Result<u64, WorkError> {
+    // One whose answer was acknowledged is kept to be known again, and lets nobody in.
     let count = connection
-        .prepare_cached("SELECT count(*) FROM tokens WHERE expires_at > ?1")?
+        .prepare_cached(
+            "SELECT count(*) FROM tokens JOIN sandboxes ON sandboxes.id = tokens.sandbox
+             WHERE tokens.expires_at > ?1 AND NOT coalesce(json_extract(sandboxes.body, '$.acknowledged'), 0)",
+        )?
         .query_row([now.as_microsecond()], |row| row.get::<_, i64>(0))?;
     Ok(unsigned(count))
 }
