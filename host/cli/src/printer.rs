@@ -162,7 +162,13 @@ impl Printer {
             .map(|problem| problem.errors.as_slice())
             .unwrap_or_default()
         {
-            self.note(BAD, "   at", &format!("{}: {}", field.pointer, field.detail));
+            // What is wrong was said above; where it is was not.
+            let detail = if problem.is_some_and(|problem| problem.detail == field.detail) {
+                String::new()
+            } else {
+                format!(": {}", field.detail)
+            };
+            self.note(BAD, "   at", &format!("{}{detail}", field.pointer));
         }
         if let Some(hint) = error.hint() {
             self.hint(&hint);

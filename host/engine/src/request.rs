@@ -47,12 +47,10 @@ pub(crate) fn profile<'a>(profiles: &'a [Profile], name: &str) -> Result<&'a Pro
             format!("there are: {}", names.join(", "))
         }
     };
-    Err(Problem::new(
-        ErrorCode::UnknownProfile,
-        format!("There is no profile `{shown}`"),
-    )
-    .with_field("/profile", "no such profile")
-    .with_hint(hint))
+    let sentence = format!("There is no profile `{shown}`");
+    Err(Problem::new(ErrorCode::UnknownProfile, sentence.clone())
+        .with_field("/profile", sentence)
+        .with_hint(hint))
 }
 
 /// Checks everything that can be checked without asking anybody.
