@@ -12,7 +12,7 @@ pub struct Flags {
     #[arg(long, value_name = "PATH", default_value = "/etc/agentlab/config.yaml")]
     pub config: PathBuf,
 
-    /// Read the configuration and the profiles, say what is wrong with them, and start nothing
+    /// Read the configuration and the profiles, say everything that is wrong in them, and start nothing
     #[arg(long)]
     pub check: bool,
 }

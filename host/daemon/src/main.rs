@@ -28,7 +28,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let loaded = load_config(&flags.config)?;
     let config = loaded.value;
     if flags.check {
-        return check(&config, &loaded.warnings);
+        return check(flags, &config, &loaded.warnings);
     }
     let log = Log::to_stderr(config.log_level);
     for warning in loaded.warnings {
@@ -67,15 +67,17 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     clippy::print_stdout,
     reason = "the answer of --check is this program's output"
 )]
-fn check(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
+fn check(flags: &Flags, config: &Config, warnings: &[String]) -> anyhow::Result<()> {
     let profiles = config.load_profiles()?;
     for warning in warnings {
         println!("warning: {warning}");
     }
     let plural = if profiles.len() == 1 { "" } else { "s" };
     println!(
-        "The configuration and {} profile{plural} can be used",
-        profiles.len()
+        "{} is valid, with {} profile{plural} in {}",
+        flags.config.display(),
+        profiles.len(),
+        config.profiles_dir.display()
     );
     Ok(())
 }
