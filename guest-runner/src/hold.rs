@@ -1,17 +1,24 @@
-//! A sandbox without a job: the host only wants to know that it is alive.
+//! A sandbox without a job: a person works in it. The same secrets and settings as for a job, no agent, and heartbeats.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
-use agentlab_protocol::message::{Heartbeat, Phase};
+use agentlab_protocol::message::{Heartbeat, Phase, RedeemAnswer};
 
+use crate::console::say;
+use crate::job::{Layout, prepare_for_operator};
 use crate::link::{Link, LinkError};
 
-/// Sends heartbeats for as long as the session is good.
+/// Makes the machine ready for a person, then sends heartbeats for as long as the session is good.
 ///
 /// # Errors
 /// The host refused one: the session is over.
-pub async fn hold(link: &Link, every: Duration) -> Result<Infallible, LinkError> {
+pub async fn hold(link: &Link, answer: &RedeemAnswer, layout: &Layout) -> Result<Infallible, LinkError> {
+    if let Err(words) = prepare_for_operator(answer, layout).await {
+        // The person can still come in and look.
+        say(format_args!("not everything is in place: {words}"));
+    }
+    let every = Duration::from_secs(answer.heartbeat_seconds.max(1).into());
     loop {
         match link
             .heartbeat(Heartbeat {

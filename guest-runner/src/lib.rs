@@ -7,6 +7,7 @@
 //! ```
 
 pub mod arguments;
+pub mod command;
 pub mod console;
 pub mod hold;
 pub mod job;

@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use agent_runner::arguments::{self, Arguments, Command};
+use agent_runner::command;
 use agent_runner::console::say;
 use agent_runner::hold::hold;
 use agent_runner::job::{self, Layout};
@@ -70,16 +70,24 @@ async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
 async fn work(seed: &Seed, arguments: &Arguments) -> anyhow::Result<Infallible> {
     let ways = Ways::new(seed, arguments.line_path.clone()).context("TLS could not be set up")?;
     let (link, answer) = Link::redeem(seed, ways).await?;
-    match answer.order.clone() {
-        Order::Hold => Ok(hold(&link, Duration::from_secs(answer.heartbeat_seconds.max(1).into())).await?),
-        Order::Job(order) => {
-            let outcome = job::run(order, &answer, link, Layout::default()).await;
-            if let Err(error) = outcome.delivered {
-                say(format_args!("report was not delivered: {error}"));
+    let layout = Layout::default();
+    let commands = command::serve(link.clone(), layout.clone());
+    let work = async {
+        match answer.order.clone() {
+            Order::Hold => Ok(hold(&link, &answer, &layout).await?),
+            Order::Job(order) => {
+                let outcome = job::run(order, &answer, link.clone(), layout).await;
+                if let Err(error) = outcome.delivered {
+                    say(format_args!("report was not delivered: {error}"));
+                }
+                // The host ends this machine. Powering off here could overtake the upload's last acknowledgement.
+                std::future::pending().await
             }
-            // The host ends this machine. Powering off here could overtake the upload's last acknowledgement.
-            std::future::pending().await
         }
+    };
+    tokio::select! {
+        ended = work => ended,
+        never = commands => match never {},
     }
 }
 

@@ -77,6 +77,12 @@ impl Needles {
         needles
     }
 
+    /// Whether there is nothing to look for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.len() <= 1
+    }
+
     fn insert(&mut self, needle: &[u8]) {
         let mut at = ROOT;
         for &byte in needle {
@@ -147,6 +153,8 @@ pub struct Redactor {
 /// Bytes that were read and not yet emitted, with the parts of them that are secret.
 #[derive(Default)]
 struct Held {
+    /// A secret was seen at all.
+    found: bool,
     bytes: Vec<u8>,
     /// Half-open ranges of `bytes`, ascending, never touching.
     secret: Vec<(usize, usize)>,
@@ -192,6 +200,12 @@ impl Redactor {
         self.held.release(self.needles.nodes[self.state].depth, out);
     }
 
+    /// Whether a secret was seen so far.
+    #[must_use]
+    pub fn found(&self) -> bool {
+        self.held.found
+    }
+
     /// The stream ended. A tail that is the beginning of a secret is kept back when it is long enough to be one.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         let depth = self.needles.nodes[self.state].depth;
@@ -206,6 +220,7 @@ impl Redactor {
 impl Held {
     /// The last `length` bytes are a secret.
     fn mark(&mut self, length: usize) {
+        self.found = true;
         let end = self.bytes.len();
         let mut start = end.saturating_sub(length);
         while let Some(&(last_start, last_end)) = self.secret.last() {

@@ -9,6 +9,8 @@
 //!                artifact bytes, Report ◄─ when it ended
 //! ```
 
+pub mod agent;
+pub mod command;
 pub mod frame;
 pub mod message;
 pub mod secret;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::AgentMode;
 use crate::secret::SecretText;
 
 /// The protocol this crate speaks.
@@ -93,14 +94,23 @@ pub struct JobOrder {
     pub reference: Option<String>,
     /// What the agent is told.
     pub task: String,
-    /// Which agent: `shell` runs the task as a script.
+    /// Which agent, a word of [`crate::agent::AgentKind`].
     pub agent: String,
+    /// What it may do without asking.
+    #[serde(default, skip_serializing_if = "AgentMode::is_dangerous")]
+    pub mode: AgentMode,
+    /// Program and arguments of the agent `command`; empty for the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agent_command: Vec<String>,
     /// How long the agent may run before it is sent TERM.
     pub deadline_seconds: u32,
     /// How long after TERM it is sent KILL.
     pub kill_grace_seconds: u32,
     /// Run the agent in bubblewrap.
     pub inner_sandbox: bool,
+    /// In the stricter one: of the disk it sees its own work and what programs need.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hardened: bool,
     /// Appended to the bubblewrap command line.
     #[serde(default)]
     pub inner_sandbox_args: Vec<String>,
@@ -289,7 +299,7 @@ pub struct Report {
     /// Files that were left out, each with its reason.
     #[serde(default)]
     pub left_out: Vec<String>,
-    /// Level of the inner sandbox really enforced: `bubblewrap` or `none`.
+    /// Level of the inner sandbox really enforced: `hardened`, `bubblewrap` or `none`.
     #[serde(default)]
     pub inner_sandbox: String,
 }

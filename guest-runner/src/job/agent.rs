@@ -13,17 +13,18 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use agentlab_protocol::agent::{AgentKind, UnknownAgent};
 use agentlab_protocol::message::JobOrder;
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::adapter::{self, Adapter};
 use super::process::{self, Group};
+use super::sandbox::{self, InnerSandbox};
 use super::{JobLog, Layout};
 
-/// Longer tasks come from their file: the kernel takes at most 128 KiB in one argument.
-const MAX_TASK_ARGUMENT: usize = 100 * 1024;
 /// How long output may still arrive after every process of the agent is gone.
 const DRAIN: Duration = Duration::from_secs(15);
 /// Loads the operator's environment, then becomes the task.
@@ -32,8 +33,14 @@ const WITH_ENVIRONMENT: &str = r#". "$1"; shift; exec "$@""#;
 /// Why the agent did not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
-    #[error("Agent `{0}` is not known to this runner; it has: shell")]
-    Unknown(String),
+    #[error(transparent)]
+    Unknown(#[from] UnknownAgent),
+    #[error("Agent `{agent}` needs `{program}`, which this template does not have{}", absent_hint(*.agent))]
+    Absent { agent: AgentKind, program: String },
+    #[error("Agent `repository` needs `.agentlab/run.sh`, which {0}")]
+    Script(&'static str),
+    #[error("The task could not be opened: {0}")]
+    Task(std::io::Error),
     #[error("`{program}` could not be started: {source}{hint}")]
     Start {
         program: &'static str,
@@ -74,57 +81,63 @@ pub(crate) struct AgentSpec<'a> {
     pub(crate) task: &'a Path,
     /// Script that sets the operator's environment.
     pub(crate) environment: Option<PathBuf>,
+    /// What surrounds it.
+    pub(crate) sandbox: InnerSandbox,
     /// Not secret.
     pub(crate) git_environment: &'a [(String, String)],
 }
 
 impl AgentSpec<'_> {
-    /// The program the order names, as words.
-    fn agent(&self) -> Result<Vec<String>, AgentError> {
-        if self.order.agent != "shell" {
-            return Err(AgentError::Unknown(
-                self.order.agent.escape_debug().take(80).collect(),
-            ));
-        }
+    /// The program the order names, as words: with the operator's environment where there is one.
+    fn words(&self, adapter: &Adapter) -> Vec<String> {
         let mut words = Vec::new();
         if let Some(environment) = &self.environment {
             let script = environment.display().to_string();
             words.extend(["/bin/sh", "-euc", WITH_ENVIRONMENT, "sh", &script].map(str::to_owned));
         }
-        if self.order.task.len() <= MAX_TASK_ARGUMENT {
-            words.extend(["/bin/sh", "-euc", &self.order.task].map(str::to_owned));
-        } else {
-            words.extend(["/bin/sh", "-eu", &self.task.display().to_string()].map(str::to_owned));
-        }
-        Ok(words)
+        words.extend(adapter.words.iter().cloned());
+        words
     }
 
     fn command(&self) -> Result<(&'static str, Command), AgentError> {
-        let agent = self.agent()?;
         let (user, repo) = (&self.layout.user, self.layout.repo());
-        let (program, mut command) = if self.order.inner_sandbox {
-            let mut command = process::command("bwrap", user, Path::new("/"));
-            command.args(self.sandbox_arguments()).arg("--").args([
-                "setpriv",
-                &format!("--reuid={}", user.uid),
-                &format!("--regid={}", user.gid),
-                "--clear-groups",
-                "--inh-caps=-all",
-                "--no-new-privs",
-                "--",
-            ]);
-            command.args(agent);
-            ("bwrap", command)
-        } else {
-            let mut words = agent.into_iter();
+        let adapter = adapter::of(self.order, user, self.task, &repo)?;
+        let words = self.words(&adapter);
+        let (program, mut command) = if self.sandbox == InnerSandbox::None {
+            let mut words = words.into_iter();
             let first = words.next().unwrap_or_default();
             let mut command = process::agent_command(&first, user, &repo);
             command.args(words);
             ("sh", command)
+        } else {
+            let mut command = process::command("bwrap", user, Path::new("/"));
+            let extra = &self.order.inner_sandbox_args;
+            command
+                .args(sandbox::arguments(self.sandbox, self.layout, extra))
+                .arg("--")
+                .args([
+                    "setpriv",
+                    &format!("--reuid={}", user.uid),
+                    &format!("--regid={}", user.gid),
+                    "--clear-groups",
+                    "--inh-caps=-all",
+                    "--no-new-privs",
+                    "--",
+                ])
+                .args(words);
+            ("bwrap", command)
         };
+        if adapter.task_on_stdin {
+            let task = std::fs::File::open(self.task).map_err(AgentError::Task)?;
+            command.stdin(Stdio::from(task));
+        }
         command.envs(self.git_environment.iter().map(|(name, value)| (name, value)));
         command
+            .envs(adapter.environment.iter().copied())
             .env("AGENTLAB_JOB_ID", &self.order.job)
+            .env("AGENTLAB_AGENT", &self.order.agent)
+            .env("AGENTLAB_JOB_MODE", self.order.mode.as_str())
+            .env("AGENTLAB_INNER_SANDBOX", self.sandbox.as_str())
             .env("AGENTLAB_TASK_FILE", self.task)
             .env("AGENTLAB_REPO_DIR", &repo)
             .env("AGENTLAB_ARTIFACTS_DIR", self.layout.artifacts())
@@ -132,41 +145,15 @@ impl AgentSpec<'_> {
             .stderr(Stdio::piped());
         Ok((program, command))
     }
+}
 
-    /// The file system read-only but for where the agent works; no view of other processes; of `/run` only what the
-    /// agent needs, so that no system socket is within reach.
-    fn sandbox_arguments(&self) -> Vec<String> {
-        let path = |path: &Path| path.display().to_string();
-        let (work, home, run) = (
-            path(&self.layout.work),
-            path(&self.layout.user.home),
-            path(&self.layout.run),
-        );
-        let repo = path(&self.layout.repo());
-        let mut arguments: Vec<String> = [
-            "--die-with-parent --new-session --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try",
-            "--ro-bind / / --proc /proc --dev /dev --perms 1777 --tmpfs /dev/shm --tmpfs /run",
-            "--ro-bind-try /run/systemd/resolve /run/systemd/resolve",
-            "--ro-bind-try /run/resolvconf /run/resolvconf",
-            "--bind /tmp /tmp --bind /var/tmp /var/tmp",
-        ]
-        .iter()
-        .flat_map(|words| words.split(' '))
-        .map(str::to_owned)
-        .collect();
-        for words in [
-            ["--bind", &work, &work],
-            ["--bind", &home, &home],
-            ["--ro-bind", &run, &run],
-        ] {
-            arguments.extend(words.map(str::to_owned));
+/// Which template has it.
+fn absent_hint(agent: AgentKind) -> &'static str {
+    match agent {
+        AgentKind::Claude | AgentKind::Codex | AgentKind::Opencode => {
+            "; the recipe `agents` builds one that has"
         }
-        // What is left to root inside is what setpriv needs to stop being root.
-        let words = "--cap-drop ALL --cap-add CAP_SETUID --cap-add CAP_SETGID --chdir";
-        arguments.extend(words.split(' ').map(str::to_owned));
-        arguments.push(repo);
-        arguments.extend(self.order.inner_sandbox_args.iter().cloned());
-        arguments
+        AgentKind::Shell | AgentKind::Command | AgentKind::Repository => "",
     }
 }
 

@@ -8,16 +8,20 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agentlab_protocol::message::{ArtifactName, FILES_DIR};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256};
 
+use crate::redact::{Needles, Redactor};
 use crate::sys_mount;
 
 /// Entries looked at in all; a tree of more is somebody's mistake or joke.
 const MAX_ENTRIES: usize = 100_000;
 const MAX_DEPTH: usize = 32;
+/// Larger files are not searched for secrets: reading them twice would take longer than the agent waited for.
+const MAX_REDACTED_BYTES: u64 = 32 << 20;
 
 /// Names below the directory, and what was left out with its reason.
 #[derive(Debug, Default)]
@@ -44,6 +48,52 @@ impl OpenFile {
     /// A path that opens this very file, for as long as this value lives.
     pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// The same without the secrets, as a file at `into`, when it is text and holds any. Binary files are left as they
+    /// are, and so are large ones: what an agent puts there is no accident any more. Blocks.
+    pub(crate) fn without_secrets(
+        &mut self,
+        needles: &Arc<Needles>,
+        into: &Path,
+    ) -> io::Result<Option<Self>> {
+        if needles.is_empty() || self.size > MAX_REDACTED_BYTES {
+            return Ok(None);
+        }
+        if !self.pour(needles, |_| Ok(()))? {
+            return Ok(None);
+        }
+        let mut copy = File::create(into)?;
+        self.pour(needles, |bytes| io::Write::write_all(&mut copy, bytes))?;
+        Self::open(into).map(Some)
+    }
+
+    /// Reads it once through a redactor; whether that found something. Stops at once in what is not text.
+    fn pour(
+        &mut self,
+        needles: &Arc<Needles>,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        use std::io::Seek as _;
+        self.file.seek(io::SeekFrom::Start(0))?;
+        let mut redactor = Redactor::new(Arc::clone(needles));
+        let (mut buffer, mut out) = (vec![0; 64 * 1024], Vec::new());
+        let mut reader = (&self.file).take(self.size);
+        loop {
+            let count = reader.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            if buffer[..count].contains(&0) {
+                return Ok(false);
+            }
+            redactor.push(&buffer[..count], &mut out);
+            sink(&out)?;
+            out.clear();
+        }
+        redactor.finish(&mut out);
+        sink(&out)?;
+        Ok(redactor.found())
     }
 
     /// Lower-case hexadecimal SHA-256 of the first `size` bytes, which must be there. Blocks.
@@ -76,6 +126,8 @@ impl OpenFile {
 #[derive(Debug)]
 pub(crate) struct Tree {
     directory: OwnedFd,
+    /// What stands before the names of its files.
+    prefix: String,
     /// Whose files they must be.
     uid: u32,
 }
@@ -85,6 +137,17 @@ impl Tree {
     pub(crate) fn open(directory: &Path, uid: u32) -> io::Result<Self> {
         Ok(Self {
             directory: sys_mount::open_directory(directory)?,
+            prefix: FILES_DIR.to_owned(),
+            uid,
+        })
+    }
+
+    /// A directory below one of the agent's own, whose files are named after `prefix`. No part of the way may be a link.
+    pub(crate) fn open_within(base: &Path, relative: &str, prefix: &str, uid: u32) -> io::Result<Self> {
+        let base = sys_mount::open_directory(base)?;
+        Ok(Self {
+            directory: open_beneath(&base, relative, OFlags::DIRECTORY)?,
+            prefix: prefix.to_owned(),
             uid,
         })
     }
@@ -97,11 +160,14 @@ impl Tree {
         let mut waiting = vec![(String::new(), 0)];
         while let Some((relative, depth)) = waiting.pop() {
             if let Err(error) = self.list_one(&relative, depth, &mut entries, &mut waiting, &mut listing) {
-                listing.left_out.push(format!("{}: {error}", shown(&relative)));
+                listing
+                    .left_out
+                    .push(format!("{}: {error}", self.shown(&relative)));
             }
             if entries > MAX_ENTRIES {
                 listing.left_out.push(format!(
-                    "{FILES_DIR}: more than {MAX_ENTRIES} entries; the rest was not looked at"
+                    "{}: more than {MAX_ENTRIES} entries; the rest was not looked at",
+                    self.prefix
                 ));
                 break;
             }
@@ -136,7 +202,7 @@ impl Tree {
                 let name = String::from_utf8_lossy(name);
                 listing
                     .left_out
-                    .push(format!("{}{name}: its name is not UTF-8", shown(relative)));
+                    .push(format!("{}{name}: its name is not UTF-8", self.shown(relative)));
                 continue;
             };
             let path = if relative.is_empty() {
@@ -149,21 +215,21 @@ impl Tree {
                 FileType::Directory if depth >= MAX_DEPTH => {
                     listing.left_out.push(format!(
                         "{}: more than {MAX_DEPTH} directories deep",
-                        shown(&path)
+                        self.shown(&path)
                     ));
                 }
                 // Nothing below a refused name can be handed over: one entry says so, and not one for every file.
-                FileType::Directory => match format!("{FILES_DIR}{path}").parse::<ArtifactName>() {
+                FileType::Directory => match format!("{}{path}", self.prefix).parse::<ArtifactName>() {
                     Ok(_) => waiting.push((path, depth + 1)),
-                    Err(error) => listing.left_out.push(format!("{}: {error}", shown(&path))),
+                    Err(error) => listing.left_out.push(format!("{}: {error}", self.shown(&path))),
                 },
-                FileType::RegularFile => match format!("{FILES_DIR}{path}").parse() {
+                FileType::RegularFile => match format!("{}{path}", self.prefix).parse() {
                     Ok(name) => listing.names.push(name),
-                    Err(error) => listing.left_out.push(format!("{}: {error}", shown(&path))),
+                    Err(error) => listing.left_out.push(format!("{}: {error}", self.shown(&path))),
                 },
                 FileType::Symlink => listing
                     .left_out
-                    .push(format!("{}: a symbolic link", shown(&path))),
+                    .push(format!("{}: a symbolic link", self.shown(&path))),
                 FileType::Fifo
                 | FileType::Socket
                 | FileType::CharacterDevice
@@ -171,7 +237,7 @@ impl Tree {
                 | FileType::Unknown => {
                     listing
                         .left_out
-                        .push(format!("{}: not a regular file", shown(&path)));
+                        .push(format!("{}: not a regular file", self.shown(&path)));
                 }
             }
         }
@@ -180,7 +246,10 @@ impl Tree {
 
     /// Opens one listed file.
     pub(crate) fn open_file(&self, name: &ArtifactName) -> Result<OpenFile, String> {
-        let relative = name.as_str().strip_prefix(FILES_DIR).unwrap_or(name.as_str());
+        let relative = name
+            .as_str()
+            .strip_prefix(self.prefix.as_str())
+            .unwrap_or(name.as_str());
         // A FIFO that took the file's place must not make the open wait.
         let opened = self
             .open_below(relative, OFlags::NONBLOCK)
@@ -197,6 +266,10 @@ impl Tree {
             file,
             size: seen.len(),
         })
+    }
+
+    fn shown(&self, relative: &str) -> String {
+        format!("{}{}", self.prefix, relative.escape_debug())
     }
 
     fn open_below(&self, relative: &str, flags: OFlags) -> io::Result<OwnedFd> {
@@ -218,10 +291,6 @@ pub(crate) fn open_beneath(directory: impl AsFd, relative: &str, flags: OFlags) 
         Mode::empty(),
         resolve,
     )?)
-}
-
-fn shown(relative: &str) -> String {
-    format!("{FILES_DIR}{}", relative.escape_debug())
 }
 
 #[cfg(test)]

@@ -105,6 +105,11 @@ impl JobLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is taken out of everything.
+    pub(crate) fn needles(&self) -> Arc<Needles> {
+        Arc::clone(&self.needles)
+    }
+
     /// Without the secrets.
     pub(crate) fn redact(&self, text: &str) -> String {
         self.needles.redact(text)

@@ -9,6 +9,7 @@
 //!
 //! Whatever happens, the host gets a report: a failure of one phase is the job's result, not the runner's end.
 
+mod adapter;
 mod agent;
 mod collect;
 mod files;
@@ -16,8 +17,10 @@ mod git;
 mod heartbeat;
 mod host;
 mod log;
-mod process;
+mod operator;
+pub(crate) mod process;
 mod repository;
+mod sandbox;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -27,16 +30,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_protocol::message::{
-    ArtifactRole, BUNDLE_NAME, DIFF_NAME, JobOrder, Phase, REPORT_NAME, RedeemAnswer, Report, ReportStatus,
-    Repository, VERSION,
+    ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, JobOrder, Phase, REPORT_NAME, RedeemAnswer, Report,
+    ReportStatus, Repository, VERSION,
 };
 use tokio::sync::watch;
 
 use self::agent::{AgentEnd, AgentSpec, Ending};
 use self::collect::Work;
+use self::files::Tree;
 pub use self::host::HostLink;
 pub(crate) use self::log::JobLog;
+pub use self::operator::prepare_for_operator;
 pub use self::process::AgentUser;
+use self::sandbox::InnerSandbox;
 use self::upload::Upload;
 use crate::link::LinkError;
 use crate::redact::Needles;
@@ -58,6 +64,8 @@ pub struct Layout {
     pub spool: PathBuf,
     /// Who the agent is.
     pub user: AgentUser,
+    /// Settings that the template carries.
+    pub settings: PathBuf,
     /// How a repository may be cloned, in git's words: ways that prove whom they talk to, and nothing else.
     pub clone_protocols: &'static str,
 }
@@ -73,14 +81,16 @@ impl Default for Layout {
                 uid: 1000,
                 gid: 1000,
                 home: "/home/agent".into(),
+                path: process::PATH.to_owned(),
             },
+            settings: "/etc/agentlab/agent-runner.env".into(),
             clone_protocols: "https:ssh",
         }
     }
 }
 
 impl Layout {
-    fn repo(&self) -> PathBuf {
+    pub(crate) fn repo(&self) -> PathBuf {
         self.work.join("repo")
     }
 
@@ -191,6 +201,10 @@ impl<H: HostLink> Job<'_, H> {
         let (layout, order) = (self.layout, self.order);
         repository::prepare_directories(layout)
             .map_err(|error| Stop::Failed(Phase::Idle, error.to_string()))?;
+        if let Err(error) = operator::authorize(&self.answer.authorized_keys, &layout.user) {
+            self.log
+                .runner(&format!("The operator's keys were not installed: {error}"));
+        }
         let secrets = SecretDir::mount(&layout.run, layout.user.uid, layout.user.gid).map_err(idle)?;
         let url = match &order.repository {
             Repository::Url { url } => Some(url.as_str()),
@@ -219,14 +233,16 @@ impl<H: HostLink> Job<'_, H> {
         report.base_commit = prepared.map_err(|error| Stop::Failed(Phase::Repository, error.to_string()))?;
 
         self.enter(Phase::Agent);
+        let sandbox = self.inner_sandbox();
         let spec = AgentSpec {
             order,
             layout,
             task: &task,
             environment,
+            sandbox,
             git_environment: &access.environment,
         };
-        report.inner_sandbox = if order.inner_sandbox { "bubblewrap" } else { "none" }.to_owned();
+        sandbox.as_str().clone_into(&mut report.inner_sandbox);
         let ended = agent::run(&spec, self.log, &mut self.cancelled).await;
         // It could not be begun, or not be waited for: in both cases nothing of it may stay.
         if ended.is_err() {
@@ -237,12 +253,34 @@ impl<H: HostLink> Job<'_, H> {
         Ok(())
     }
 
+    /// What the profile asks for, unless the template switches it off.
+    fn inner_sandbox(&self) -> InnerSandbox {
+        if !self.order.inner_sandbox {
+            return InnerSandbox::None;
+        }
+        let settings = std::fs::read_to_string(&self.layout.settings).unwrap_or_default();
+        if sandbox::switched_off(&settings) {
+            let path = self.layout.settings.display();
+            self.log.runner(&format!(
+                "The inner sandbox is switched off in {path}: the agent runs without one"
+            ));
+            return InnerSandbox::None;
+        }
+        if self.order.hardened {
+            InnerSandbox::Hardened
+        } else {
+            InnerSandbox::Bubblewrap
+        }
+    }
+
     fn note_end(&self, end: &AgentEnd, report: &mut Report) {
         report.exit_code = Some(end.exit_code);
         report.agent_milliseconds = u64::try_from(end.ran.as_millis()).unwrap_or(u64::MAX);
         let (status, message) = match end.ending {
             Ending::Exited if end.exit_code == 0 => (ReportStatus::Completed, None),
-            Ending::Exited if self.order.inner_sandbox && end.exit_code == 1 && self.sandbox_failed() => {
+            Ending::Exited
+                if report.inner_sandbox != "none" && end.exit_code == 1 && self.sandbox_failed() =>
+            {
                 report.inner_sandbox = "none".to_owned();
                 report.failed_phase = Some(Phase::Agent);
                 report.exit_code = None;
@@ -311,15 +349,21 @@ impl<H: HostLink> Job<'_, H> {
             .ok()
             .and_then(|path| path.metadata().ok())
             .map_or(0, |seen| seen.len());
-        let mut upload = Upload::new(self.host, self.answer.limits, log_bytes);
+        let mut upload = Upload::new(
+            self.host,
+            self.answer.limits,
+            log_bytes,
+            (self.log.needles(), &self.layout.spool),
+        );
         upload.left_out = work.left_out;
         for made in work.made {
             upload.made(made).await;
         }
         let artifacts = self.layout.artifacts();
         if artifacts.exists() {
-            upload.tree(&artifacts, self.layout.user.uid).await;
+            upload.tree(Tree::open(&artifacts, self.layout.user.uid)).await;
         }
+        self.transcripts(&mut upload).await;
         match log {
             Ok(path) => upload.kept(upload::LOG.0, upload::LOG.1, &path).await,
             Err(error) => upload.left_out.push(format!("{}: {error}", upload::LOG.0)),
@@ -335,6 +379,23 @@ impl<H: HostLink> Job<'_, H> {
         }
         // report.json cannot list itself; the report handed over later lists everything.
         self.settle(report, &upload);
+    }
+
+    /// What the agent recorded of itself, below its home: absent where it recorded nothing.
+    async fn transcripts(&self, upload: &mut Upload<'_, H>) {
+        let Ok(kind) = self.order.agent.parse() else {
+            return;
+        };
+        let user = &self.layout.user;
+        for relative in adapter::transcripts(kind) {
+            let name = relative.rsplit('/').next().unwrap_or(relative);
+            let prefix = format!("{FILES_DIR}transcript/{name}/");
+            match Tree::open_within(&user.home, relative, &prefix, user.uid) {
+                Ok(tree) => upload.tree(Ok(tree)).await,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => upload.left_out.push(format!("{prefix}: {error}")),
+            }
+        }
     }
 
     /// Puts the state of the uploads into the report.

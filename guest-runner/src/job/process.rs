@@ -25,14 +25,16 @@ pub struct AgentUser {
     pub gid: u32,
     /// Home directory.
     pub home: PathBuf,
+    /// Search path of everything that is run for it.
+    pub path: String,
 }
 
 /// How much of a program's error output is kept, from its end.
 const STDERR_TAIL: usize = 8 * 1024;
 /// Longest wait for killed processes to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// Search path of everything that is run here.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where a template's programs are.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a program gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -71,19 +73,23 @@ pub(crate) struct Run {
 /// A command that begins with an empty environment.
 pub(crate) fn command(program: &str, user: &AgentUser, directory: &Path) -> Command {
     let mut command = Command::new(program);
+    prepare(&mut command, user, directory);
+    command.stdin(Stdio::null()).process_group(0);
+    command
+}
+
+/// Environment and directory of everything that is run for a user.
+pub(crate) fn prepare(command: &mut Command, user: &AgentUser, directory: &Path) {
     command
         .env_clear()
-        .env("PATH", PATH)
+        .env("PATH", &user.path)
         .env("HOME", &user.home)
         .env("USER", &user.name)
         .env("LOGNAME", &user.name)
         .env("LANG", "C.UTF-8")
         .env("TERM", "dumb")
         .current_dir(directory)
-        .stdin(Stdio::null())
-        .process_group(0)
         .kill_on_drop(true);
-    command
 }
 
 /// The same, as the agent user. The standard library drops all supplementary groups when it changes the user.

@@ -103,7 +103,11 @@ pub(crate) async fn prepare<H: HostLink>(
 }
 
 /// Credentials into the agent's own configuration, and an identity where the template gave none.
-async fn configure(git: &Git<'_>, layout: &Layout, access: &GitAccess) -> Result<(), RepositoryError> {
+pub(super) async fn configure(
+    git: &Git<'_>,
+    layout: &Layout,
+    access: &GitAccess,
+) -> Result<(), RepositoryError> {
     for (key, value) in &access.config {
         git.run(&layout.work, &["config", "--global", key, value], SHORT)
             .success()

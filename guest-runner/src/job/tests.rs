@@ -1,5 +1,6 @@
 //! Whole jobs against a recording host: real git, real bubblewrap, real users. They need root and `bwrap`.
 
+mod agents;
 mod endings;
 mod work;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use agentlab_protocol::agent::AgentMode;
 use agentlab_protocol::message::{
     ArtifactName, ArtifactRole, Heartbeat, HeartbeatAnswer, JobOrder, Limits, LogBatch, LogPiece, Order,
     Phase, RedeemAnswer, Report, Repository, Stream,
@@ -16,7 +18,7 @@ use agentlab_protocol::message::{
 use agentlab_protocol::secret::SecretText;
 use sha2::{Digest as _, Sha256};
 
-use super::process::signal_user;
+use super::process::{PATH, signal_user};
 use super::{AgentUser, HostLink, JobOutcome, Layout};
 use crate::link::LinkError;
 
@@ -180,12 +182,14 @@ impl Lab {
             name: "agent".to_owned(),
             uid,
             gid: uid,
+            path: format!("{}:{PATH}", at("home/bin").display()),
             home: at("home"),
         };
         let layout = Layout {
             work: at("work"),
             run: at("run"),
             spool: at("spool"),
+            settings: at("settings"),
             user,
             ..Layout::default()
         };
@@ -202,9 +206,12 @@ impl Lab {
             reference: None,
             task: task.to_owned(),
             agent: "shell".to_owned(),
+            mode: AgentMode::Dangerous,
+            agent_command: Vec::new(),
             deadline_seconds: 60,
             kill_grace_seconds: 1,
             inner_sandbox: true,
+            hardened: false,
             inner_sandbox_args: Vec::new(),
         };
         let answer = RedeemAnswer {
@@ -235,6 +242,14 @@ impl Lab {
             order,
             answer,
         }
+    }
+
+    /// Another repository for the job.
+    fn bring(&mut self, bundle: Vec<u8>) {
+        self.order.repository = Repository::Bundle {
+            sha256: hex::encode(Sha256::digest(&bundle)),
+        };
+        self.host(|seen| seen.bundle = bundle);
     }
 
     fn host(&self, change: impl FnOnce(&mut Seen)) {

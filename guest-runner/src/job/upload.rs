@@ -1,6 +1,8 @@
 //! Hands over what was collected, within the job's bounds, and says what was left out.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agentlab_protocol::message::{
     ArtifactName, ArtifactRole, FILES_DIR, LOG_NAME, Limits, Report, ReportedArtifact,
@@ -10,6 +12,7 @@ use super::collect::Made;
 use super::files::{OpenFile, Tree};
 use super::host::HostLink;
 use crate::link::LinkError;
+use crate::redact::Needles;
 
 /// Room kept for `report.json`.
 const REPORT_RESERVE: u64 = 256 * 1024;
@@ -23,6 +26,9 @@ const MAX_REPORT_MESSAGE: usize = 900 * 1024;
 pub(crate) struct Upload<'a, H> {
     host: &'a H,
     limits: Limits,
+    needles: Arc<Needles>,
+    /// Where a file without its secrets may stand for a moment.
+    redacted: PathBuf,
     bytes_left: u64,
     files_left: u32,
     pub(crate) uploaded: Vec<ReportedArtifact>,
@@ -32,11 +38,18 @@ pub(crate) struct Upload<'a, H> {
 }
 
 impl<'a, H: HostLink> Upload<'a, H> {
-    /// `log_bytes` are kept for the log, which goes last.
-    pub(crate) fn new(host: &'a H, limits: Limits, log_bytes: u64) -> Self {
+    /// `log_bytes` are kept for the log, which goes last. `spool` is the runner's own directory.
+    pub(crate) fn new(
+        host: &'a H,
+        limits: Limits,
+        log_bytes: u64,
+        (needles, spool): (Arc<Needles>, &Path),
+    ) -> Self {
         Self {
             host,
             limits,
+            needles,
+            redacted: spool.join("redacted"),
             bytes_left: limits.max_total_bytes.saturating_sub(log_bytes + REPORT_RESERVE),
             files_left: limits.max_files.saturating_sub(2),
             uploaded: Vec::new(),
@@ -57,9 +70,9 @@ impl<'a, H: HostLink> Upload<'a, H> {
         }
     }
 
-    /// Everything in the agent's own directory.
-    pub(crate) async fn tree(&mut self, directory: &Path, uid: u32) {
-        let tree = match Tree::open(directory, uid) {
+    /// Everything in a directory of the agent's, text without its secrets.
+    pub(crate) async fn tree(&mut self, tree: io::Result<Tree>) {
+        let tree = match tree {
             Ok(tree) => tree,
             Err(error) => return self.left_out.push(format!("{FILES_DIR}: {error}")),
         };
@@ -77,7 +90,16 @@ impl<'a, H: HostLink> Upload<'a, H> {
             }
             match tree.open_file(&name) {
                 Ok(file) if self.fits(&name, ArtifactRole::File, file.size) => {
-                    self.file(name, ArtifactRole::File, file).await
+                    let (needles, into) = (Arc::clone(&self.needles), self.redacted.clone());
+                    let cleaned = tokio::task::spawn_blocking(move || {
+                        let mut file = file;
+                        let cleaned = file.without_secrets(&needles, &into);
+                        cleaned.map(|cleaned| cleaned.unwrap_or(file))
+                    });
+                    match cleaned.await.map_err(io::Error::other).flatten() {
+                        Ok(file) => self.file(name, ArtifactRole::File, file).await,
+                        Err(error) => self.left_out.push(format!("{name}: {error}")),
+                    }
                 }
                 Ok(_) => {}
                 Err(reason) => self

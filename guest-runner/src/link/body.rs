@@ -19,6 +19,8 @@ pub(crate) type Failure = Arc<Mutex<Option<io::Error>>>;
 pub(crate) enum RequestBody {
     Bytes(Option<Bytes>),
     File(FileBody),
+    /// As it is made; ends with its senders.
+    Stream(tokio::sync::mpsc::Receiver<Bytes>),
 }
 
 #[derive(Debug)]
@@ -77,6 +79,9 @@ impl hyper::body::Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.get_mut() {
             Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(pieces) => pieces
+                .poll_recv(cx)
+                .map(|piece| piece.map(|bytes| Ok(Frame::data(bytes)))),
             Self::File(file) => match ready!(file.poll_chunk(cx)) {
                 None => Poll::Ready(None),
                 Some(Ok(chunk)) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
@@ -93,6 +98,7 @@ impl hyper::body::Body for RequestBody {
         match self {
             Self::Bytes(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::File(file) => file.left == 0,
+            Self::Stream(_) => false,
         }
     }
 
@@ -102,6 +108,7 @@ impl hyper::body::Body for RequestBody {
                 .as_ref()
                 .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             Self::File(file) => file.left,
+            Self::Stream(_) => return SizeHint::default(),
         })
     }
 }

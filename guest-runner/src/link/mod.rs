@@ -10,8 +10,9 @@
 mod backoff;
 mod body;
 mod call;
+mod command;
 mod redeem;
-mod serial;
+pub(crate) mod serial;
 mod tls;
 mod ways;
 mod wire;

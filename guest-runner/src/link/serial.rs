@@ -51,10 +51,19 @@ pub(crate) struct SerialPort {
 impl SerialPort {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let port = rustix::fs::open(path, flags, Mode::empty())?;
+        Self::of(rustix::fs::open(path, flags, Mode::empty())?)
+    }
+
+    /// Of a descriptor that does not block, such as a terminal's other end.
+    pub(crate) fn of(port: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             port: crate::sys_port::register(port)?,
         })
+    }
+
+    /// The descriptor itself.
+    pub(crate) fn descriptor(&self) -> &OwnedFd {
+        self.port.get_ref()
     }
 }
 

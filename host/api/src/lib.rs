@@ -19,6 +19,7 @@ mod profile;
 mod route;
 mod sandbox;
 mod status;
+mod secret;
 
 pub use artifact::{ArtifactKind, ArtifactView};
 pub use error::{ErrorCode, FieldError, Problem};
@@ -29,8 +30,8 @@ pub use job::{
 };
 pub use log::{LogRecord, LogStream};
 pub use profile::{
-    ArtifactRules, Behavior, ChannelKind, InnerSandbox, Network, NetworkMode, Profile, ProfileList,
-    Resources, Storage,
+    AGENTS, AgentMode, ArtifactRules, Behavior, ChannelKind, InnerSandbox, Network, NetworkMode, Profile,
+    ProfileList, Resources, Storage,
 };
 pub use route::{Method, Permission, ROUTES, Route};
 pub use sandbox::{Failure, SandboxList, SandboxState, SandboxView, StepView};

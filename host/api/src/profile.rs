@@ -12,7 +12,7 @@ pub struct Profile {
     pub name: String,
     /// The template to clone. A local template carries the VMID it stands for.
     pub template_vmid: Vmid,
-    /// Which agent runs tasks; `shell` runs the task text as a script.
+    /// Which agent runs tasks, one of [`AGENTS`], unless `behavior.agent` names it.
     #[serde(default = "default_agent")]
     pub agent: String,
     /// Packets.
@@ -30,6 +30,18 @@ pub struct Profile {
     /// What may come back.
     #[serde(default)]
     pub artifacts: ArtifactRules,
+}
+
+/// Agents there are: `shell` runs the task text as a script, `command` the profile's `behavior.agent_command`,
+/// `repository` the repository's `.agentlab/run.sh`.
+pub const AGENTS: &[&str] = &["claude", "codex", "opencode", "shell", "command", "repository"];
+
+impl Profile {
+    /// The agent that runs tasks of this profile.
+    #[must_use]
+    pub fn agent(&self) -> &str {
+        self.behavior.agent.as_deref().unwrap_or(&self.agent)
+    }
 }
 
 fn default_agent() -> String {
@@ -118,15 +130,38 @@ pub struct Storage {
 pub enum InnerSandbox {
     /// bubblewrap.
     #[default]
+    #[serde(alias = "bwrap", alias = "true", alias = "yes", alias = "1")]
     Bubblewrap,
+    /// bubblewrap, and of the disk only the agent's own work and what programs need.
+    Hardened,
     /// Straight in the guest, as the agent user.
+    #[serde(alias = "off", alias = "false", alias = "disabled", alias = "0", alias = "")]
     None,
+}
+
+/// What an agent may do without asking. Nobody is there to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentMode {
+    /// Everything: the machine around it is the sandbox.
+    #[default]
+    Dangerous,
+    /// What the agent's own rules allow; the rest is denied.
+    Safe,
 }
 
 /// `behavior:` of a profile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Behavior {
+    /// Which agent runs tasks, one of [`AGENTS`]; the profile's `agent` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// What it may do without asking.
+    pub mode: AgentMode,
+    /// Program and arguments of the agent `command`. The task comes on standard input and in `AGENTLAB_TASK_FILE`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub agent_command: Vec<String>,
     /// Keep the sandbox after its job.
     pub keepalive_default: bool,
     /// Lease in minutes.
@@ -142,6 +177,9 @@ pub struct Behavior {
 impl Default for Behavior {
     fn default() -> Self {
         Self {
+            agent: None,
+            mode: AgentMode::Dangerous,
+            agent_command: Vec::new(),
             keepalive_default: false,
             ttl_minutes_default: 180,
             deadline_seconds_default: 7200,

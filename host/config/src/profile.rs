@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use agentlab_api::{ChannelKind, InnerSandbox, NetworkMode, Profile};
+use agentlab_api::{AGENTS, ChannelKind, InnerSandbox, NetworkMode, Profile};
 
 use crate::yaml::{self, Document, Node, Place, Read};
 use crate::{ConfigError, Fault, file, refused};
@@ -165,10 +165,6 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
             ),
         );
     }
-    if profile.agent != "shell" {
-        let agent: String = profile.agent.escape_debug().take(80).collect();
-        fault(&["agent"], format!("is `{agent}`: this build runs `shell` only"));
-    }
     let mut between = |path: &[&'static str], value: u64, least: u64, most: u64| {
         if !(least..=most).contains(&value) {
             fault(path, format!("is {value}, and must be from {least} to {most}"));
@@ -221,6 +217,7 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
         1,
         1_000_000,
     );
+    faults.extend(agent_faults(profile));
     faults.extend(network_faults(profile));
     faults.extend(inner_sandbox_faults(profile, root));
     faults
@@ -273,12 +270,44 @@ fn network_faults(profile: &Profile) -> Vec<Range> {
     faults
 }
 
+fn agent_faults(profile: &Profile) -> Vec<Range> {
+    let behavior = &profile.behavior;
+    let mut faults = Vec::new();
+    let named = [
+        (vec!["agent"], Some(&profile.agent)),
+        (vec!["behavior", "agent"], behavior.agent.as_ref()),
+    ];
+    for (path, name) in named {
+        let Some(name) = name else { continue };
+        if !AGENTS.contains(&name.as_str()) {
+            let shown: String = name.escape_debug().take(80).collect();
+            faults.push((path, format!("is `{shown}`; known here: {}", AGENTS.join(", "))));
+        }
+    }
+    let command = vec!["behavior", "agent_command"];
+    if behavior.agent_command.iter().any(|word| word.contains('\0'))
+        || behavior.agent_command.first().is_some_and(String::is_empty)
+    {
+        faults.push((command, "begins with an empty word, or holds a NUL".to_owned()));
+    } else if profile.agent() == "command" && behavior.agent_command.is_empty() {
+        faults.push((
+            command,
+            "is empty: the agent `command` has nothing to run".to_owned(),
+        ));
+    }
+    faults
+}
+
 fn inner_sandbox_faults(profile: &Profile, root: &Node) -> Vec<Range> {
     let behavior = &profile.behavior;
     let path = vec!["behavior", "inner_sandbox_args"];
     let mut faults = Vec::new();
+    let line = root.place_of(&["behavior", "inner_sandbox"]).line;
+    if behavior.inner_sandbox == InnerSandbox::Hardened && !behavior.inner_sandbox_args.is_empty() {
+        let reason = format!("would undo what `inner_sandbox: hardened` promises (line {line})");
+        faults.push((path.clone(), reason));
+    }
     if behavior.inner_sandbox == InnerSandbox::None && !behavior.inner_sandbox_args.is_empty() {
-        let line = root.place_of(&["behavior", "inner_sandbox"]).line;
         faults.push((
             path.clone(),
             format!("would be ignored: `inner_sandbox` is `none` (line {line})"),

@@ -90,7 +90,7 @@ fn what_is_missing_twice_or_of_the_wrong_kind_is_named_with_its_place() {
 
 #[test]
 fn values_out_of_range_are_all_named_at_their_keys() {
-    let text = "name: Über\ntemplate_vmid: 9000\nagent: claude\nresources:\n  cores: 0\n  memory_mb: 128\n\
+    let text = "name: Über\ntemplate_vmid: 9000\nagent: clod\nresources:\n  cores: 0\n  memory_mb: 128\n\
                 network:\n  mode: allowlist\n  model: e1000\n  channels: [tls, vsock, tls]\n\
                 behavior:\n  ttl_minutes_default: 0\n  inner_sandbox: none\n  inner_sandbox_args: [\"--x\"]\n";
     let said = faults(text);
@@ -108,7 +108,6 @@ fn documented_keys_that_nothing_enforces_are_refused_by_name() {
         ("storage:\n  workspace: attach\n", "storage.workspace"),
         ("resources:\n  cpulist: 0-3\n", "resources.cpulist"),
         ("secrets_bundle: default\n", "secrets_bundle"),
-        ("behavior:\n  mode: dangerous\n", "behavior.mode"),
         (
             "behavior:\n  idle_stop_minutes_default: 15\n",
             "behavior.idle_stop_minutes_default",
@@ -222,5 +221,61 @@ proptest::proptest! {
     #[test]
     fn no_text_makes_the_reader_panic(text in "[ -~\\n\u{e9}]{0,200}") {
         let _ = parse_profiles(&text, "p.yaml");
+    }
+}
+
+#[test]
+fn an_agent_is_one_that_a_runner_has_and_a_command_is_not_empty() {
+    let profile = |behavior: &str| format!("name: a\ntemplate_vmid: 9000\nbehavior:\n{behavior}");
+    for (behavior, agent) in [
+        ("  agent: claude\n", "claude"),
+        ("  agent: repository\n  mode: safe\n", "repository"),
+        ("  agent: command\n  agent_command: [aider, --yes]\n", "command"),
+        ("  mode: dangerous\n", "shell"),
+    ] {
+        let loaded = parse_profiles(&profile(behavior), "p.yaml").unwrap();
+        assert_eq!(loaded[0].profile.agent(), agent);
+    }
+    for (behavior, words) in [
+        (
+            "  agent: clod\n",
+            "p.yaml:4:3: `behavior.agent` is `clod`; known here: claude",
+        ),
+        ("  agent: command\n", "`behavior.agent_command` is empty"),
+        (
+            "  agent: command\n  agent_command: [\"\"]\n",
+            "begins with an empty word",
+        ),
+        ("  mode: yolo\n", "yolo"),
+        (
+            "  inner_sandbox: hardened\n  inner_sandbox_args: [--bind, /, /]\n",
+            "would undo what `inner_sandbox: hardened` promises",
+        ),
+        ("  inner_sandbox: gvisor\n", "gvisor"),
+    ] {
+        let said = faults(&profile(behavior));
+        assert!(said.contains(words), "{behavior:?} gave {said:?}");
+    }
+}
+
+#[test]
+fn an_inner_sandbox_is_named_in_the_words_that_documents_use() {
+    for (word, meant) in [
+        ("bubblewrap", InnerSandbox::Bubblewrap),
+        ("bwrap", InnerSandbox::Bubblewrap),
+        ("true", InnerSandbox::Bubblewrap),
+        ("\"yes\"", InnerSandbox::Bubblewrap),
+        ("1", InnerSandbox::Bubblewrap),
+        ("hardened", InnerSandbox::Hardened),
+        ("none", InnerSandbox::None),
+        ("\"off\"", InnerSandbox::None),
+        ("false", InnerSandbox::None),
+        ("disabled", InnerSandbox::None),
+        ("0", InnerSandbox::None),
+        ("\"\"", InnerSandbox::None),
+    ] {
+        let text = format!("name: a\ntemplate_vmid: 9000\nbehavior: {{inner_sandbox: {word}}}\n");
+        let loaded = parse_profiles(&text, "p.yaml").unwrap_or_else(|error| panic!("{word}: {error}"));
+        assert_eq!(loaded[0].profile.behavior.inner_sandbox, meant, "{word}");
     }
 }

@@ -61,10 +61,6 @@ const PROFILE: &[(&str, &str)] = &[
         "disks are where the back end keeps its sandboxes",
     ),
     (
-        "behavior.mode",
-        "the agent always runs with every permission inside its sandbox",
-    ),
-    (
         "behavior.idle_stop_minutes_default",
         "idle sandboxes are not stopped by this build; use `ttl_minutes_default`",
     ),

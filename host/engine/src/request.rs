@@ -61,13 +61,8 @@ pub(crate) fn settle(request: &JobRequest, profile: &Profile) -> Result<Settled,
     }
     task(&request.task)?;
     let behavior = &profile.behavior;
-    let agent = request.agent.clone().unwrap_or_else(|| profile.agent.clone());
-    if agent != "shell" {
-        let shown: String = agent.escape_debug().take(80).collect();
-        return Err(
-            invalid("/agent", format!("Agent `{shown}` is not supported")).with_hint("supported: shell")
-        );
-    }
+    let agent = request.agent.as_deref().unwrap_or_else(|| profile.agent());
+    let agent = known_agent(agent, profile)?;
     let deadline_seconds = request
         .deadline_seconds
         .unwrap_or(behavior.deadline_seconds_default);
@@ -390,3 +385,26 @@ mod tests {
         assert!(settle(&request, &demo()).is_ok());
     }
 }
+    #[test]
+    fn an_agent_is_one_that_runners_have_and_the_job_chooses_before_the_profile() {
+        use agentlab_protocol::agent::AgentKind;
+        assert_eq!(AGENTS, AgentKind::ALL.map(AgentKind::as_str));
+        let with = |agent: Option<&str>, profile: &Profile| {
+            let request = JobRequest {
+                agent: agent.map(str::to_owned),
+                ..request("https://example.org/a")
+            };
+            settle(&request, profile)
+        };
+        let mut profile = demo();
+        profile.behavior.agent = Some("claude".into());
+        assert_eq!(with(None, &profile).unwrap().agent, "claude");
+        assert_eq!(with(Some("codex"), &profile).unwrap().agent, "codex");
+        let unknown = with(Some("claud"), &profile).unwrap_err();
+        assert_eq!(unknown.hint.as_deref(), Some("did you mean `claude`?"));
+        assert!(with(Some(""), &profile).is_err());
+        assert!(with(Some("command"), &profile).is_err());
+        profile.behavior.agent_command = vec!["aider".into()];
+        assert_eq!(with(Some("command"), &profile).unwrap().agent, "command");
+    }
+

@@ -244,10 +244,10 @@ async fn an_unknown_agent_and_a_long_task_are_told_apart() {
         return;
     }
     let mut lab = Lab::new("true").await;
-    lab.order.agent = "claude".to_owned();
+    lab.order.agent = "clod".to_owned();
     let report = lab.run().await;
     assert_eq!(report.failed_phase, Some(Phase::Agent));
-    assert!(report.message.unwrap().contains("`claude` is not known"));
+    assert!(report.message.unwrap().contains("`clod` is not known"));
     let lab = Lab::new(&format!(
         "# {}\necho long; wc -c < $AGENTLAB_TASK_FILE",
         "x".repeat(300_000)

@@ -90,7 +90,7 @@ fn table(profiles: &[Profile]) -> String {
         table.row([
             cell(&one.name),
             cell(one.template_vmid),
-            cell(&one.agent),
+            cell(one.agent()),
             cell(one.network.mode),
             cell(one.resources.cores),
             cell(format!("{} MiB", one.resources.memory_mb)),
@@ -114,7 +114,12 @@ fn fields(profile: &Profile) -> String {
     fields
         .add("name", &profile.name)
         .add("template", profile.template_vmid)
-        .add("agent", &profile.agent)
+        .add("agent", profile.agent())
+        .add("its mode", format!("{:?}", behavior.mode).to_lowercase())
+        .add_some(
+            "its command",
+            (!behavior.agent_command.is_empty()).then(|| behavior.agent_command.join(" ")),
+        )
         .add("network", network.mode)
         .add_some("bridge", network.bridge.as_ref())
         .add_some(

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, InnerSandbox, JobState, LogStream, RepositorySource};
+use agentlab_api::{AgentMode, ErrorCode, InnerSandbox, JobState, LogStream, RepositorySource};
+use agentlab_protocol::agent::AgentKind;
 use agentlab_protocol::message::{
     Heartbeat, HeartbeatAnswer, JobOrder, Limits, LogBatch, Order, Phase, RedeemAnswer, Report, Repository,
     Stream,
@@ -236,9 +237,19 @@ impl Driver {
             reference: job.reference.clone(),
             task: job.task.clone(),
             agent: job.agent.clone(),
+            mode: match behavior.mode {
+                AgentMode::Dangerous => agentlab_protocol::agent::AgentMode::Dangerous,
+                AgentMode::Safe => agentlab_protocol::agent::AgentMode::Safe,
+            },
+            agent_command: if job.agent == AgentKind::Command.as_str() {
+                behavior.agent_command.clone()
+            } else {
+                Vec::new()
+            },
             deadline_seconds: job.deadline_seconds,
             kill_grace_seconds: u32::try_from(grace).unwrap_or(u32::MAX),
-            inner_sandbox: behavior.inner_sandbox == InnerSandbox::Bubblewrap,
+            inner_sandbox: behavior.inner_sandbox != InnerSandbox::None,
+            hardened: behavior.inner_sandbox == InnerSandbox::Hardened,
             inner_sandbox_args: behavior.inner_sandbox_args.clone(),
         }
     }

@@ -1,0 +1,200 @@
+//! Each agent is begun the way its own command line wants, here by programs that say how they were begun.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use agentlab_protocol::agent::AgentMode;
+use agentlab_protocol::message::{Phase, ReportStatus, Stream};
+
+use super::Lab;
+use crate::requirement::skipped_without_root;
+
+/// A program of this name in the agent's search path that does what `script` says.
+fn install(lab: &Lab, name: &str, script: &str) {
+    let home = &lab.layout.user.home;
+    let path = home.join("bin").join(name);
+    std::fs::create_dir_all(home.join("bin")).unwrap();
+    std::os::unix::fs::chown(home, Some(lab.layout.user.uid), Some(lab.layout.user.gid)).unwrap();
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+const SAYS_HOW: &str = "echo \"$(basename $0) $*\"; echo \"task: $(cat)\"; cmp -s $AGENTLAB_TASK_FILE - </dev/null; \
+    echo $AGENTLAB_AGENT $AGENTLAB_JOB_MODE $AGENTLAB_INNER_SANDBOX key=${API_KEY:+set} update=$DISABLE_AUTOUPDATER";
+
+#[tokio::test]
+async fn each_agent_gets_its_task_on_standard_input_and_the_arguments_of_its_mode() {
+    if skipped_without_root() {
+        return;
+    }
+    for (agent, mode, said) in [
+        (
+            "claude",
+            AgentMode::Dangerous,
+            "claude -p --dangerously-skip-permissions",
+        ),
+        (
+            "claude",
+            AgentMode::Safe,
+            "claude -p --permission-mode acceptEdits",
+        ),
+        (
+            "codex",
+            AgentMode::Dangerous,
+            "codex exec --dangerously-bypass-approvals-and-sandbox -",
+        ),
+        ("codex", AgentMode::Safe, "codex exec --sandbox workspace-write -"),
+        ("opencode", AgentMode::Dangerous, "opencode run --auto"),
+        ("opencode", AgentMode::Safe, "opencode run"),
+    ] {
+        let mut lab = Lab::new("--not an option; 'fix it'").await;
+        install(&lab, agent, SAYS_HOW);
+        lab.order.agent = agent.to_owned();
+        lab.order.mode = mode;
+        let report = lab.run().await;
+        assert_eq!(report.status, ReportStatus::Completed, "{agent}: {report:?}");
+        let update = if agent == "claude" { "1" } else { "" };
+        let expected = format!(
+            "{said}\ntask: --not an option; 'fix it'\n{agent} {} bubblewrap key=set update={update}\n",
+            mode.as_str()
+        );
+        assert_eq!(lab.host.text(Stream::Stdout), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_command_of_the_profile_and_a_script_of_the_repository_are_agents_too() {
+    if skipped_without_root() {
+        return;
+    }
+    let mut lab = Lab::new("the task").await;
+    install(&lab, "aider", SAYS_HOW);
+    lab.order.agent = "command".to_owned();
+    lab.order.agent_command = vec!["aider".to_owned(), "--yes".to_owned(), "a b".to_owned()];
+    assert_eq!(lab.run().await.status, ReportStatus::Completed);
+    let text = lab.host.text(Stream::Stdout);
+    assert!(text.starts_with("aider --yes a b\ntask: the task\n"), "{text}");
+
+    let mut lab = Lab::new("the task").await;
+    lab.order.agent = "repository".to_owned();
+    let report = lab.run().await;
+    assert_eq!(report.failed_phase, Some(Phase::Agent));
+    assert!(
+        report
+            .message
+            .unwrap()
+            .contains("`.agentlab/run.sh`, which does not exist")
+    );
+
+    let mut lab = Lab::new("the task").await;
+    let script = "mkdir .agentlab; printf '#!/bin/sh\\necho run by $0; cat; git commit -qm x --allow-empty\\n' \
+                  > .agentlab/run.sh; chmod +x .agentlab/run.sh; git add .; git commit -qm script; \
+                  git bundle create -q ../b --all HEAD";
+    super::shell(&lab.base.path().join("source"), script).await;
+    let bundle = std::fs::read(lab.base.path().join("b")).unwrap();
+    lab.bring(bundle);
+    lab.order.agent = "repository".to_owned();
+    let report = lab.run().await;
+    assert_eq!(
+        (report.status, report.commits),
+        (ReportStatus::Completed, 1),
+        "{report:?}"
+    );
+    let repo = lab.layout.repo();
+    assert_eq!(
+        lab.host.text(Stream::Stdout),
+        format!("run by {}/.agentlab/run.sh\nthe task", repo.display())
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_the_template_lacks_is_named_with_the_recipe_that_has_it() {
+    if skipped_without_root() {
+        return;
+    }
+    let mut lab = Lab::new("x").await;
+    lab.layout.user.path = "/usr/bin:/bin".to_owned();
+    lab.order.agent = "codex".to_owned();
+    let report = lab.run().await;
+    assert_eq!((report.status, report.exit_code), (ReportStatus::Failed, None));
+    let message = report.message.unwrap();
+    assert!(
+        message.contains("needs `codex`, which this template does not have; the recipe `agents`"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn a_transcript_comes_back_without_the_secrets_that_the_agent_saw() {
+    if skipped_without_root() {
+        return;
+    }
+    let mut lab = Lab::new("x").await;
+    install(
+        &lab,
+        "claude",
+        "mkdir -p ~/.claude/projects/p; echo \"{\\\"key\\\":\\\"$API_KEY\\\"}\" > ~/.claude/projects/p/s.jsonl\n\
+         ln -s /etc/passwd ~/.claude/projects/p/link; printf \"$API_KEY\\\\000\" > $AGENTLAB_ARTIFACTS_DIR/binary\n\
+         echo $API_KEY > $AGENTLAB_ARTIFACTS_DIR/text; echo plain > $AGENTLAB_ARTIFACTS_DIR/plain",
+    );
+    lab.order.agent = "claude".to_owned();
+    let report = lab.run().await;
+    assert_eq!(report.status, ReportStatus::Completed, "{report:?}");
+    let text = |name: &str| String::from_utf8(lab.host.artifact(name).unwrap()).unwrap();
+    assert_eq!(
+        text("files/transcript/projects/p/s.jsonl"),
+        "{\"key\":\"[redacted]\"}\n"
+    );
+    assert_eq!(text("files/text"), "[redacted]\n");
+    assert_eq!(text("files/plain"), "plain\n");
+    assert_eq!(
+        text("files/binary"),
+        "s3cr3t-api-key\0",
+        "binaries stay as they are"
+    );
+    assert!(
+        report
+            .left_out
+            .iter()
+            .any(|entry| entry.contains("link: a symbolic link"))
+    );
+}
+
+#[tokio::test]
+async fn a_hardened_agent_sees_its_own_work_and_a_template_can_switch_the_sandbox_off() {
+    if skipped_without_root() {
+        return;
+    }
+    let look = "touch /tmp/mine $HOME/mine here $AGENTLAB_ARTIFACTS_DIR/there; ls -A /tmp | grep -v mine | head -n 3; \
+                ls /root /home /run 2>/dev/null | grep -vE '^$|:' || true; touch ../outside 2>/dev/null && echo outside; \
+                test -s /usr/bin/su && echo su; echo $AGENTLAB_INNER_SANDBOX; cat $AGENTLAB_TASK_FILE > /dev/null";
+    let mut lab = Lab::new(look).await;
+    lab.order.hardened = true;
+    let report = lab.run().await;
+    assert_eq!(
+        (report.status, report.inner_sandbox.as_str()),
+        (ReportStatus::Completed, "hardened"),
+        "{report:?} {}",
+        lab.host.text(Stream::Stderr)
+    );
+    let text = lab.host.text(Stream::Stdout);
+    let base = lab
+        .base
+        .path()
+        .file_name()
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
+    assert_eq!(
+        text,
+        format!("{base}\nhardened\n"),
+        "only what was bound is in /tmp"
+    );
+    assert!(lab.host.artifact("files/there").is_some());
+
+    let lab = Lab::new("echo $AGENTLAB_INNER_SANDBOX").await;
+    std::fs::write(&lab.layout.settings, "AGENTLAB_INNER_SANDBOX=0\n").unwrap();
+    let report = lab.run().await;
+    assert_eq!(report.inner_sandbox, "none");
+    assert_eq!(lab.host.text(Stream::Stdout), "none\n");
+    assert!(lab.host.text(Stream::Runner).contains("switched off"));
+}
