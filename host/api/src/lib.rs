@@ -10,6 +10,7 @@
 //! ```
 
 mod artifact;
+mod command;
 mod error;
 mod event;
 mod id;
@@ -19,9 +20,9 @@ mod profile;
 mod route;
 mod sandbox;
 mod status;
-mod secret;
 
 pub use artifact::{ArtifactKind, ArtifactView};
+pub use command::{CommandRequest, CommandTerminal, CommandUser, CommandView};
 pub use error::{ErrorCode, FieldError, Problem};
 pub use event::{Event, EventKind};
 pub use id::{IdError, JobId, SandboxId, Vmid};
@@ -34,5 +35,5 @@ pub use profile::{
     ProfileList, Resources, Storage,
 };
 pub use route::{Method, Permission, ROUTES, Route};
-pub use sandbox::{Failure, SandboxList, SandboxState, SandboxView, StepView};
+pub use sandbox::{Failure, SandboxList, SandboxRequest, SandboxState, SandboxView, StepView};
 pub use status::{BackendStatus, StatusView, TemplateView};

@@ -105,6 +105,20 @@ pub struct StepView {
     pub finished_at: Option<Timestamp>,
 }
 
+/// Body of `POST /v1/sandboxes`: a machine for a person, without a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxRequest {
+    /// Profile to make it from.
+    pub profile: String,
+    /// Name, also the guest's host name; made from the VMID when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How long it may live, in minutes; the profile's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_minutes: Option<u32>,
+}
+
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxView {

@@ -186,7 +186,7 @@ impl Engine {
         Ok(is_kept || !state.holds_something())
     }
 
-    async fn select(&self, selector: &str) -> Result<SandboxRecord, Problem> {
+    pub(crate) async fn select(&self, selector: &str) -> Result<SandboxRecord, Problem> {
         let store = &self.shared.store;
         let absent = || {
             let shown: String = selector.escape_debug().take(80).collect();

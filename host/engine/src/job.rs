@@ -98,7 +98,7 @@ impl Engine {
     }
 
     /// Asked before anything is made: a mode that cannot be enforced is no mode at all.
-    async fn enforceable(&self, profile: &Profile) -> Result<(), Problem> {
+    pub(crate) async fn enforceable(&self, profile: &Profile) -> Result<(), Problem> {
         if self.shared.channels_of(profile).is_empty() {
             let text = format!(
                 "Profile `{}` names no way to its guest that this back end has",
@@ -136,7 +136,7 @@ impl Engine {
 
     /// Checks the template and says which VMIDs the hypervisor has given away. One that is slow is taken as it was
     /// last: the clone finds out anyway.
-    async fn inventory(&self, profile: &Profile) -> Result<HashSet<Vmid>, Problem> {
+    pub(crate) async fn inventory(&self, profile: &Profile) -> Result<HashSet<Vmid>, Problem> {
         let seen = match glimpse::look(&self.shared, ASK).await {
             Glimpse::Now(seen) | Glimpse::Late(Some(seen)) => seen,
             Glimpse::Failed(error) => {

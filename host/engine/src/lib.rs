@@ -19,6 +19,7 @@ mod guest;
 mod job;
 mod journal;
 mod lease;
+mod operator;
 pub mod port;
 mod queue;
 mod reconcile;

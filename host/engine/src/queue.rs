@@ -115,6 +115,38 @@ pub(crate) async fn admit(
     reserved.await
 }
 
+/// Records a sandbox that no job asks for. It does not wait: a person does.
+pub(crate) async fn admit_sandbox(
+    shared: &Shared,
+    waiting: &Waiting,
+    name: Option<String>,
+    occupied: HashSet<Vmid>,
+) -> Result<Result<SandboxRecord, String>, StoreError> {
+    let _in_order = shared.queue.order.lock().await;
+    let began = Instant::now();
+    let Some(mut sandbox) = fresh_sandbox(shared, waiting) else {
+        return Ok(Err("The kernel gave no random bytes".to_owned()));
+    };
+    let (settings, tunable) = (shared.settings.clone(), shared.tunable());
+    let reserved = shared.journal.reserve(Point::Reserve, move |live| {
+        let refused = |reason: String| Ok((Err(reason), Vec::new()));
+        if let Err(full) = reserve::place(&settings, tunable.max_sandboxes, live, &occupied, &mut sandbox) {
+            return refused(full.to_string());
+        }
+        sandbox.name = name.unwrap_or_else(|| format!("sandbox-{}", sandbox.vmid));
+        if let Some(other) = live.iter().find(|record| record.name == sandbox.name) {
+            return refused(format!("Sandbox {} has the name `{}`", other.vmid, sandbox.name));
+        }
+        let writes = vec![
+            Write::Sandbox(Box::new(sandbox.clone())),
+            event::requested(&sandbox),
+            event::step(&sandbox, Step::Reserve, false, began.elapsed(), &StepEnd::Done),
+        ];
+        Ok((Ok(sandbox), writes))
+    });
+    reserved.await
+}
+
 /// A job with its sandbox, and both as they are recorded.
 fn begun(job: JobRecord, sandbox: &SandboxRecord, began: Instant) -> (JobRecord, Vec<Write>) {
     let job = JobRecord {
@@ -135,7 +167,15 @@ fn begun(job: JobRecord, sandbox: &SandboxRecord, began: Instant) -> (JobRecord,
 
 /// A sandbox as its job asks for it; its numbers are chosen in the transaction. `None` without random bytes.
 fn sandbox_of(shared: &Shared, job: &JobRecord) -> Option<SandboxRecord> {
-    let waiting = job.waiting.as_deref()?;
+    let sandbox = fresh_sandbox(shared, job.waiting.as_deref()?)?;
+    Some(SandboxRecord {
+        name: job.id.as_str().replace('_', "-"),
+        job: Some(job.id.clone()),
+        ..sandbox
+    })
+}
+
+fn fresh_sandbox(shared: &Shared, waiting: &Waiting) -> Option<SandboxRecord> {
     let mut nonce = [0u8; 16];
     getrandom::fill(&mut nonce).ok()?;
     let now = shared.now();
@@ -143,7 +183,7 @@ fn sandbox_of(shared: &Shared, job: &JobRecord) -> Option<SandboxRecord> {
     Some(SandboxRecord {
         id: SandboxId::generate(),
         vmid: shared.settings.vmid_first,
-        name: job.id.as_str().replace('_', "-"),
+        name: String::new(),
         profile: waiting.profile.clone(),
         state: SandboxState::Requested,
         cursor: Step::Reserve.as_str().to_owned(),
@@ -151,7 +191,7 @@ fn sandbox_of(shared: &Shared, job: &JobRecord) -> Option<SandboxRecord> {
         nonce: hex::encode(nonce),
         mac: [0; 6],
         address: shared.settings.gateway,
-        job: Some(job.id.clone()),
+        job: None,
         keepalive: waiting.keepalive,
         lease_expires_at: Some(now + lease),
         lease_warned: false,

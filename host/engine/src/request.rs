@@ -1,6 +1,8 @@
 //! What an operator may ask for. Pure: every refusal names the field, the reason and what to do instead.
 
-use agentlab_api::{ErrorCode, JobRequest, Problem, Profile, RepositorySource};
+use agentlab_api::{
+    AGENTS, CommandRequest, ErrorCode, JobRequest, Problem, Profile, RepositorySource, SandboxRequest,
+};
 use agentlab_backend::Template;
 
 /// Longest task in bytes.
@@ -97,6 +99,78 @@ pub(crate) fn settle(request: &JobRequest, profile: &Profile) -> Result<Settled,
         ttl_minutes,
         keepalive,
     })
+}
+
+/// Checks a sandbox that is asked for without a job; its lease in minutes.
+pub(crate) fn sandbox(request: &SandboxRequest, profile: &Profile) -> Result<u32, Problem> {
+    if let Some(name) = &request.name {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let fits = name.len() <= 63
+            && name.bytes().all(|byte| plain(byte) || byte == b'-')
+            && name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
+            && name.bytes().next_back().is_some_and(plain);
+        if !fits {
+            let text = "a name is 1 to 63 lower-case letters, digits and hyphens, beginning with a letter";
+            return Err(invalid("/name", text));
+        }
+    }
+    match request.ttl_minutes {
+        Some(minutes) if minutes == 0 || minutes > TTL_MINUTES => Err(invalid(
+            "/ttl_minutes",
+            format!("expected 1 to {TTL_MINUTES} minutes"),
+        )),
+        Some(minutes) => Ok(minutes),
+        None => Ok(profile.behavior.ttl_minutes_default),
+    }
+}
+
+/// Checks a command: what no system call takes is no command.
+pub(crate) fn command(request: &CommandRequest, longest: usize) -> Result<(), Problem> {
+    let length: usize = request.words.iter().map(|word| word.len() + 1).sum();
+    if length > longest {
+        return Err(invalid(
+            "/words",
+            format!("the command line has {length} bytes, at most {longest} are taken"),
+        ));
+    }
+    let terminal = request.terminal.as_ref().map(|terminal| terminal.kind.as_str());
+    let texts = request.words.iter().map(String::as_str);
+    if texts
+        .chain(request.directory.as_deref())
+        .chain(terminal)
+        .any(|text| text.contains('\0'))
+    {
+        return Err(invalid("/words", "the command holds a NUL byte"));
+    }
+    if request.words.first().is_some_and(String::is_empty) {
+        return Err(invalid("/words", "the command's name is empty"));
+    }
+    Ok(())
+}
+
+/// An agent that runners have, and that this profile says enough about.
+fn known_agent(name: &str, profile: &Profile) -> Result<String, Problem> {
+    if !AGENTS.contains(&name) {
+        let shown: String = name.escape_debug().take(80).collect();
+        let nearest = AGENTS
+            .iter()
+            .map(|known| (strsim::jaro_winkler(known, name), known))
+            .filter(|(likeness, _)| *likeness > 0.7)
+            .max_by(|(left, _), (right, _)| left.total_cmp(right));
+        let hint = match nearest {
+            Some((_, near)) => format!("did you mean `{near}`?"),
+            None => format!("there are: {}", AGENTS.join(", ")),
+        };
+        return Err(invalid("/agent", format!("There is no agent `{shown}`")).with_hint(hint));
+    }
+    if name == "command" && profile.behavior.agent_command.is_empty() {
+        let text = format!(
+            "Profile `{}` says no command for the agent `command`",
+            profile.name
+        );
+        return Err(invalid("/agent", text).with_hint("its key is `behavior.agent_command`"));
+    }
+    Ok(name.to_owned())
 }
 
 fn task(text: &str) -> Result<(), Problem> {
@@ -319,6 +393,29 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_is_one_that_runners_have_and_the_job_chooses_before_the_profile() {
+        use agentlab_protocol::agent::AgentKind;
+        assert_eq!(AGENTS, AgentKind::ALL.map(AgentKind::as_str));
+        let with = |agent: Option<&str>, profile: &Profile| {
+            let request = JobRequest {
+                agent: agent.map(str::to_owned),
+                ..request("https://example.org/a")
+            };
+            settle(&request, profile)
+        };
+        let mut profile = demo();
+        profile.behavior.agent = Some("claude".into());
+        assert_eq!(with(None, &profile).unwrap().agent, "claude");
+        assert_eq!(with(Some("codex"), &profile).unwrap().agent, "codex");
+        let unknown = with(Some("claud"), &profile).unwrap_err();
+        assert_eq!(unknown.hint.as_deref(), Some("did you mean `claude`?"));
+        assert!(with(Some(""), &profile).is_err());
+        assert!(with(Some("command"), &profile).is_err());
+        profile.behavior.agent_command = vec!["aider".into()];
+        assert_eq!(with(Some("command"), &profile).unwrap().agent, "command");
+    }
+
+    #[test]
     fn a_template_of_another_runner_is_refused() {
         let of = |version: Option<&str>| {
             vec![Template {
@@ -385,26 +482,3 @@ mod tests {
         assert!(settle(&request, &demo()).is_ok());
     }
 }
-    #[test]
-    fn an_agent_is_one_that_runners_have_and_the_job_chooses_before_the_profile() {
-        use agentlab_protocol::agent::AgentKind;
-        assert_eq!(AGENTS, AgentKind::ALL.map(AgentKind::as_str));
-        let with = |agent: Option<&str>, profile: &Profile| {
-            let request = JobRequest {
-                agent: agent.map(str::to_owned),
-                ..request("https://example.org/a")
-            };
-            settle(&request, profile)
-        };
-        let mut profile = demo();
-        profile.behavior.agent = Some("claude".into());
-        assert_eq!(with(None, &profile).unwrap().agent, "claude");
-        assert_eq!(with(Some("codex"), &profile).unwrap().agent, "codex");
-        let unknown = with(Some("claud"), &profile).unwrap_err();
-        assert_eq!(unknown.hint.as_deref(), Some("did you mean `claude`?"));
-        assert!(with(Some(""), &profile).is_err());
-        assert!(with(Some("command"), &profile).is_err());
-        profile.behavior.agent_command = vec!["aider".into()];
-        assert_eq!(with(Some("command"), &profile).unwrap().agent, "command");
-    }
-

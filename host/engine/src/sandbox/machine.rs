@@ -318,7 +318,10 @@ impl State {
                     Some(job) => Self::Running {
                         holder: Holder::Job(job.clone()),
                     },
-                    None => Self::Ready,
+                    // Who asked for a sandbox without a job holds it until the end.
+                    None => Self::Running {
+                        holder: Holder::Operator,
+                    },
                 }),
                 _ => None,
             },
@@ -330,8 +333,14 @@ impl State {
             Event::LeaseExpired => self.lease_expired(),
             Event::MachineStopped(cause) => match self {
                 Self::Booting => unwind_failed(cause),
-                Self::Running { .. } => self.lost(cause, keep),
-                Self::Ready | Self::Suspended { .. } => enter(Self::Stopped),
+                Self::Running {
+                    holder: Holder::Job(_),
+                } => self.lost(cause, keep),
+                Self::Ready
+                | Self::Running {
+                    holder: Holder::Operator,
+                }
+                | Self::Suspended { .. } => enter(Self::Stopped),
                 Self::TimedOut => enter(Self::Unwinding {
                     shown: SandboxState::Timeout,
                     cause: None,
