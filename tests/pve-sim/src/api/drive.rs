@@ -1,0 +1,189 @@
+//! Disks: their names, growing one, giving one to another machine.
+
+use crate::access::Identity;
+use crate::audit::origin_of;
+use crate::core::{Call, Worker};
+use crate::formats::{bytes_of, size_text};
+use crate::storage::{self, Plugin, Volume};
+use crate::wire::{Answer, Refusal};
+use crate::world::{World, volume_of};
+
+/// The first `vm-<vmid>-disk-<n>` that is free on a storage.
+pub(crate) fn free_disk_name(world: &World, storage: &str, vmid: u32) -> String {
+    let taken = |disk: &str| {
+        world
+            .volumes
+            .iter()
+            .filter(|(_, volume)| volume.storage == storage)
+            .any(|(volid, _)| storage::file_of(volid).split('.').next() == Some(disk))
+    };
+    (0..)
+        .map(|n: u32| format!("vm-{vmid}-disk-{n}"))
+        .find(|disk| !taken(disk) && !taken(&disk.replacen("vm-", "base-", 1)))
+        .unwrap_or_default()
+}
+
+/// What a new volume is like.
+pub(crate) struct Made<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) owner: u32,
+    pub(crate) format: &'a str,
+    pub(crate) size: u64,
+}
+
+pub(crate) fn insert_volume(world: &mut World, who: &Identity, volid: &str, made: &Made<'_>) {
+    let volume = Volume {
+        storage: volid.split(':').next().unwrap_or_default().to_owned(),
+        node: made.node.to_owned(),
+        owner: made.owner,
+        format: made.format.to_owned(),
+        size: made.size,
+        created: world.seconds(),
+        parent: None,
+        snapshots: Vec::new(),
+        origin: origin_of(who),
+    };
+    world.volumes.insert(volid.to_owned(), volume);
+    world.changes_volume(who, volid, "create");
+}
+
+/// A drive's value with its size as it now is.
+pub(crate) fn with_size(value: &str, size: u64) -> String {
+    let kept: Vec<&str> = value
+        .split(',')
+        .filter(|part| !part.starts_with("size="))
+        .collect();
+    format!("{},size={}", kept.join(","), size_text(size))
+}
+
+pub(crate) fn resize(call: &Call) -> Answer {
+    call.refuse_skiplock()?;
+    let vmid = call.vmid();
+    let (disk, size, digest) = (call.need("disk"), call.need("size"), call.text("digest"));
+    call.fork("resize", &vmid.to_string(), move |worker| {
+        growing(worker, vmid, disk, size, digest)
+    })
+}
+
+async fn growing(
+    worker: Worker,
+    vmid: u32,
+    disk: String,
+    size: String,
+    digest: Option<String>,
+) -> Result<(), String> {
+    let _guard = worker.core.lock_vm(vmid).await?;
+    worker.pass(100).await;
+    let mut world = worker.world();
+    let (volid, value) = {
+        let vm = world.unlocked(&worker.node, vmid)?;
+        refuse_stale(digest.as_deref(), &vm.digest())?;
+        let value = vm
+            .config
+            .get(&disk)
+            .ok_or_else(|| format!("disk '{disk}' does not exist"))?;
+        (volume_of(value).to_owned(), value.clone())
+    };
+    let before = world
+        .volumes
+        .get(&volid)
+        .ok_or_else(|| format!("volume '{volid}' does not exist"))?
+        .size;
+    let after = match size.strip_prefix('+') {
+        Some(more) => before + bytes_of(more, 1),
+        None => bytes_of(&size, 1),
+    };
+    if after < before {
+        return Err("shrinking disks is not supported".into());
+    }
+    world.changes_vm(&worker.who, vmid, "resize");
+    world.changes_volume(&worker.who, &volid, "resize");
+    if let Some(volume) = world.volumes.get_mut(&volid) {
+        volume.size = after;
+    }
+    let vm = world.vm_mut(&worker.node, vmid)?;
+    vm.config.insert(disk, with_size(&value, after));
+    drop(world);
+    worker.log("Image resized.");
+    Ok(())
+}
+
+/// `move_disk` with a target machine: the disk gets another owner and a name to match.
+pub(crate) fn reassign(call: &Call) -> Answer {
+    let vmid = call.vmid();
+    let disk = call.need("disk");
+    let Some(target) = call.number("target-vmid").and_then(|id| u32::try_from(id).ok()) else {
+        return Err(Refusal::died("either set 'storage' or 'target-vmid'"));
+    };
+    call.require(&format!("/vms/{target}"), &["VM.Config.Disk"])?;
+    let to = call.text("target-disk").unwrap_or_else(|| disk.clone());
+    {
+        let world = call.world();
+        let vm = world.vm(&call.node(), vmid)?;
+        let other = world.vm(&call.node(), target)?;
+        if !vm.config.contains_key(&disk) {
+            return Err(Refusal::died(format!(
+                "Source disk '{disk}' of VM {vmid} does not exist"
+            )));
+        }
+        if other.config.contains_key(&to) {
+            return Err(Refusal::died(format!(
+                "Target disk key '{to}' is already in use for VM '{target}'"
+            )));
+        }
+    }
+    let id = format!("{vmid}-{disk}>{target}-{to}");
+    call.fork("qmmove", &id, move |worker| {
+        moving(worker, vmid, disk, target, to)
+    })
+}
+
+async fn moving(worker: Worker, vmid: u32, disk: String, target: u32, to: String) -> Result<(), String> {
+    let _source = worker.core.lock_vm(vmid).await?;
+    let _target = worker.core.lock_vm(target).await?;
+    worker.pass(100).await;
+    let mut world = worker.world();
+    let node = worker.node.clone();
+    world.unlocked(&node, target)?;
+    world.unlocked(&node, vmid)?;
+    world.changes_vm(&worker.who, vmid, "move disk of");
+    world.changes_vm(&worker.who, target, "move disk to");
+    let value = world
+        .vm_mut(&node, vmid)?
+        .config
+        .remove(&disk)
+        .ok_or_else(|| format!("disk '{disk}' does not exist"))?;
+    let from = volume_of(&value).to_owned();
+    let Some(mut volume) = world.volumes.remove(&from) else {
+        return Err(format!("volume '{from}' does not exist"));
+    };
+    let plugin = world
+        .storages
+        .get(&volume.storage)
+        .map_or(Plugin::Dir, |storage| storage.plugin);
+    let name = free_disk_name(&world, &volume.storage, target);
+    let made = storage::volid(&volume.storage, plugin, target, &name, &volume.format);
+    volume.owner = target;
+    world.volumes.insert(made.clone(), volume);
+    let rest = value.strip_prefix(from.as_str()).unwrap_or_default();
+    world
+        .vm_mut(&node, target)?
+        .config
+        .insert(to, format!("{made}{rest}"));
+    Ok(())
+}
+
+/// What an allocation asks for: `storage:GiB`.
+pub(crate) fn allocation(volid: &str) -> Option<(&str, u64)> {
+    let (storage, size) = volid.split_once(':')?;
+    size.parse::<f64>().ok().filter(|size| *size > 0.0)?;
+    Some((storage, bytes_of(&format!("{size}G"), 1)))
+}
+
+/// Refuses a change based on a configuration that is no longer the one that stands.
+pub(crate) fn refuse_stale(wanted: Option<&str>, is: &str) -> Result<(), String> {
+    match wanted {
+        Some(wanted) if wanted != is => Err("checksum mismatch (file change by other user?)".into()),
+        Some(_) | None => Ok(()),
+    }
+}

@@ -1,0 +1,254 @@
+//! Machines started, stopped, frozen. Everything is a worker, and most is checked only inside it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{status, unanswered};
+use crate::access::Identity;
+use crate::boot::Powered;
+use crate::core::{Call, Core, Worker};
+use crate::wire::{Answer, Refusal};
+use crate::world::{Run, World, volume_of};
+
+pub(crate) fn perform(call: &Call) -> Answer {
+    let name = call.method.name.as_str();
+    if name == "GET /nodes/{node}/qemu/{vmid}/status/current" {
+        return status::current(call);
+    }
+    call.refuse_skiplock()?;
+    let vmid = call.vmid();
+    let id = vmid.to_string();
+    match name.rsplit('/').next().unwrap_or_default() {
+        "start" => call.fork("qmstart", &id, |worker| start(worker, vmid)),
+        "stop" => call.fork("qmstop", &id, |worker| stop(worker, vmid)),
+        "shutdown" => {
+            let timeout = call.number("timeout").unwrap_or(60);
+            let force = call.flag("forceStop");
+            call.fork("qmshutdown", &id, move |worker| {
+                shutdown(worker, vmid, timeout, force)
+            })
+        }
+        "reboot" => {
+            let running = call.world().vm(&call.node(), vmid)?.run.is_some();
+            if !running {
+                return Err(Refusal::died(format!("VM {vmid} not running")));
+            }
+            call.fork("qmreboot", &id, |worker| reboot(worker, vmid))
+        }
+        "reset" => call.fork("qmreset", &id, |worker| reset(worker, vmid)),
+        "suspend" => suspend(call, vmid),
+        "resume" => {
+            call.world().vm(&call.node(), vmid)?;
+            call.fork("qmresume", &id, |worker| pause(worker, vmid, false))
+        }
+        _ => unanswered(call),
+    }
+}
+
+fn suspend(call: &Call, vmid: u32) -> Answer {
+    if !call.flag("todisk") {
+        return call.fork("qmpause", &vmid.to_string(), |worker| pause(worker, vmid, true));
+    }
+    call.require(&format!("/vms/{vmid}"), &["VM.Config.Disk"])?;
+    call.fork("qmsuspend", &vmid.to_string(), |worker| hibernate(worker, vmid))
+}
+
+pub(crate) async fn start(worker: Worker, vmid: u32) -> Result<(), String> {
+    worker.world().vm(&worker.node, vmid)?;
+    let _guard = worker.core.lock_vm(vmid).await?;
+    let hibernated = {
+        let world = worker.world();
+        let vm = world.vm(&worker.node, vmid)?;
+        let hibernated = vm.lock() == Some("suspended");
+        if let Some(lock) = vm.lock().filter(|_| !hibernated) {
+            return Err(format!("VM is locked ({lock})"));
+        }
+        if vm.is_template() {
+            return Err("you can't start a vm if it's a template".into());
+        }
+        if vm.run.is_some() {
+            return Err(format!("VM {vmid} already running"));
+        }
+        volumes_are_there(&world, vmid)?;
+        hibernated
+    };
+    worker.pass(600).await;
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, "start");
+    let vm = world.vm_mut(&worker.node, vmid)?;
+    vm.config = vm.wanted();
+    vm.pending.clear();
+    if hibernated {
+        vm.config.remove("lock");
+    }
+    run(&worker.core, &mut world, vmid);
+    Ok(())
+}
+
+fn volumes_are_there(world: &World, vmid: u32) -> Result<(), String> {
+    let Some(vm) = world.vms.get(&vmid) else {
+        return Ok(());
+    };
+    let config = vm.wanted();
+    for part in config
+        .get("cicustom")
+        .into_iter()
+        .flat_map(|value| value.split(','))
+    {
+        let snippet = part.split_once('=').map_or(part, |(_, volid)| volid);
+        if !world.snippets.contains(snippet) {
+            return Err(format!("volume '{snippet}' does not exist"));
+        }
+    }
+    for (key, value) in config.iter().filter(|(key, _)| crate::formats::is_drive(key)) {
+        let volid = volume_of(value);
+        if volid.contains(':') && !world.volumes.contains_key(volid) {
+            return Err(format!("volume '{volid}' does not exist ({key})"));
+        }
+    }
+    Ok(())
+}
+
+/// The machine runs from now on.
+pub(crate) fn run(core: &Arc<Core>, world: &mut World, vmid: u32) {
+    let (pid, since) = (world.pid(), world.now);
+    let Some(vm) = world.vms.get_mut(&vmid) else {
+        return;
+    };
+    vm.run = Some(Run {
+        since,
+        pid,
+        paused: false,
+        executed: std::collections::BTreeMap::new(),
+    });
+    let config: Vec<(String, String)> = vm
+        .config
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    let root = vm
+        .config
+        .get("scsi0")
+        .or_else(|| vm.config.get("virtio0"))
+        .map(|value| volume_of(value));
+    let template = root
+        .and_then(|volid| world.volumes.get(volid)?.parent.as_ref())
+        .and_then(|base| Some(world.volumes.get(base)?.owner));
+    core.boot.power_on(Powered {
+        vmid,
+        template,
+        config,
+    });
+}
+
+/// The machine no longer runs, and what waited takes effect.
+pub(crate) fn halt(core: &Core, world: &mut World, vmid: u32) {
+    if let Some(vm) = world.vms.get_mut(&vmid)
+        && vm.run.take().is_some()
+    {
+        vm.config = vm.wanted();
+        vm.pending.clear();
+        core.boot.power_off(vmid);
+    }
+}
+
+pub(crate) async fn stop(worker: Worker, vmid: u32) -> Result<(), String> {
+    worker.world().vm(&worker.node, vmid)?;
+    let _guard = worker.core.lock_vm(vmid).await?;
+    let running = worker.world().unlocked(&worker.node, vmid)?.run.is_some();
+    if !running {
+        return Ok(());
+    }
+    worker.pass(300).await;
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, "stop");
+    halt(&worker.core, &mut world, vmid);
+    Ok(())
+}
+
+async fn shutdown(worker: Worker, vmid: u32, timeout: u64, force: bool) -> Result<(), String> {
+    let _guard = worker.core.lock_vm(vmid).await?;
+    let ready = {
+        let world = worker.world();
+        let vm = world.unlocked(&worker.node, vmid)?;
+        match &vm.run {
+            None => return Err(format!("VM {vmid} not running")),
+            Some(run) => !run.paused && is_up(&world, run),
+        }
+    };
+    if ready && timeout >= 2 {
+        worker.pass(2000).await;
+    } else {
+        worker.core.pass(Duration::from_secs(timeout)).await;
+        if !force {
+            return Err("VM quit/powerdown failed - got timeout".into());
+        }
+    }
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, "shutdown");
+    halt(&worker.core, &mut world, vmid);
+    Ok(())
+}
+
+/// Whether the guest has come up.
+pub(crate) fn is_up(world: &World, run: &Run) -> bool {
+    world.now >= run.since + world.guests.boot
+}
+
+async fn reboot(worker: Worker, vmid: u32) -> Result<(), String> {
+    let _guard = worker.core.lock_vm(vmid).await?;
+    worker.pass(2000).await;
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, "reboot");
+    halt(&worker.core, &mut world, vmid);
+    run(&worker.core, &mut world, vmid);
+    Ok(())
+}
+
+async fn reset(worker: Worker, vmid: u32) -> Result<(), String> {
+    let _guard = worker.core.lock_vm(vmid).await?;
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, "reset");
+    let now = world.now;
+    match &mut world.vm_mut(&worker.node, vmid)?.run {
+        Some(run) => run.since = now,
+        None => return Err(format!("VM {vmid} not running")),
+    }
+    Ok(())
+}
+
+async fn pause(worker: Worker, vmid: u32, paused: bool) -> Result<(), String> {
+    let _guard = worker.core.lock_vm(vmid).await?;
+    worker.world().unlocked(&worker.node, vmid)?;
+    worker.pass(40).await;
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, if paused { "suspend" } else { "resume" });
+    match &mut world.vm_mut(&worker.node, vmid)?.run {
+        Some(run) => run.paused = paused,
+        None => return Err(format!("VM {vmid} not running")),
+    }
+    worker.core.boot.paused(vmid, paused);
+    Ok(())
+}
+
+async fn hibernate(worker: Worker, vmid: u32) -> Result<(), String> {
+    let _guard = worker.core.lock_vm(vmid).await?;
+    let running = worker.world().unlocked(&worker.node, vmid)?.run.is_some();
+    if !running {
+        return Err(format!("VM {vmid} not running"));
+    }
+    worker.pass(3000).await;
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, "hibernate");
+    halt(&worker.core, &mut world, vmid);
+    let vm = world.vm_mut(&worker.node, vmid)?;
+    vm.config.insert("lock".into(), "suspended".into());
+    Ok(())
+}
+
+/// The operator's hand, or the guest's own.
+pub(crate) fn stop_from_outside(core: &Core, vmid: u32, who: &Identity) {
+    let mut world = core.world();
+    world.changes_vm(who, vmid, "stop");
+    halt(core, &mut world, vmid);
+}

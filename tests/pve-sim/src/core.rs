@@ -1,0 +1,510 @@
+//! From a request to an answer: who calls, whether that is allowed, what it takes, what happens.
+//!
+//! The order of the refusals is the hypervisor's own: token, method, permission, node, parameters, and only then the
+//! method itself.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{Notify, oneshot};
+
+use crate::Version;
+use crate::access::Identity;
+use crate::api;
+use crate::boot::Boot;
+use crate::fault::{CallFault, Faults, WorkerFault};
+use crate::locks::{Guard, Locks, Mode};
+use crate::schema::{self, Method};
+use crate::task::{Ending, Signal, Task};
+use crate::timeline::{Timeline, lock};
+use crate::wire::{self, Answer, Given, Parameters, Refusal, Request, Response};
+use crate::world::World;
+
+/// After this long the front end stops waiting for the privileged daemon, which goes on.
+const PROXY_LIMIT: Duration = Duration::from_secs(30);
+/// What a wrong token costs whoever tries it.
+const PENALTY: Duration = Duration::from_secs(3);
+/// What any call costs.
+const OVERHEAD: Duration = Duration::from_millis(5);
+/// How long a lock is waited for, except by a clone.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Core {
+    world: Mutex<World>,
+    pub(crate) timeline: Timeline,
+    pub(crate) locks: Locks,
+    pub(crate) faults: Mutex<Faults>,
+    pub(crate) boot: Arc<dyn Boot>,
+    scale: f64,
+    /// Somebody asked for something whose end only the outside knows.
+    pub(crate) changed: Notify,
+}
+
+impl Core {
+    pub(crate) fn new(world: World, scale: f64, boot: Arc<dyn Boot>) -> Arc<Self> {
+        let timeline = Timeline::default();
+        Arc::new(Self {
+            world: Mutex::new(world),
+            locks: Locks::new(timeline.clone()),
+            timeline,
+            faults: Mutex::new(Faults::none()),
+            boot,
+            scale,
+            changed: Notify::new(),
+        })
+    }
+
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        let mut world = lock(&self.world);
+        world.now = self.timeline.now();
+        world
+    }
+
+    /// A genuine span in the stand-in's time.
+    pub(crate) fn span(&self, genuine: Duration) -> Duration {
+        genuine.mul_f64(self.scale)
+    }
+
+    pub(crate) async fn pass(&self, genuine: Duration) {
+        self.timeline.sleep(self.span(genuine)).await;
+    }
+
+    pub(crate) async fn answer(self: &Arc<Self>, request: Request) -> Response {
+        let (sender, mut receiver) = oneshot::channel();
+        let core = Arc::clone(self);
+        self.timeline.spawn(async move {
+            let response = core.serve(request).await;
+            let _ = sender.send(response);
+        });
+        loop {
+            let changed = self.changed.notified();
+            let next = self.timeline.advance();
+            if let Ok(response) = receiver.try_recv() {
+                return response;
+            }
+            let next = async {
+                match next {
+                    Some(span) => tokio::time::sleep(span).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                response = &mut receiver => {
+                    if let Ok(response) = response {
+                        return response;
+                    }
+                }
+                () = changed => {}
+                () = next => {}
+            }
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, request: Request) -> Response {
+        self.pass(OVERHEAD).await;
+        let who = {
+            let world = self.world();
+            world
+                .access
+                .authenticate(request.authorization.as_deref(), world.seconds())
+        };
+        let who = match who {
+            Ok(who) => who,
+            Err(reason) => {
+                if reason != "No ticket" {
+                    self.pass(PENALTY).await;
+                }
+                return Err(Refusal::Unauthorized(reason)).into();
+            }
+        };
+        let fault = lock(&self.faults).for_call(&who, &request.method);
+        let lost = match fault {
+            CallFault::None => None,
+            CallFault::Delay(span) => {
+                self.pass(span).await;
+                None
+            }
+            CallFault::Before(status) => return gateway(status),
+            CallFault::After(status) => Some(gateway(status)),
+            CallFault::DropBefore => return dropped(),
+            CallFault::DropAfter => Some(dropped()),
+            CallFault::Unauthorized => {
+                self.pass(PENALTY).await;
+                return Err(Refusal::Unauthorized("Authentication failed!")).into();
+            }
+        };
+        let response = self.dispatch(who, &request).await;
+        lost.unwrap_or(response)
+    }
+
+    async fn dispatch(self: &Arc<Self>, who: Identity, request: &Request) -> Response {
+        match self.prepare(who, request) {
+            Ok(call) => {
+                let counted = api::tasks::is_counted(&call).then(|| Arc::clone(&call));
+                let mut response = Response::from(self.perform(call).await);
+                if let (Some(call), Some(body)) = (counted, response.body.as_mut()) {
+                    body["total"] = json!(api::tasks::total(&call));
+                }
+                response
+            }
+            Err(refusal) => Err(refusal).into(),
+        }
+    }
+
+    /// Everything that can be refused before the method itself is asked.
+    fn prepare(self: &Arc<Self>, who: Identity, request: &Request) -> Result<Arc<Call>, Refusal> {
+        let mut given = wire::parameters(request)?;
+        let path = segments(&request.path);
+        let Some((method, variables)) = schema::find(&request.method, &path) else {
+            let text = format!("Method '{} {}' not implemented", request.method, request.path);
+            return Err(Refusal::NotImplemented(text));
+        };
+        for (name, value) in variables {
+            given.insert(name, Given::One(value));
+        }
+        let call = Arc::new(Call {
+            core: Arc::clone(self),
+            version: self.world().version,
+            who,
+            method,
+            given,
+        });
+        crate::permission::check(&call)?;
+        if let Some(node) = call.text("node") {
+            self.reach(&node)?;
+        }
+        schema::verify(method, call.version, &call.given)?;
+        Ok(call)
+    }
+
+    async fn perform(self: &Arc<Self>, call: Arc<Call>) -> Answer {
+        if !call.method.protected {
+            return api::perform(call).await;
+        }
+        let (sender, mut receiver) = oneshot::channel();
+        self.timeline.spawn(async move {
+            let answer = api::perform(call).await;
+            let _ = sender.send(answer);
+        });
+        let limit = self.timeline.sleep(self.span(PROXY_LIMIT));
+        poll_fn(|_| match receiver.try_recv() {
+            Ok(answer) => Poll::Ready(answer),
+            Err(_) if limit.is_over() => Poll::Ready(Err(Refusal::Gateway(596, "Connection timed out"))),
+            Err(_) => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Calls for another node pass through to it, if it can be found and is up.
+    fn reach(&self, node: &str) -> Result<(), Refusal> {
+        match self.world().nodes.get(node) {
+            Some(found) if found.online => Ok(()),
+            Some(_) => Err(Refusal::Gateway(595, "No route to host")),
+            None => Err(Refusal::died(format!(
+                "hostname lookup '{node}' failed - failed to get address info for: {node}: Temporary failure in \
+                 name resolution"
+            ))),
+        }
+    }
+
+    /// The lock on a machine's configuration.
+    pub(crate) async fn lock_vm(&self, vmid: u32) -> Result<Guard, String> {
+        self.lock_vm_for(vmid, Mode::Exclusive, LOCK_WAIT).await
+    }
+
+    pub(crate) async fn lock_vm_for(&self, vmid: u32, mode: Mode, wait: Duration) -> Result<Guard, String> {
+        let path = format!("/var/lock/qemu-server/lock-{vmid}.conf");
+        let refused = lock(&self.faults).lock_times_out(mode);
+        if !refused && let Some(guard) = self.locks.take(&path, mode, self.span(wait)).await {
+            return Ok(guard);
+        }
+        if refused {
+            self.pass(wait).await;
+        }
+        Err(format!("can't lock file '{path}' - got timeout"))
+    }
+
+    /// The lock on a storage, in force while volumes are made and removed.
+    pub(crate) async fn lock_storage(&self, storage: &str) -> Result<Guard, String> {
+        let shared = self
+            .world()
+            .storages
+            .get(storage)
+            .is_some_and(|storage| storage.shared);
+        let path = format!("/var/lock/pve-manager/pve-storage-{storage}");
+        let taken = self
+            .locks
+            .take(&path, Mode::Exclusive, self.span(LOCK_WAIT))
+            .await;
+        taken.ok_or_else(|| {
+            if shared {
+                format!("cfs-lock 'storage-{storage}' error: got lock request timeout")
+            } else {
+                format!("can't lock file '{path}' - got timeout")
+            }
+        })
+    }
+
+    /// Starts a worker and gives its identifier.
+    pub(crate) fn fork<W, F>(
+        self: &Arc<Self>,
+        node: &str,
+        kind: &str,
+        id: &str,
+        who: &Identity,
+        work: W,
+    ) -> String
+    where
+        W: FnOnce(Worker) -> F,
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        let (upid, signal) = self.register(node, kind, id, who);
+        let worker = Worker {
+            core: Arc::clone(self),
+            upid: upid.clone(),
+            who: who.clone(),
+            node: node.to_owned(),
+        };
+        let fault = lock(&self.faults).for_worker(who, kind);
+        let core = Arc::clone(self);
+        let own = upid.clone();
+        let work = work(worker);
+        self.timeline.spawn(async move {
+            let exit = match fault {
+                WorkerFault::Fails(text) => Err(text),
+                WorkerFault::KilledAfter(span) => {
+                    core.kill_after(span, signal.clone());
+                    core.supervise(work, &signal).await
+                }
+                WorkerFault::None => core.supervise(work, &signal).await,
+                WorkerFault::Warns => core
+                    .supervise(work, &signal)
+                    .await
+                    .map(|_| "WARNINGS: 1".to_owned()),
+            };
+            core.end_task(&own, exit);
+        });
+        upid
+    }
+
+    fn register(&self, node: &str, kind: &str, id: &str, who: &Identity) -> (String, Signal) {
+        let mut world = self.world();
+        let pid = world.pid();
+        let start = world.seconds();
+        let pstart = 677_000 + u64::try_from(world.now.as_millis() / 10).unwrap_or_default();
+        let upid = format!(
+            "UPID:{node}:{pid:08X}:{pstart:08X}:{start:08X}:{kind}:{id}:{}:",
+            who.full()
+        );
+        let signal = Signal::default();
+        world.tasks.push(Task {
+            upid: upid.clone(),
+            node: node.to_owned(),
+            pid,
+            pstart,
+            kind: kind.to_owned(),
+            id: id.to_owned(),
+            who: who.clone(),
+            start,
+            log: Vec::new(),
+            end: None,
+            signal: signal.clone(),
+            target: None,
+        });
+        (upid, signal)
+    }
+
+    fn kill_after(self: &Arc<Self>, span: Duration, signal: Signal) {
+        let core = Arc::clone(self);
+        self.timeline.spawn(async move {
+            core.pass(span).await;
+            signal.set(Ending::Kill);
+            core.timeline.touch();
+        });
+    }
+
+    /// Runs a worker to its end, or to a signal's.
+    async fn supervise(
+        &self,
+        work: impl Future<Output = Result<(), String>>,
+        signal: &Signal,
+    ) -> Result<String, String> {
+        let mut work = pin!(work);
+        poll_fn(|context| match signal.get() {
+            Ending::None => work
+                .as_mut()
+                .poll(context)
+                .map(|done| done.map(|()| "OK".to_owned())),
+            Ending::Abort => Poll::Ready(Err("interrupted by signal".to_owned())),
+            Ending::Kill => Poll::Ready(Ok("unexpected status".to_owned())),
+        })
+        .await
+    }
+
+    fn end_task(&self, upid: &str, exit: Result<String, String>) {
+        let mut world = self.world();
+        let now = world.seconds();
+        let Some(task) = world.tasks.iter_mut().rev().find(|task| task.upid == upid) else {
+            return;
+        };
+        let aborted = task.kind == "qmclone" && task.signal.get() == Ending::Abort;
+        let exit = match exit {
+            Ok(exit) => exit,
+            Err(text) if aborted => format!("clone failed: {text}"),
+            Err(text) => text,
+        };
+        match exit.as_str() {
+            "OK" => task.log.push("TASK OK".into()),
+            "unexpected status" => {}
+            _ if exit.starts_with("WARNINGS: ") => task.log.push(format!("TASK {exit}")),
+            _ => task.log.push(format!("TASK ERROR: {exit}")),
+        }
+        task.end = Some((now, exit));
+        if let Some(target) = task.target.filter(|_| aborted) {
+            api::clone::undo(&mut world, target);
+        }
+    }
+}
+
+fn gateway(status: u16) -> Response {
+    let reason = match status {
+        595 => "Connection refused",
+        596 => "Connection timed out",
+        _ => "Too many redirections",
+    };
+    Err(Refusal::Gateway(status, reason)).into()
+}
+
+fn dropped() -> Response {
+    Response {
+        dropped: true,
+        ..gateway(596)
+    }
+}
+
+/// A path's parts. A volume's identifier may hold slashes, escaped or not, and takes the rest.
+fn segments(path: &str) -> Vec<String> {
+    let mut parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let rest;
+    if let ["nodes", _, "storage", _, "content", volume @ ..] = parts.as_slice()
+        && volume.len() > 1
+    {
+        rest = volume.join("/");
+        parts.truncate(5);
+        parts.push(&rest);
+    }
+    parts.into_iter().map(wire::unescape).collect()
+}
+
+/// One call that is allowed so far.
+pub(crate) struct Call {
+    pub(crate) core: Arc<Core>,
+    pub(crate) version: Version,
+    pub(crate) who: Identity,
+    pub(crate) method: &'static Method,
+    pub(crate) given: Parameters,
+}
+
+impl Call {
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.core.world()
+    }
+
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
+        self.given.get(name).map(Given::text)
+    }
+
+    /// A parameter that was verified to be there.
+    pub(crate) fn need(&self, name: &str) -> String {
+        self.text(name).unwrap_or_default()
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.text(name)
+            .and_then(|text| schema::flag(&text))
+            .unwrap_or(false)
+    }
+
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    pub(crate) fn vmid(&self) -> u32 {
+        self.need("vmid").parse().unwrap_or_default()
+    }
+
+    pub(crate) fn node(&self) -> String {
+        self.need("node")
+    }
+
+    /// Refuses unless the caller has one of the privileges on the path.
+    pub(crate) fn require(&self, path: &str, any_of: &[&str]) -> Result<(), Refusal> {
+        let world = self.world();
+        if any_of
+            .iter()
+            .any(|privilege| world.may(&self.who, path, privilege))
+        {
+            return Ok(());
+        }
+        Err(Refusal::Forbidden(format!(
+            "Permission check failed ({path}, {})",
+            any_of.join("|")
+        )))
+    }
+
+    /// `skiplock` is root's alone.
+    pub(crate) fn refuse_skiplock(&self) -> Result<(), Refusal> {
+        if self.flag("skiplock") && !self.who.is_root() {
+            return Err(Refusal::parameter("skiplock", "Only root may use this option."));
+        }
+        Ok(())
+    }
+
+    /// Starts a worker on behalf of the caller; the answer is its identifier.
+    pub(crate) fn fork<W, F>(&self, kind: &str, id: &str, work: W) -> Answer
+    where
+        W: FnOnce(Worker) -> F,
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        Ok(json!(self.core.fork(&self.node(), kind, id, &self.who, work)))
+    }
+}
+
+/// A worker's own view.
+pub(crate) struct Worker {
+    pub(crate) core: Arc<Core>,
+    pub(crate) upid: String,
+    pub(crate) who: Identity,
+    pub(crate) node: String,
+}
+
+impl Worker {
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.core.world()
+    }
+
+    pub(crate) fn log(&self, line: impl Into<String>) {
+        let mut world = self.world();
+        if let Some(task) = world.tasks.iter_mut().rev().find(|task| task.upid == self.upid) {
+            task.log.push(line.into());
+        }
+    }
+
+    pub(crate) async fn pass(&self, milliseconds: u64) {
+        self.core.pass(Duration::from_millis(milliseconds)).await;
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Died(text)
+    }
+}
+
+/// `null`, which most changes answer.
+pub(crate) const NOTHING: Value = Value::Null;

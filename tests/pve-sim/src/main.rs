@@ -1,0 +1,53 @@
+//! `pve-sim`: a Proxmox VE stand-in on a port, to point a daemon at.
+
+use anyhow::Result;
+use clap::Parser;
+use pve_sim::{PveSim, Rates, Scale, Setup, Version};
+
+/// A Proxmox VE stand-in over TLS.
+#[derive(Parser)]
+struct Arguments {
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:8006")]
+    listen: String,
+    /// Major release to stand in for: 8 or 9.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u8).range(8..=9))]
+    release: u8,
+    /// How long things take, compared with a genuine node.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Let calls fail as this seed says.
+    #[arg(long)]
+    faults: Option<u64>,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let version = if arguments.release == 8 {
+        Version::V8
+    } else {
+        Version::V9
+    };
+    let sim = Setup::lab(version, Scale(arguments.scale))
+        .in_process()
+        .listen(&arguments.listen)
+        .await?;
+    if let Some(seed) = arguments.faults {
+        sim.plan_faults(seed, Rates::bad_day());
+    }
+    announce(&sim);
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "a command line tool whose output is its interface"
+)]
+fn announce(sim: &PveSim) {
+    println!("url: {}", sim.url());
+    println!("fingerprint: {}", sim.fingerprint());
+    println!("token: {}", sim.token());
+    println!("node: {}", sim.node());
+}

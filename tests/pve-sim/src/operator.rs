@@ -1,0 +1,154 @@
+//! What happens on a node without its clients: the operator's hand, and fate.
+
+use std::sync::Arc;
+
+use crate::access::Identity;
+use crate::api::power;
+use crate::audit::Origin;
+use crate::core::Core;
+use crate::world::{Config, Vm};
+
+/// Acts at once, past tokens and locks. Nothing it does counts as a client's.
+pub struct Operator {
+    core: Arc<Core>,
+    who: Identity,
+}
+
+impl std::fmt::Debug for Operator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Operator")
+    }
+}
+
+impl Operator {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        let who = Identity {
+            user: "root@pam".into(),
+            token: None,
+        };
+        Self { core, who }
+    }
+
+    /// Stops a machine, or lets its guest power itself off.
+    pub fn stop(&self, vmid: u32) {
+        power::stop_from_outside(&self.core, vmid, &self.who);
+        self.core.changed.notify_waiters();
+    }
+
+    /// Destroys a machine with the disks of its VMID.
+    pub fn destroy(&self, vmid: u32) {
+        let mut world = self.core.world();
+        world.changes_vm(&self.who, vmid, "destroy");
+        power::halt(&self.core, &mut world, vmid);
+        world.volumes.retain(|_, volume| volume.owner != vmid);
+        world.forget_vm(vmid);
+        drop(world);
+        self.core.boot.destroyed(vmid);
+    }
+
+    /// Sets, or with `None` removes, a key of a machine's configuration. A machine whose description is changed is
+    /// no longer the client's.
+    pub fn configure(&self, vmid: u32, key: &str, value: Option<&str>) {
+        let mut world = self.core.world();
+        world.changes_vm(&self.who, vmid, "config of");
+        let Some(vm) = world.vms.get_mut(&vmid) else {
+            return;
+        };
+        if key == "description" {
+            vm.origin = Origin::Foreign;
+        }
+        match value {
+            Some(value) => vm.config.insert(key.to_owned(), value.to_owned()),
+            None => vm.config.remove(key),
+        };
+    }
+
+    /// Puts a machine of somebody else's onto a VMID that is free, and says whether it was.
+    pub fn create_foreign(&self, vmid: u32) -> bool {
+        let mut world = self.core.world();
+        if world.vms.contains_key(&vmid) {
+            return false;
+        }
+        let config = Config::from([
+            ("name".to_owned(), "foreign".to_owned()),
+            ("memory".to_owned(), "512".to_owned()),
+            ("description".to_owned(), "somebody's database".to_owned()),
+        ]);
+        let node = world.local.clone();
+        world.vms.insert(vmid, Vm::new(&node, config, Origin::Foreign));
+        // In the client's pool, so that only its own judgement keeps it from touching the machine.
+        for pool in world.pools.values_mut() {
+            pool.vms.insert(vmid);
+        }
+        true
+    }
+
+    /// Machines that clients made and that still are theirs.
+    #[must_use]
+    pub fn clients_machines(&self) -> Vec<u32> {
+        let world = self.core.world();
+        let own = world.vms.iter().filter(|(_, vm)| vm.origin == Origin::Client);
+        own.map(|(vmid, _)| *vmid).collect()
+    }
+
+    /// Configuration of a machine, if it is there.
+    #[must_use]
+    pub fn config(&self, vmid: u32) -> Option<std::collections::BTreeMap<String, String>> {
+        self.core.world().vms.get(&vmid).map(|vm| vm.config.clone())
+    }
+
+    /// Whether a machine runs.
+    #[must_use]
+    pub fn runs(&self, vmid: u32) -> bool {
+        self.core
+            .world()
+            .vms
+            .get(&vmid)
+            .is_some_and(|vm| vm.run.is_some())
+    }
+
+    /// A node goes down or comes back; its machines go down with it.
+    pub fn set_online(&self, node: &str, online: bool) {
+        let mut world = self.core.world();
+        let on_it: Vec<u32> = world
+            .vms
+            .iter()
+            .filter(|(_, vm)| vm.node == node)
+            .map(|(vmid, _)| *vmid)
+            .collect();
+        if !online {
+            for vmid in on_it {
+                power::halt(&self.core, &mut world, vmid);
+            }
+        }
+        if let Some(found) = world.nodes.get_mut(node) {
+            found.online = online;
+        }
+    }
+
+    /// The cluster loses or regains its quorum.
+    pub fn set_quorate(&self, quorate: bool) {
+        self.core.world().quorate = quorate;
+    }
+
+    /// Sets a datacenter option, such as `next-id`.
+    pub fn set_option(&self, key: &str, value: &str) {
+        let mut world = self.core.world();
+        world.options.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// All wall clock times move.
+    pub fn jump_clock(&self, seconds: i64) {
+        self.core.world().clock_offset += seconds;
+    }
+
+    /// Adds a snippet file.
+    pub fn add_snippet(&self, volid: &str) {
+        self.core.world().snippets.insert(volid.to_owned());
+    }
+
+    /// Whatever is under way goes on until now. Nothing else moves the stand-in while nobody asks it.
+    pub fn let_time_pass(&self) {
+        self.core.timeline.advance();
+    }
+}

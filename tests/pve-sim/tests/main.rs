@@ -1,0 +1,13 @@
+//! How true the stand-in is.
+//!
+//! ```text
+//!   replay.rs     216 recorded exchanges with genuine nodes, asked again
+//!   tables.rs     the tables of methods and parameters, held against the schema of genuine releases
+//!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
+//!   tls.rs        the front end's manners on a real connection
+//! ```
+
+#[cfg(test)]
+mod replay;
+#[cfg(test)]
+mod tables;
