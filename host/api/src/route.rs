@@ -66,6 +66,7 @@ pub const ROUTES: &[Route] = &[
         Permission::JobRead,
     ),
     route(Method::Get, "/v1/sandboxes", Permission::SandboxRead),
+    route(Method::Post, "/v1/sandboxes", Permission::SandboxWrite),
     route(Method::Get, "/v1/sandboxes/{sandbox}", Permission::SandboxRead),
     route(
         Method::Get,
@@ -80,6 +81,16 @@ pub const ROUTES: &[Route] = &[
     route(
         Method::Post,
         "/v1/sandboxes/{sandbox}/destroy",
+        Permission::SandboxWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/sandboxes/{sandbox}/commands",
+        Permission::SandboxWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/commands/{command}/stream",
         Permission::SandboxWrite,
     ),
 ];

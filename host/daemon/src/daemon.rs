@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::Claim;
 use crate::error::StartError;
-use crate::guest::{self, GuestEdge, GuestListener, Guests, Limits, Routes, SerialDoor};
+use crate::guest::{self, Commands, GuestEdge, GuestListener, Guests, Limits, Routes, SerialDoor};
 use crate::http::{self, Edge};
 use crate::keys::Keys;
 use crate::lock::Lock;
 use crate::settings;
-use crate::world::World;
+use crate::wire::World;
 
 /// All of a graceful stop; what is not done then is dropped.
 const STOP: Duration = Duration::from_secs(5);
@@ -116,9 +116,11 @@ impl Daemon {
             _lock: lock,
         };
         let limits = Arc::new(Limits::default());
+        let commands = Commands::new(stopping.clone());
         let edge = GuestEdge {
             engine: Arc::clone(&engine),
             limits: Arc::clone(&limits),
+            commands: Arc::clone(&commands),
         };
         let guests = Guests {
             tls: keys.tls,
@@ -135,6 +137,7 @@ impl Daemon {
         door.open(guest::router(edge, Routes::All));
         let router = http::router(Edge {
             engine,
+            commands,
             stopping: stopping.clone(),
         });
         daemon.servers.spawn(control.serve(router, stopping));

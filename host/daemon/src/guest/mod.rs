@@ -19,6 +19,7 @@ use std::sync::Arc;
 use agentlab_engine::Engine;
 use agentlab_protocol::message::{
     ACKNOWLEDGE_PATH, ARTIFACTS_PREFIX, HEARTBEAT_PATH, LOGS_PATH, REDEEM_PATH, REPORT_PATH, REPOSITORY_PATH,
+use agentlab_protocol::command::{COMMANDS_PATH, COMMANDS_PREFIX};
 };
 use axum::Router;
 use axum::middleware;
@@ -26,6 +27,7 @@ use axum::routing::{get, post, put};
 
 pub(crate) use door::SerialDoor;
 pub(crate) use limit::Limits;
+pub(crate) use command::Commands;
 pub(crate) use listener::{GuestListener, Guests};
 
 /// What guest handlers are given.
@@ -37,6 +39,8 @@ pub(crate) struct GuestEdge {
     pub(crate) limits: Arc<Limits>,
 }
 
+    /// What operators run in guests.
+    pub(crate) commands: Arc<Commands>,
 /// Which routes a listener has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Routes {

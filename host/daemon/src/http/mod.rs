@@ -7,6 +7,7 @@
 
 mod artifact;
 mod bundle;
+mod command;
 mod event;
 mod follow;
 mod job;
@@ -29,12 +30,15 @@ use axum::routing::{MethodRouter, get, post};
 use tokio_util::sync::CancellationToken;
 
 use self::problem::Refusal;
+use crate::guest::Commands;
 
 /// What every handler is given.
 #[derive(Debug, Clone)]
 pub(crate) struct Edge {
     /// Everything that decides.
     pub(crate) engine: Arc<Engine>,
+    /// What operators run in guests.
+    pub(crate) commands: Arc<Commands>,
     /// Streams end when this is cancelled.
     pub(crate) stopping: CancellationToken,
 }
@@ -73,6 +77,7 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
         get(artifact::download)
     }),
     (Method::Get, "/v1/sandboxes", || get(sandbox::list)),
+    (Method::Post, "/v1/sandboxes", || post(sandbox::create)),
     (Method::Get, "/v1/sandboxes/{sandbox}", || get(sandbox::show)),
     (Method::Get, "/v1/sandboxes/{sandbox}/events", || {
         get(event::of_sandbox)
@@ -82,6 +87,12 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     }),
     (Method::Post, "/v1/sandboxes/{sandbox}/destroy", || {
         post(sandbox::destroy)
+    }),
+    (Method::Post, "/v1/sandboxes/{sandbox}/commands", || {
+        post(command::create)
+    }),
+    (Method::Post, "/v1/commands/{command}/stream", || {
+        post(command::stream)
     }),
 ];
 

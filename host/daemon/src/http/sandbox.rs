@@ -1,6 +1,6 @@
 //! `/v1/sandboxes`. A selector is a UUID, a VMID or a name.
 
-use agentlab_api::{SandboxList, SandboxView};
+use agentlab_api::{SandboxList, SandboxRequest, SandboxView};
 use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -52,6 +52,20 @@ pub(super) async fn list(
         .engine
         .sandboxes(query.include_destroyed, query.cursor, query.limit);
     Ok(JsonAnswer(page.await?))
+}
+
+/// 202: it is made without the caller; the events say how far it is.
+pub(super) async fn create(
+    State(edge): State<Edge>,
+    Json(request): Json<SandboxRequest>,
+) -> Result<impl IntoResponse, Refusal> {
+    let sandbox = edge.engine.create_sandbox(request).await?;
+    let location = format!("/v1/sandboxes/{}", sandbox.id);
+    Ok((
+        StatusCode::ACCEPTED,
+        [(header::LOCATION, location)],
+        JsonAnswer(sandbox),
+    ))
 }
 
 pub(super) async fn show(

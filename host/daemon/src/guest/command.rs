@@ -1,0 +1,233 @@
+//! Commands of operators on their way into guests. Guests are clients, so each keeps a request open on which the host
+//! tells it what to run; for each command it opens another one, whose bodies are then an operator's bodies.
+//!
+//! ```text
+//!   operator: create ─► order ─► guest's open request          (1)
+//!   guest:    opens the command's own request                  (2)  ─► create is answered
+//!   operator: stream ─► its request body is the guest's answer (3)
+//!             ◄─ its answer is the guest's request body
+//! ```
+//!
+//! Nothing here reads a frame: the runner and the operator's program bound each other.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentlab_api::{CommandRequest, CommandUser, ErrorCode, Problem, SandboxId};
+use agentlab_protocol::command::{CommandOrder, CommandUser as ProtocolUser, Terminal};
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::GuestEdge;
+use super::answer::{Guest, Refused};
+
+/// How long a guest may take to open a command's request.
+const GUEST: Duration = Duration::from_secs(15);
+/// How long an operator may take to follow.
+const OPERATOR: Duration = Duration::from_secs(30);
+/// Orders that wait for one guest.
+const ORDERS: usize = 16;
+
+/// Where operators and guests find each other.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    state: Mutex<Places>,
+    stopping: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    next: u64,
+    /// The open request of each guest, and its number.
+    listening: HashMap<SandboxId, (u64, mpsc::Sender<CommandOrder>)>,
+    /// Ordered, and not yet opened.
+    ordered: HashMap<String, (SandboxId, oneshot::Sender<Opened>)>,
+    /// Opened, and not yet followed.
+    opened: HashMap<String, Opened>,
+}
+
+/// A command whose guest stands by.
+#[derive(Debug)]
+struct Opened {
+    /// What the guest sends.
+    output: Body,
+    /// Takes what it is to be sent.
+    input: oneshot::Sender<Body>,
+}
+
+impl Commands {
+    pub(crate) fn new(stopping: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            stopping,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, Places> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a guest stand by for a command; returns its name.
+    pub(crate) async fn create(
+        &self,
+        sandbox: SandboxId,
+        request: CommandRequest,
+    ) -> Result<String, Problem> {
+        let silent = |text: &str| Problem::new(ErrorCode::GuestSilent, text.to_owned());
+        let id = random_id()?;
+        let orders = self
+            .state()
+            .listening
+            .get(&sandbox)
+            .map(|(_, orders)| orders.clone());
+        let orders = orders.ok_or_else(|| {
+            silent("The guest does not take commands").with_hint(
+                "its runner may still be on its way, or be older than this daemon: `agentlab-template build` bakes a new one",
+            )
+        })?;
+        let (arrived, arrival) = oneshot::channel();
+        self.state().ordered.insert(id.clone(), (sandbox, arrived));
+        let order = order(id.clone(), request);
+        let opened = async {
+            orders.send(order).await.ok()?;
+            arrival.await.ok()
+        };
+        let opened = tokio::time::timeout(GUEST, opened).await;
+        self.state().ordered.remove(&id);
+        let Ok(Some(opened)) = opened else {
+            return Err(silent("The guest did not answer to the command in time"));
+        };
+        self.state().opened.insert(id.clone(), opened);
+        Ok(id)
+    }
+
+    /// Joins an operator's request to a guest's. `None`: no such command, or it was followed already.
+    pub(crate) fn follow(&self, id: &str, input: Body) -> Option<Body> {
+        let opened = self.state().opened.remove(id)?;
+        opened.input.send(self.bounded(input)).ok()?;
+        Some(self.bounded(opened.output))
+    }
+
+    /// A body that ends when the daemon does.
+    fn bounded(&self, body: Body) -> Body {
+        let stop = self.stopping.clone().cancelled_owned();
+        Body::from_stream(body.into_data_stream().take_until(Box::pin(stop)))
+    }
+}
+
+fn order(id: String, request: CommandRequest) -> CommandOrder {
+    CommandOrder {
+        id,
+        words: request.words,
+        user: match request.user {
+            CommandUser::Agent => ProtocolUser::Agent,
+            CommandUser::Root => ProtocolUser::Root,
+        },
+        directory: request.directory,
+        terminal: request.terminal.map(|terminal| Terminal {
+            rows: terminal.rows,
+            columns: terminal.columns,
+            kind: terminal.kind,
+        }),
+    }
+}
+
+fn random_id() -> Result<String, Problem> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Problem::new(
+            ErrorCode::Internal,
+            format!("The kernel gave no random bytes: {error}"),
+        )
+    })?;
+    Ok(hex::encode(bytes))
+}
+
+/// Takes a guest's open request away again, unless a newer one is in its place.
+struct Listening {
+    commands: Arc<Commands>,
+    sandbox: SandboxId,
+    number: u64,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut state = self.commands.state();
+        if state
+            .listening
+            .get(&self.sandbox)
+            .is_some_and(|(number, _)| *number == self.number)
+        {
+            state.listening.remove(&self.sandbox);
+        }
+    }
+}
+
+/// The guest's open request: one line for each command.
+pub(super) async fn listen(State(edge): State<GuestEdge>, Guest(session): Guest) -> Response {
+    let (orders, incoming) = mpsc::channel(ORDERS);
+    let commands = Arc::clone(&edge.commands);
+    let number = {
+        let mut state = commands.state();
+        state.next += 1;
+        let number = state.next;
+        state.listening.insert(session.sandbox, (number, orders));
+        number
+    };
+    let guard = Listening {
+        commands: Arc::clone(&commands),
+        sandbox: session.sandbox,
+        number,
+    };
+    // An empty line at once, so that the guest sees the request accepted.
+    let begin = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from_static(b"\n"))]);
+    let lines = futures_util::stream::unfold((incoming, guard), async |(mut incoming, guard)| {
+        let order: CommandOrder = incoming.recv().await?;
+        let mut line = serde_json::to_vec(&order).unwrap_or_default();
+        line.push(b'\n');
+        Some((Ok(Bytes::from(line)), (incoming, guard)))
+    });
+    let stop = commands.stopping.clone().cancelled_owned();
+    let lines = Box::pin(begin.chain(lines)).take_until(Box::pin(stop));
+    Body::from_stream(lines).into_response()
+}
+
+/// The guest stands by for a command. Answered once its operator follows.
+pub(super) async fn open(
+    State(edge): State<GuestEdge>,
+    Guest(session): Guest,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refused> {
+    let gone = || Refused::new(StatusCode::NOT_FOUND, "nobody waits for this command");
+    let commands = &edge.commands;
+    let arrived = {
+        let mut state = commands.state();
+        let owned = state
+            .ordered
+            .get(&id)
+            .is_some_and(|(sandbox, _)| *sandbox == session.sandbox);
+        if owned { state.ordered.remove(&id) } else { None }
+    };
+    let (_, arrived) = arrived.ok_or_else(gone)?;
+    let (input, followed) = oneshot::channel();
+    let opened = Opened {
+        output: request.into_body(),
+        input,
+    };
+    arrived.send(opened).map_err(|_| gone())?;
+    let followed = tokio::time::timeout(OPERATOR, followed).await;
+    // Not followed in time: what stood by goes.
+    commands.state().opened.remove(&id);
+    match followed {
+        Ok(Ok(input)) => Ok(input.into_response()),
+        Ok(Err(_)) | Err(_) => Err(gone()),
+    }
+}
