@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::check::Check;
 use crate::raw::Raw;
 use crate::yaml::{Place, Read};
-use crate::{ConfigError, Fault, Loaded, LoadedProfile, file, refused, yaml};
+use crate::{ConfigError, Fault, Loaded, LoadedProfile, ProxmoxConfig, file, refused, yaml};
 
 /// Everything the daemon is told, defaults filled in and checked against each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The embedded QEMU back end.
     pub qemu: QemuConfig,
+    /// Proxmox VE.
+    pub proxmox: ProxmoxConfig,
 }
 
 /// Which hypervisor.
@@ -86,6 +88,10 @@ pub struct Config {
 pub enum BackendKind {
     /// QEMU, driven by the daemon itself.
     Qemu,
+    /// Proxmox VE over its REST API.
+    Proxmox,
+    /// Proxmox VE over `qm`, `pvesh` and `pvesm`.
+    Shell,
 }
 
 /// An address with the length of its prefix.

@@ -17,6 +17,7 @@ mod file;
 mod keys;
 mod network;
 mod profile;
+mod proxmox;
 mod raw;
 mod refused;
 mod reload;
@@ -27,6 +28,7 @@ pub use config::{
 };
 pub use error::{ConfigError, Fault};
 pub use profile::{LoadedProfile, load_profile_files, load_profiles, parse_profiles};
+pub use proxmox::{CloneMode, ProxmoxConfig, TlsTrust, TokenSource};
 
 /// A value that was read, and what an operator should know about how.
 #[derive(Debug, Clone, PartialEq, Eq)]

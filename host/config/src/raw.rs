@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agentlab_api::Vmid;
+use agentlab_protocol::secret::SecretText;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::check::Check;
 use crate::network::NetworkPart;
-use crate::{Accelerator, BackendKind, Config, LogLevel, QemuConfig};
+use crate::{Accelerator, CloneMode, Config, LogLevel, ProxmoxConfig, QemuConfig};
 
 /// As it stands in the file.
 #[derive(Debug, Default, Deserialize)]
@@ -49,6 +50,19 @@ pub(crate) struct Raw {
     pub(crate) kill_grace_seconds: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
     pub(crate) qemu: RawQemu,
+    pub(crate) proxmox_backend: Option<String>,
+    pub(crate) proxmox_api_url: Option<String>,
+    pub(crate) proxmox_api_token: Option<SecretText>,
+    pub(crate) proxmox_api_token_path: Option<PathBuf>,
+    pub(crate) proxmox_tls_ca_path: Option<String>,
+    pub(crate) proxmox_tls_fingerprint: Option<String>,
+    pub(crate) proxmox_tls_insecure: Option<bool>,
+    pub(crate) proxmox_node: Option<String>,
+    pub(crate) proxmox_pool: Option<String>,
+    pub(crate) proxmox_storage: Option<String>,
+    pub(crate) proxmox_clone_mode: Option<CloneMode>,
+    pub(crate) proxmox_command_timeout: Option<SignedDuration>,
+    pub(crate) proxmox_volume_vmid: Option<Vmid>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -69,9 +83,8 @@ impl Raw {
     pub(crate) fn into_config(self, check: &mut Check<'_>) -> Config {
         let network = NetworkPart::of(&self, check);
         let limits = LimitsPart::of(&self, check);
-        if let Some(word) = &self.backend {
-            backend(word, check);
-        }
+        let kind = crate::proxmox::backend(&self, check);
+        let proxmox = ProxmoxConfig::of(&self, kind, check);
         let data_dir = check.path("data_dir", self.data_dir, || "/var/lib/agentlab".into());
         let run_dir = check.path("run_dir", self.run_dir, || "/run/agentlab".into());
         let heartbeat = check.number(&["heartbeat_seconds"], self.heartbeat_seconds, 5, (1, 300));
@@ -98,7 +111,8 @@ impl Raw {
             template_dir: check.path("template_dir", self.template_dir, || data_dir.join("templates")),
             data_dir,
             run_dir,
-            backend: BackendKind::Qemu,
+            backend: kind,
+            proxmox,
             bridge: network.bridge,
             bridge_address: network.address,
             uplink: network.uplink,
@@ -134,19 +148,6 @@ impl Raw {
             log_level: self.log_level.unwrap_or(LogLevel::Info),
             qemu: self.qemu.into_config(limits.sandboxes, check),
         }
-    }
-}
-
-fn backend(word: &str, check: &mut Check<'_>) {
-    match word {
-        "qemu" => {}
-        "proxmox" | "shell" => {
-            check.fault(
-                &["backend"],
-                format!("is `{word}`: this build has no such back end; it has `qemu`"),
-            );
-        }
-        _ => check.fault(&["backend"], "must be `qemu`, the back end of this build"),
     }
 }
 

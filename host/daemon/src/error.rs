@@ -68,6 +68,14 @@ pub enum StartError {
         #[source]
         source: agentlab_backend::BackendError,
     },
+    /// What the configuration says of a Proxmox VE.
+    #[error("`{key}` cannot be used: {reason}")]
+    Proxmox {
+        /// Of which key.
+        key: &'static str,
+        /// Why. Never holds the token.
+        reason: String,
+    },
     /// Records and files.
     #[error("The store cannot be opened")]
     Store(#[from] agentlab_store::StoreError),

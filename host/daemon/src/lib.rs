@@ -1,7 +1,7 @@
 //! The daemon: composition root, control edge and guest edge. It decides nothing.
 //!
 //! ```text
-//!   agentlab (CLI) ── unix socket ──► http/ ──┐            ┌── Backend   (qemu)
+//!   agentlab (CLI) ── unix socket ──► http/ ──┐            ┌── Backend   (qemu, proxmox, shell)
 //!                                             ├─► Engine ──┼── Network   (netpolicy, on a thread of its own)
 //!   agent-runner ── TLS or serial ──► guest/ ─┘            └── Store     (SQLite, files)
 //! ```
@@ -25,7 +25,7 @@ mod notify;
 mod reload;
 mod run;
 mod settings;
-mod world;
+mod wire;
 
 pub use activation::take_control_socket;
 pub use daemon::Daemon;
@@ -34,4 +34,4 @@ pub use flags::Flags;
 pub use log::Log;
 pub use reload::Reload;
 pub use run::{Surroundings, run, run_in};
-pub use world::World;
+pub use wire::World;

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use agentlab_api::Vmid;
-use agentlab_config::Config;
+use agentlab_config::{BackendKind, Config};
 use agentlab_engine::port::{Disturbance, Network, NetworkError, Port, Trust};
 use agentlab_netpolicy as policy;
 use agentlab_netpolicy::{
@@ -78,6 +78,8 @@ impl Watched {
 #[derive(Debug)]
 pub(crate) struct EnforcedNetwork {
     queue: Sender<Task>,
+    /// Whether machines bring their own cables, under the same names.
+    hypervisor_makes_taps: bool,
     /// What looks at the policy have found.
     found: Mutex<UnboundedReceiver<Disturbance>>,
     ears: Option<Ears>,
@@ -105,6 +107,7 @@ impl EnforcedNetwork {
             .map_err(|error| StartError::Network(format!("its thread cannot be started: {error}")))?;
         match outcome.await {
             Ok(Ok(())) => Ok(Self {
+                hypervisor_makes_taps: config.backend != BackendKind::Qemu,
                 queue,
                 found: Mutex::new(found),
                 ears: Ears::open()
@@ -186,10 +189,10 @@ fn host_policy(config: &Config) -> Result<HostPolicy, String> {
             tcp(config.artifact_listen.port()),
         ],
         dns: true,
-        machine_uids: Some((
-            config.qemu.uid_first,
-            config.qemu.uid_first.saturating_add(config.qemu.uid_count - 1),
-        )),
+        machine_uids: (config.backend == BackendKind::Qemu).then(|| {
+            let last = config.qemu.uid_first.saturating_add(config.qemu.uid_count - 1);
+            (config.qemu.uid_first, last)
+        }),
     })
 }
 
@@ -245,6 +248,13 @@ impl Network for EnforcedNetwork {
 
     async fn attach(&self, port: &Port) -> Result<Option<OwnedFd>, NetworkError> {
         let port = sealed(port)?;
+        if self.hypervisor_makes_taps {
+            // Bound by name, and sealed, before it is there.
+            return self
+                .call("binding", move |enforcer| enforcer.bind(&port))
+                .await
+                .map(|()| None);
+        }
         self.call("attaching", move |enforcer| enforcer.attach(&port))
             .await
             .map(Some)
@@ -263,6 +273,12 @@ impl Network for EnforcedNetwork {
 
     async fn detach(&self, vmid: Vmid) -> Result<(), NetworkError> {
         let name = port_name(vmid)?;
+        if self.hypervisor_makes_taps {
+            // The link is its machine's, and goes with it.
+            return self
+                .call("unbinding", move |enforcer| enforcer.unbind(&name))
+                .await;
+        }
         self.call("detaching", move |enforcer| enforcer.detach(&name))
             .await
     }

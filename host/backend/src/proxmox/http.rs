@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::request::Request;
-use super::settings::{ApiUrl, ProxmoxSettings};
+use super::settings::{ApiUrl, ProxmoxSettings, Trust};
 use super::trust::Verifier;
 
 /// pveproxy's own patience is 5 s.
@@ -103,6 +103,12 @@ impl Http {
     /// # Errors
     /// In words: the certificates to believe, the host's name or the token cannot be used.
     pub(crate) fn new(settings: &ProxmoxSettings) -> Result<Self, String> {
+        if settings.trust == Trust::ThisHost && !settings.url.is_loopback() {
+            return Err(format!(
+                "the certificate of {} must be looked at, because it is another host",
+                settings.url
+            ));
+        }
         let verifier = Verifier::new(&settings.trust)?;
         let config = verifier.client_config()?;
         let name = ServerName::try_from(settings.url.host.clone())

@@ -170,6 +170,8 @@ pub enum Trust {
     CaPem(String),
     /// It is this one.
     Fingerprint(Fingerprint),
+    /// It is not looked at. Only for a server that is this host.
+    ThisHost,
 }
 
 /// SHA-256 of a certificate, as PVE's own interface shows it.

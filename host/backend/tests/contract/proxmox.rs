@@ -1,0 +1,69 @@
+//! The REST back end as the suite sees it, against a stand-in for a node of either release.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentlab_api::Vmid;
+use agentlab_backend::Backend;
+use agentlab_backend::proxmox::{ApiToken, ProxmoxSettings, Trust, connect};
+use agentlab_backend::pve::PveOptions;
+use agentlab_protocol::secret::SecretText;
+use async_trait::async_trait;
+use pve_sim::{PveSim, Scale, Version};
+
+use crate::suite::{Rig, TEMPLATE, vmid};
+
+/// How fast the node is, compared with a genuine one.
+const SCALE: Scale = Scale(0.02);
+
+pub(crate) struct ProxmoxRig {
+    node: PveSim,
+    backend: Arc<dyn Backend>,
+}
+
+impl ProxmoxRig {
+    pub(crate) async fn open(version: Version) -> Option<Self> {
+        let node = PveSim::start(version, SCALE).await.unwrap();
+        let backend = settings(&node);
+        Some(Self {
+            backend: connect(backend).unwrap(),
+            node,
+        })
+    }
+}
+
+fn settings(node: &PveSim) -> ProxmoxSettings {
+    let mut options = PveOptions::new((vmid(1000), vmid(1999)), "vmbr1");
+    options.pool = Some("agentlab".into());
+    options.volume_owner = Some(vmid(777));
+    options.watch_interval = Duration::from_millis(200);
+    let token = ApiToken::try_from(&SecretText::new(node.token())).unwrap();
+    let trust = Trust::Fingerprint(node.fingerprint().parse().unwrap());
+    ProxmoxSettings::new(node.url().parse().unwrap(), token, trust, options)
+}
+
+#[async_trait]
+impl Rig for ProxmoxRig {
+    fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    async fn restart(&mut self) {
+        self.backend = connect(settings(&self.node)).unwrap();
+    }
+
+    async fn kill_from_outside(&self, vmid: Vmid) {
+        self.node.operator().stop(vmid.into());
+    }
+
+    async fn await_hello(&self, _vmid: Vmid) {}
+
+    async fn remove_template(&self) {
+        self.node.operator().destroy(TEMPLATE);
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        let touched = self.node.audit().foreign_touched;
+        self.node.left().into_iter().chain(touched).collect()
+    }
+}
