@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agentlab_netpolicy::{
-    BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, Intent, Protocol, Trust, plan,
+    BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, Intent, Protocol, Trust, USUAL_DENIAL_GROUP,
+    plan,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -123,6 +124,8 @@ fn host() -> Result<HostPolicy, Box<dyn Error>> {
         guest_ports: vec![tcp(8844), tcp(8846)],
         dns: true,
         machine_uids: None,
+        tailnet: Some("tailscale0".parse()?),
+        denial_group: USUAL_DENIAL_GROUP,
     })
 }
 

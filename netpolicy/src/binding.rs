@@ -66,6 +66,9 @@ pub(crate) fn port_elements(port: &GuestPort) -> Elements {
     elements.add(Family::Bridge, rules::PINS, pin);
     elements.add(Family::Bridge, rules::ADDRESSES, vec![name(), address()]);
     elements.lead(Family::Inet, rules::TRUST, vec![address()], chain);
+    if port.trust.is_running() {
+        elements.add(Family::Inet, rules::RUNNING, vec![address()]);
+    }
     if let Trust::Allowlist(destinations) = &port.trust {
         for destination in destinations {
             let network = Value::Network(destination.network);
@@ -93,18 +96,15 @@ pub struct Elements(BTreeSet<(Family, &'static str, Element)>);
 
 impl Elements {
     fn add(&mut self, family: Family, set: &'static str, key: Vec<Value>) {
-        self.0.insert((family, set, Element { key, chain: None }));
+        self.0.insert((family, set, Element::new(key)));
     }
 
     fn lead(&mut self, family: Family, set: &'static str, key: Vec<Value>, chain: &'static str) {
-        self.0.insert((
-            family,
-            set,
-            Element {
-                key,
-                chain: Some(chain),
-            },
-        ));
+        let element = Element {
+            chain: Some(chain),
+            ..Element::new(key)
+        };
+        self.0.insert((family, set, element));
     }
 
     #[cfg(feature = "kernel")]
@@ -114,6 +114,13 @@ impl Elements {
 
     pub(crate) fn into_iter(self) -> impl Iterator<Item = (Family, &'static str, Element)> {
         self.0.into_iter()
+    }
+
+    /// These and those.
+    #[cfg(feature = "kernel")]
+    pub(crate) fn with(mut self, mut other: Self) -> Self {
+        self.0.append(&mut other.0);
+        self
     }
 
     /// What is here and not there.

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     Binding, BridgeSpec, Drift, Enforcer, GuestService, HostPolicy, IfName, Intent, Observer, Protocol,
-    Trust, plan,
+    Trust, USUAL_DENIAL_GROUP, plan,
 };
 
 /// Bridge and packet policy of AgentLab's sandboxes.
@@ -62,6 +62,15 @@ struct HostArguments {
     /// stands, or 1900000000-1900004095]
     #[arg(long, global = true, value_name = "FIRST-LAST", value_parser = user_ids)]
     machine_uids: Option<(u32, u32)>,
+    /// Interface of the tailnet, whose devices may reach running sandboxes [default: as it stands, or tailscale0]
+    #[arg(long, global = true, value_name = "NAME", overrides_with = "no_tailnet")]
+    tailnet: Option<IfName>,
+    /// Nobody outside reaches a sandbox, over a tailnet neither
+    #[arg(long, global = true, overrides_with = "tailnet")]
+    no_tailnet: bool,
+    /// NFLOG group that is told of what sandboxes are refused [default: as it stands, or 7744]
+    #[arg(long, global = true, value_name = "NUMBER")]
+    denial_group: Option<u16>,
 }
 
 /// The daemon's own default.
@@ -333,6 +342,15 @@ impl HostArguments {
                 .machine_uids
                 .or_else(|| standing.map_or(Some(USUAL_MACHINE_UIDS), |host| host.machine_uids)),
             dns: !self.no_dns && (self.dns || standing.is_none_or(|host| host.dns)),
+            tailnet: match &self.tailnet {
+                Some(name) => Some(name.clone()),
+                None if self.no_tailnet => None,
+                None => standing.map_or_else(|| Some(IfName::usual_tailnet()), |host| host.tailnet.clone()),
+            },
+            denial_group: self
+                .denial_group
+                .or_else(|| standing.map(|host| host.denial_group))
+                .unwrap_or(USUAL_DENIAL_GROUP),
         }
     }
 }

@@ -82,7 +82,15 @@ pub struct HostPolicy {
     /// First and last user id that virtual machines run under: a process of these talks to no network of the host's
     /// own, not even to loopback. `None` leaves all processes alone.
     pub machine_uids: Option<(u32, u32)>,
+    /// The tailnet's interface, whose devices may open flows to running guests, and to which no guest opens any. It need
+    /// not exist.
+    pub tailnet: Option<IfName>,
+    /// NFLOG group that is told of what guests are refused; whoever listens there must be the only one.
+    pub denial_group: u16,
 }
+
+/// The NFLOG group where nobody says otherwise.
+pub const USUAL_DENIAL_GROUP: u16 = 7744;
 
 /// An IPv4 network; host bits are always zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -241,6 +249,12 @@ impl Trust {
     #[must_use]
     pub fn leaves_host(&self) -> bool {
         matches!(self, Self::Nat | Self::Allowlist(_))
+    }
+
+    /// Whether the operator's own devices may come in.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(self, Self::Off | Self::Nat | Self::Allowlist(_))
     }
 
     /// Whether every flow that `other` permits is permitted here too. When not, a change from `other` to this level

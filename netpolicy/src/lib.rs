@@ -23,6 +23,7 @@
 //! A port of the bridge that nobody bound gets no mark, and so passes nothing.
 
 mod binding;
+mod denial;
 mod drift;
 mod intent;
 mod name;
@@ -37,13 +38,17 @@ pub mod command;
 mod kernel;
 
 pub use binding::{Binding, Elements};
+pub use denial::{Refusal, RefusedPacket};
 pub use drift::Drift;
 pub use intent::{
     BridgeSpec, Cidr, CidrError, Destination, GuestPort, GuestService, HostPolicy, Intent, PortRange,
-    Protocol, Trust,
+    Protocol, Trust, USUAL_DENIAL_GROUP,
 };
 #[cfg(feature = "kernel")]
-pub use kernel::{Denial, EnforceError, Enforcer, Observer, create_tap};
+pub use kernel::{
+    Denial, EnforceError, Enforcer, LinkHint, LinkNews, LinkWatch, Observer, PortChange, RefusalWatch,
+    create_tap,
+};
 pub use name::{IfName, IfNameError};
 pub use plan::{PlanError, check_host, plan};
 pub use ruleset::Ruleset;

@@ -28,10 +28,30 @@ impl IfName {
         Self("vmbr1".to_owned())
     }
 
+    /// What Tailscale calls its interface.
+    #[cfg(feature = "kernel")]
+    pub(crate) fn usual_tailnet() -> Self {
+        Self("tailscale0".to_owned())
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The other link that the same NIC of a VM may hang on the bridge by: `tap<vmid>i<n>` is the machine's own, and
+    /// `fwpr<vmid>p<n>` stands for it where Proxmox puts its firewall between.
+    #[must_use]
+    pub fn twin(&self) -> Option<Self> {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let (word, rest) = [("tap", 'i', "fwpr", 'p'), ("fwpr", 'p', "tap", 'i')]
+            .into_iter()
+            .find_map(|(mine, between, theirs, other)| {
+                let (vmid, nic) = self.0.strip_prefix(mine)?.split_once(between)?;
+                (digits(vmid) && digits(nic)).then(|| (theirs, format!("{vmid}{other}{nic}")))
+            })?;
+        format!("{word}{rest}").parse().ok()
     }
 
     /// The name as the kernel compares it: padded with zeros to [`Self::SIZE`].
@@ -87,6 +107,26 @@ impl fmt::Display for IfName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tap_and_the_link_of_the_firewall_before_it_are_twins() {
+        let twin = |text: &str| text.parse::<IfName>().unwrap().twin().map(String::from);
+        assert_eq!(twin("tap1000i0").as_deref(), Some("fwpr1000p0"));
+        assert_eq!(twin("fwpr1000p12").as_deref(), Some("tap1000i12"));
+        for single in [
+            "tap1000",
+            "tapi0",
+            "tap10x0i0",
+            "fwpr1000i0",
+            "fwln1000i0",
+            "vmbr1",
+            "tap1i",
+        ] {
+            assert_eq!(twin(single), None, "{single}");
+        }
+        // The longer word does not fit where the shorter one just did.
+        assert_eq!(twin("tap99999999i999"), None);
+    }
 
     #[test]
     fn names_that_the_kernel_or_nft_would_misread_are_refused() {

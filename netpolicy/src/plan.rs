@@ -165,6 +165,14 @@ pub fn check_host(host: &HostPolicy) -> Result<(), PlanError> {
             subnet,
         });
     }
+    if let Some(tailnet) = &host.tailnet
+        && (tailnet == &bridge.name || host.uplink.as_ref() == Some(tailnet))
+    {
+        return Err(PlanError::PortName {
+            name: tailnet.clone(),
+            what: "bridge or the uplink, and is named as the tailnet's interface",
+        });
+    }
     if host.uplink.as_ref() == Some(&bridge.name) {
         return Err(PlanError::UplinkIsBridge {
             name: bridge.name.clone(),
@@ -210,6 +218,7 @@ pub(crate) fn check_port(host: &HostPolicy, port: &GuestPort) -> Result<(), Plan
     for (taken, what) in [
         (Some(&host.bridge.name), "bridge"),
         (host.uplink.as_ref(), "uplink"),
+        (host.tailnet.as_ref(), "tailnet's interface"),
     ] {
         if taken == Some(&port.name) {
             return Err(PlanError::PortName { name: name(), what });

@@ -38,6 +38,9 @@ pub(crate) struct Table {
 /// Elements that a set filled by packets holds at most: every address of the largest usual agent subnet.
 pub(crate) const DYNAMIC_SIZE: u32 = 65_536;
 
+/// What is told of a packet: its IP header, and the ports behind the longest one.
+pub(crate) const LOGGED_BYTES: u32 = 64;
+
 /// A named set, or a verdict map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
@@ -49,6 +52,8 @@ pub(crate) struct Set {
     pub(crate) verdicts: bool,
     /// Filled by rules with what packets bring, so its elements are nobody's plan.
     pub(crate) dynamic: bool,
+    /// Elements end by themselves, so those that stand are nobody's plan either.
+    pub(crate) timed: bool,
     pub(crate) elements: BTreeSet<Element>,
 }
 
@@ -67,6 +72,28 @@ pub(crate) struct Element {
     pub(crate) key: Vec<Value>,
     /// Where a map leads.
     pub(crate) chain: Option<&'static str>,
+    /// How long it stays, in a set whose elements end by themselves.
+    pub(crate) lasts: Option<Lasts>,
+}
+
+/// The time of an element that ends by itself, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Lasts {
+    /// What it was given.
+    pub(crate) given: u64,
+    /// What is left of that.
+    pub(crate) left: u64,
+}
+
+impl Element {
+    /// An element that stays.
+    pub(crate) fn new(key: Vec<Value>) -> Self {
+        Self {
+            key,
+            chain: None,
+            lasts: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,12 +177,18 @@ pub(crate) enum Match {
     CtInvalid,
     /// First packet of a flow.
     CtNew,
+    /// Belongs to a flow that was answered.
+    CtEstablished,
     /// The source has more flows than this, by the books kept in a set.
     FlowsOver(u32, &'static str),
     /// Belongs to a flow that the other side began.
     CtReply,
     /// At most this many per second.
     Limit(u32),
+    /// At most this many per second of each source, by the books kept in a set.
+    LimitOfSource(u32, &'static str),
+    /// Came in by a port of this bridge. Not every kernel can tell.
+    OnBridge(IfName),
     In(&'static [Selector], Is, &'static str),
     Map(&'static [Selector], &'static str),
 }
@@ -198,6 +231,8 @@ pub(crate) enum Selector {
 pub(crate) enum Action {
     /// Only the matches and the counter.
     Continue,
+    /// Tells a netlink group of the packet, and goes on.
+    Log(u16),
     Accept,
     Drop,
     Goto(&'static str),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::ruleset::{
     Action, Base, BaseKind, Chain, DYNAMIC_SIZE, Direction, Element, EtherType, Family, Field, Hook, Is,
-    Match, Rule, Ruleset, Selector, Set, Side, TABLE, Table, Value,
+    LOGGED_BYTES, Lasts, Match, Rule, Ruleset, Selector, Set, Side, TABLE, Table, Value,
 };
 
 impl fmt::Display for Ruleset {
@@ -63,6 +63,9 @@ impl fmt::Display for Set {
         if self.interval {
             writeln!(f, "\t\tflags interval")?;
         }
+        if self.timed {
+            writeln!(f, "\t\tsize {DYNAMIC_SIZE}\n\t\tflags timeout")?;
+        }
         if !self.elements.is_empty() {
             f.write_str("\t\telements = {\n")?;
             for element in &self.elements {
@@ -89,6 +92,9 @@ impl fmt::Display for Field {
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         joined(f, &self.key, " . ")?;
+        if let Some(Lasts { given, left }) = self.lasts {
+            write!(f, " timeout {given}ms expires {left}ms")?;
+        }
         self.chain.map_or(Ok(()), |chain| write!(f, " : goto {chain}"))
     }
 }
@@ -162,6 +168,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Continue => Ok(()),
+            Self::Log(group) => write!(f, "log group {group} snaplen {LOGGED_BYTES}"),
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
@@ -212,9 +219,17 @@ impl fmt::Display for Match {
             Self::Owner(first, last) => write!(f, "meta skuid {first}-{last}"),
             Self::CtInvalid => f.write_str("ct state invalid"),
             Self::CtNew => f.write_str("ct state new"),
+            Self::CtEstablished => f.write_str("ct state established"),
             Self::FlowsOver(count, set) => write!(f, "add @{set} {{ ip saddr ct count over {count} }}"),
             Self::CtReply => f.write_str("ct state established,related ct direction reply"),
             Self::Limit(rate) => write!(f, "limit rate {rate}/second burst 5 packets"),
+            Self::LimitOfSource(rate, set) => {
+                write!(
+                    f,
+                    "update @{set} {{ ip saddr limit rate {rate}/second burst 5 packets }}"
+                )
+            }
+            Self::OnBridge(name) => write!(f, "meta ibrname \"{name}\""),
             Self::In(selectors, is, set) => {
                 joined(f, selectors, " . ")?;
                 write!(f, " {is}@{set}")

@@ -6,6 +6,7 @@ mod tests {
 
     use agentlab_netpolicy::{
         BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, Observer, Protocol, Trust,
+        USUAL_DENIAL_GROUP,
     };
     use nix::sched::{CloneFlags, unshare};
 
@@ -58,10 +59,11 @@ mod tests {
         let (status, text, _) = net(&["plan", "--json"]);
         let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
         let ruleset = plan["ruleset"].as_str().unwrap();
-        assert!(status == 0 && ruleset.contains("dport 53"), "{ruleset}");
+        let resolver = "ip daddr 10.77.0.1 meta l4proto udp th dport 53 accept";
+        assert!(status == 0 && ruleset.contains(resolver), "{ruleset}");
         let (_, text, _) = net(&["plan", "--no-dns"]);
         assert!(
-            text.contains("table inet") && !text.contains("dport 53"),
+            text.contains("table inet") && !text.contains("dport 53 accept"),
             "{text}"
         );
     }
@@ -105,6 +107,8 @@ mod tests {
             guest_ports: vec![tcp(9844), tcp(9846)],
             dns: true,
             machine_uids: Some((1_900_000_007, 1_900_000_099)),
+            tailnet: Some("tail0".parse().unwrap()),
+            denial_group: USUAL_DENIAL_GROUP,
         }
     }
 

@@ -29,6 +29,8 @@ pub enum EventKind {
     ArtifactStored,
     /// A lease is about to end.
     LeaseExpiring,
+    /// The packet policy refused a guest something.
+    NetworkDenied,
     /// Something an operator should look at.
     Alarm,
     /// A kind of a later version.
@@ -49,6 +51,7 @@ impl EventKind {
             Self::SandboxRedeemed => "sandbox.redeemed",
             Self::ArtifactStored => "artifact.stored",
             Self::LeaseExpiring => "lease.expiring",
+            Self::NetworkDenied => "network.denied",
             Self::Alarm => "alarm",
             Self::Other(word) => word,
         }
@@ -67,6 +70,7 @@ impl From<String> for EventKind {
             "sandbox.redeemed" => Self::SandboxRedeemed,
             "artifact.stored" => Self::ArtifactStored,
             "lease.expiring" => Self::LeaseExpiring,
+            "network.denied" => Self::NetworkDenied,
             "alarm" => Self::Alarm,
             _ => Self::Other(word),
         }

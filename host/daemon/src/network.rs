@@ -3,25 +3,34 @@
 //!
 //! ```text
 //!   engine ──► Network ──► queue ──► thread: Enforcer ──► kernel
-//!                                     └─ now and then, and when the ears hear somebody: read back, repair
-//!   engine ◄── disturbed ◄── what was found
+//!                            ▲        └─ now and then, and when the ears hear somebody: read back, repair
+//!                            └── watch: a link came or went, a packet was refused
+//!   engine ◄── disturbed, denied ◄── what was found
 //! ```
 
+mod denials;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use agentlab_api::Vmid;
 use agentlab_config::{BackendKind, Config};
-use agentlab_engine::port::{Disturbance, Network, NetworkError, Port, Trust};
+use agentlab_engine::port::{Denied, Disturbance, Network, NetworkError, Port, Trust};
 use agentlab_netpolicy as policy;
 use agentlab_netpolicy::{
-    BridgeSpec, EnforceError, Enforcer, GuestPort, GuestService, HostPolicy, IfName, Protocol,
+    Binding, BridgeSpec, EnforceError, Enforcer, GuestPort, GuestService, HostPolicy, IfName, LinkHint,
+    LinkWatch, PortChange, Protocol, Refusal, RefusalWatch, RefusedPacket,
 };
 use async_trait::async_trait;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Mutex, oneshot};
 
+use self::denials::Denials;
+use self::watch::Watch;
 use crate::ears::Ears;
 use crate::error::StartError;
 use crate::http::problem::chain;
@@ -36,15 +45,23 @@ type Task = Box<dyn FnOnce(&mut Watched) + Send>;
 struct Watched {
     enforcer: Enforcer,
     finder: UnboundedSender<Disturbance>,
+    teller: UnboundedSender<Denied>,
+    denials: Denials,
     is_broken: bool,
     looked: Instant,
 }
 
 impl Watched {
-    fn new(enforcer: Enforcer, finder: UnboundedSender<Disturbance>) -> Self {
+    fn new(
+        enforcer: Enforcer,
+        finder: UnboundedSender<Disturbance>,
+        teller: UnboundedSender<Denied>,
+    ) -> Self {
         Self {
             enforcer,
             finder,
+            teller,
+            denials: Denials::default(),
             is_broken: false,
             looked: Instant::now(),
         }
@@ -72,6 +89,56 @@ impl Watched {
             let _ = self.finder.send(disturbance);
         }
     }
+
+    /// Binds, seals or unbinds the ports that links came or went of.
+    fn links_changed(&mut self, hints: &[LinkHint]) {
+        for hint in hints {
+            match self.enforcer.link_changed(hint) {
+                Ok(changes) => changes.into_iter().for_each(|change| self.note(change)),
+                // The next look finds what is left of it.
+                Err(error) => {
+                    tracing::warn!(link = hint.name, error = %chain(&error), "A port could not be followed");
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, change: PortChange) {
+        match change {
+            PortChange::Bound(port) => tracing::info!(%port, "Port appeared and is bound"),
+            PortChange::Unbound(port) => {
+                tracing::info!(%port, "Port is gone and unbound");
+                if let Some(vmid) = port_vmid(&port) {
+                    self.denials.forget(vmid);
+                }
+            }
+            PortChange::Sealed(port) => {
+                let words = format!("port {port}: is on the bridge and nobody bound it");
+                let _ = self.finder.send(Disturbance::Repaired(vec![words]));
+            }
+        }
+    }
+
+    /// Counts refused packets, and tells the engine now and then.
+    fn refused(&mut self, packets: &[RefusedPacket]) {
+        let known: BTreeMap<Ipv4Addr, (Vmid, policy::Trust)> = self
+            .enforcer
+            .bindings()
+            .filter_map(|binding| match binding {
+                Binding::Known(port) => Some((port.address, (port_vmid(&port.name)?, port.trust.clone()))),
+                Binding::SealedName(_) => None,
+            })
+            .collect();
+        for packet in packets {
+            let Some((vmid, trust)) = known.get(&packet.guest) else {
+                continue;
+            };
+            let why = Refusal::of(self.enforcer.host(), trust, packet);
+            if let Some(denied) = self.denials.count(*vmid, packet, why, Instant::now()) {
+                let _ = self.teller.send(denied);
+            }
+        }
+    }
 }
 
 /// The policy of this host. Dropping it removes nothing: closed means sealed.
@@ -82,15 +149,24 @@ pub(crate) struct EnforcedNetwork {
     hypervisor_makes_taps: bool,
     /// What looks at the policy have found.
     found: Mutex<UnboundedReceiver<Disturbance>>,
+    denied: Mutex<UnboundedReceiver<Denied>>,
     ears: Option<Ears>,
+    _watch: Watch,
 }
 
 impl EnforcedNetwork {
     /// Makes bridge, address and policy stand, or adopts what stands.
     pub(crate) async fn start(config: &Config) -> Result<Self, StartError> {
         let host = host_policy(config).map_err(StartError::Network)?;
+        let failed = |error: &EnforceError| StartError::Network(chain(error));
+        // Open before anything is looked at: what happens meanwhile is heard.
+        let links = LinkWatch::open().map_err(|error| failed(&error))?;
+        let refusals = RefusalWatch::open(host.denial_group)
+            .inspect_err(|error| tracing::warn!(error = %chain(error), "Refused packets are not told"))
+            .ok();
         let (queue, tasks) = channel();
         let (finder, found) = unbounded_channel();
+        let (teller, denied) = unbounded_channel();
         let (started, outcome) = oneshot::channel();
         std::thread::Builder::new()
             .name("policy".into())
@@ -98,7 +174,7 @@ impl EnforcedNetwork {
                 Ok(enforcer) => {
                     // Nobody waits any more when the daemon is stopped meanwhile; the queue is gone too then.
                     let _ = started.send(Ok(()));
-                    work(Watched::new(enforcer, finder), &tasks);
+                    work(Watched::new(enforcer, finder, teller), &tasks);
                 }
                 Err(error) => {
                     let _ = started.send(Err(chain(&error)));
@@ -108,8 +184,11 @@ impl EnforcedNetwork {
         match outcome.await {
             Ok(Ok(())) => Ok(Self {
                 hypervisor_makes_taps: config.backend != BackendKind::Qemu,
+                _watch: Watch::start(queue.clone(), links, refusals)
+                    .map_err(|error| StartError::Network(format!("links cannot be watched: {error}")))?,
                 queue,
                 found: Mutex::new(found),
+                denied: Mutex::new(denied),
                 ears: Ears::open()
                     .inspect_err(|error| {
                         let seconds = VERIFY.as_secs();
@@ -193,6 +272,8 @@ fn host_policy(config: &Config) -> Result<HostPolicy, String> {
             let last = config.qemu.uid_first.saturating_add(config.qemu.uid_count - 1);
             (config.qemu.uid_first, last)
         }),
+        tailnet: Some(name("tailscale0")?),
+        denial_group: policy::USUAL_DENIAL_GROUP,
     })
 }
 
@@ -207,11 +288,12 @@ fn port_name(vmid: Vmid) -> Result<IfName, NetworkError> {
 }
 
 fn port_vmid(name: &IfName) -> Option<Vmid> {
-    name.as_str()
-        .strip_prefix("tap")?
-        .strip_suffix("i0")?
-        .parse()
-        .ok()
+    let tap = if name.as_str().starts_with("fwpr") {
+        &name.twin()?
+    } else {
+        name
+    };
+    tap.as_str().strip_prefix("tap")?.strip_suffix("i0")?.parse().ok()
 }
 
 fn sealed(port: &Port) -> Result<GuestPort, NetworkError> {
@@ -288,6 +370,25 @@ impl Network for EnforcedNetwork {
         Ok(names.iter().filter_map(port_vmid).collect())
     }
 
+    async fn denied(&self) -> Denied {
+        match self.denied.lock().await.recv().await {
+            Some(denied) => denied,
+            // The policy's thread has ended, and has said why.
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn denials(&self, vmid: Vmid) -> Vec<Denied> {
+        let (reply, answer) = oneshot::channel();
+        let task: Task = Box::new(move |watched| {
+            let _ = reply.send(watched.denials.of(vmid));
+        });
+        if self.queue.send(task).is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
     async fn disturbed(&self) -> Disturbance {
         let mut found = self.found.lock().await;
         loop {
@@ -330,7 +431,8 @@ mod tests {
             let name = port_name(vmid).unwrap();
             assert_eq!(port_vmid(&name), Some(vmid), "{name}");
         }
-        for foreign in ["tap1i0", "tap1000i1", "fwpr1000p0", "eth0"] {
+        assert_eq!(port_vmid(&"fwpr1000p0".parse().unwrap()), "1000".parse().ok());
+        for foreign in ["tap1i0", "tap1000i1", "fwpr1000p1", "fwpr1p0", "eth0"] {
             assert_eq!(port_vmid(&foreign.parse().unwrap()), None, "{foreign}");
         }
     }

@@ -6,6 +6,7 @@ use agentlab_api::{EventKind, JobState, SandboxState};
 use agentlab_store::{JobRecord, NewEvent, SandboxRecord, Write};
 use serde_json::{Value, json};
 
+use crate::port::Denied;
 use crate::sandbox::step::Step;
 
 /// How a step went.
@@ -138,6 +139,24 @@ pub(crate) fn host_alarm(message: String) -> Write {
         message,
         data: Value::Null,
     })
+}
+
+/// A guest was refused something by the packet policy.
+pub(crate) fn network_denied(record: &SandboxRecord, denied: &Denied) -> Write {
+    let Denied {
+        vmid,
+        target,
+        rule,
+        hint,
+        count,
+    } = denied;
+    let others = match count {
+        0 | 1 => String::new(),
+        count => format!(" ({count} refusals since the last of these)"),
+    };
+    let message = format!("Sandbox {vmid} was refused {target}: {hint}{others}");
+    let data = json!({"vmid": vmid, "target": target, "rule": rule, "hint": hint, "count": count});
+    event(EventKind::NetworkDenied, record, message, data)
 }
 
 /// A job was recorded. `position` is its place in the line, from 1; 0 for one that need not wait.

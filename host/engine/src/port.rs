@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use agentlab_api::{SandboxId, Vmid};
 use agentlab_backend::{ByteStream, MacAddress};
 use async_trait::async_trait;
+use serde::Serialize;
 
 /// One sandbox's cable: whatever leaves it must carry this MAC and this address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,21 @@ pub enum Disturbance {
     Whole,
 }
 
+/// What a guest was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Denied {
+    /// Whose guest.
+    pub vmid: Vmid,
+    /// Where it wanted to, as in `tcp 192.168.1.1:80`.
+    pub target: String,
+    /// One word for the rule.
+    pub rule: &'static str,
+    /// What it means and what to do about it.
+    pub hint: &'static str,
+    /// How often; in an event, refusals of any kind since the one before.
+    pub count: u64,
+}
+
 /// The packet policy.
 #[async_trait]
 pub trait Network: Send + Sync {
@@ -93,6 +109,17 @@ pub trait Network: Send + Sync {
 
     /// VMIDs with a binding or a cable.
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError>;
+
+    /// Waits until a guest was refused something, and says what: now and then, however much it is. One caller at a
+    /// time. The default is never told.
+    async fn denied(&self) -> Denied {
+        std::future::pending().await
+    }
+
+    /// What a guest was refused lately, latest first. The default knows of nothing.
+    async fn denials(&self, _vmid: Vmid) -> Vec<Denied> {
+        Vec::new()
+    }
 
     /// Waits until somebody else was at the policy, and says what was found. One caller at a time; what happens while
     /// nobody waits is told to the next. The default notices nothing.

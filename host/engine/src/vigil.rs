@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::engine::Engine;
 use crate::event;
+use crate::guest::{GuestRefusal, GuestSession};
 use crate::journal::Point;
-use crate::port::Disturbance;
+use crate::port::{Denied, Disturbance};
 use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 
@@ -17,6 +19,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
         let disturbance = tokio::select! {
             () = shared.stop.cancelled() => return,
+            denied = shared.network.denied() => {
+                tell(&shared, &denied).await;
+                continue;
+            }
             disturbance = shared.network.disturbed() => disturbance,
         };
         let Some(text) = sentence(&shared, &disturbance) else {
@@ -26,6 +32,38 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         let told = shared.journal.commit(Point::Told, vec![event::host_alarm(text)]);
         if let Err(error) = told.await {
             tracing::error!(error = %chain(&error), "alarm could not be recorded");
+        }
+    }
+}
+
+/// A guest that is refused something is told of with its own sandbox.
+async fn tell(shared: &Shared, denied: &Denied) {
+    let records = match shared.store.sandboxes(false).await {
+        Ok(records) => records,
+        Err(error) => return tracing::error!(error = %chain(&error), "records cannot be read"),
+    };
+    let Some(record) = records.iter().find(|record| record.vmid == denied.vmid) else {
+        return;
+    };
+    let told = shared
+        .journal
+        .commit(Point::Told, vec![event::network_denied(record, denied)]);
+    if let Err(error) = told.await {
+        tracing::error!(error = %chain(&error), "a refusal could not be recorded");
+    }
+}
+
+impl Engine {
+    /// What the packet policy refused a guest lately, latest first.
+    ///
+    /// # Errors
+    /// The guest's records cannot be read.
+    pub async fn denials(&self, session: &GuestSession) -> Result<Vec<Denied>, GuestRefusal> {
+        let unavailable = |error| GuestRefusal::Unavailable(chain(&error));
+        let records = self.shared.store.sandboxes(false).await.map_err(unavailable)?;
+        match records.iter().find(|record| record.id == session.sandbox) {
+            Some(record) => Ok(self.shared.network.denials(record.vmid).await),
+            None => Err(GuestRefusal::Unauthorized),
         }
     }
 }

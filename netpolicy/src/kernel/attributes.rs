@@ -6,6 +6,8 @@ const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 /// Size of `nlmsghdr`.
 pub(crate) const HEADER: usize = 16;
+/// `NLMSG_ERROR`: an answer, which may say that all is well.
+pub(crate) const ERROR: u16 = 2;
 /// Size of `nfgenmsg`.
 pub(crate) const FAMILY_HEADER: usize = 4;
 

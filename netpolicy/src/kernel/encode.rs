@@ -2,34 +2,40 @@
 
 use std::fmt;
 
-use nftnl::set::SetKey;
 use nftnl::{Batch, ChainType, MsgType, NlMsg, Policy, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::attributes::Messages;
+use super::element::{AnyKey, RawElement, add_element, padded, push};
 use super::error::EnforceError;
-use super::expressions::{GOTO, c_string, expressions};
+use super::expressions::{c_string, expressions};
+use super::standing;
 use crate::binding::Elements;
 use crate::ruleset::{
-    BaseKind, Chain, DYNAMIC_SIZE, Element, Family, Field, Hook, Ruleset, Set, TABLE, Value,
+    Action, BaseKind, Chain, DYNAMIC_SIZE, Element, Family, Field, Hook, Match, Rule as RulesetRule, Ruleset,
+    Set, TABLE,
 };
 
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
+/// Elements end by themselves.
+pub(crate) const SET_TIMEOUT: u32 = 0x10;
 /// Rules add elements that hold an expression's state.
 pub(crate) const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 /// `NFT_DATA_VERDICT`.
 const VERDICT: u32 = 0xffff_ff00;
-const INTERVAL_END: u32 = 1;
 /// An entry of a set's user data, and its two values, in nft's own numbering.
 const KEY_BYTE_ORDER: u8 = 0;
 const HOST_ORDER: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 /// Bytes of a message that is not counted otherwise, generously.
-const PER_RULE: usize = 1024;
-const PER_ELEMENT: usize = 160;
+pub(super) const PER_RULE: usize = 1024;
+pub(super) const PER_ELEMENT: usize = 160;
 const SPARE: usize = 256 << 10;
+/// Two tables that never exist.
+const QUESTION: &str = "agentlab-question";
+const ABSENT: &str = "agentlab-none";
 
 /// One transaction, ready to be sent in one piece.
 pub(crate) struct Transaction {
@@ -39,7 +45,7 @@ pub(crate) struct Transaction {
 
 /// What a message is about.
 #[derive(Debug, Clone, Copy)]
-enum Object {
+pub(super) enum Object {
     Table(Family),
     Chain(Family, &'static str),
     Rule(Family, &'static str, usize, Option<&'static str>),
@@ -86,22 +92,7 @@ impl Transaction {
                 builder.add(Object::Set(family, set.name), &message, MsgType::Add);
             }
             for (chain, handle) in table.chains.iter().zip(&chains) {
-                for (index, rule) in chain.rules.iter().enumerate() {
-                    let mut message = nftnl::Rule::new(handle);
-                    for expression in expressions(rule) {
-                        message.add_expr(&expression);
-                    }
-                    if let Some(comment) = rule.comment
-                        && let Err(error) = message.set_comment(c_string(comment))
-                    {
-                        tracing::warn!(comment, error, "a rule stays without its comment");
-                    }
-                    builder.add(
-                        Object::Rule(family, chain.name, index + 1, rule.comment),
-                        &message,
-                        MsgType::Add,
-                    );
-                }
+                builder.rules(family, chain, handle);
             }
             for set in &table.sets {
                 builder.elements(family, set, set.elements.iter(), MsgType::Add);
@@ -133,6 +124,48 @@ impl Transaction {
         builder.finish()
     }
 
+    /// A transaction that is refused whatever the kernel can do, and at its first rule where it has no `meta ibrname`.
+    pub(crate) fn question() -> Result<Self, EnforceError> {
+        let name = |text| c_string(text);
+        let handle = nftnl::Table::new(name(QUESTION), ProtoFamily::Bridge);
+        let absent = nftnl::Table::new(name(ABSENT), ProtoFamily::Bridge);
+        let chain = nftnl::Chain::new(name("question"), &handle);
+        let mut rule = nftnl::Rule::new(&chain);
+        let bridge = "vmbr1".parse().map_err(|_| EnforceError::Netfilter {
+            action: "asking what it can do",
+            source: std::io::ErrorKind::InvalidInput.into(),
+        })?;
+        for expression in expressions(&RulesetRule::new([Match::OnBridge(bridge)], Action::Drop)) {
+            rule.add_expr(&expression);
+        }
+        let mut builder = Builder::new(PER_RULE);
+        builder.add(Object::Table(Family::Bridge), &handle, MsgType::Add);
+        builder.add(Object::Chain(Family::Bridge, "question"), &chain, MsgType::Add);
+        builder.add(
+            Object::Rule(Family::Bridge, "question", 1, None),
+            &rule,
+            MsgType::Add,
+        );
+        builder.add(Object::Table(Family::Bridge), &absent, MsgType::Del);
+        Ok(builder.finish())
+    }
+
+    /// Gives elements that end by themselves a new time, whether they are there or not; with `gone`, takes them away.
+    ///
+    /// Each is added, which is allowed of one that is there, then removed, which is allowed only of one that is there.
+    pub(crate) fn renew(shape: &Ruleset, set: (Family, &str), elements: &[Element], gone: bool) -> Self {
+        let mut builder = Builder::new(elements.len() * 4 * PER_ELEMENT);
+        let (family, name) = set;
+        let tables = shape.tables.iter().filter(|table| table.family == family);
+        if let Some(set) = tables.flat_map(|table| &table.sets).find(|set| set.name == name) {
+            let steps = [MsgType::Add, MsgType::Del, MsgType::Add];
+            for action in steps.into_iter().take(if gone { 2 } else { 3 }) {
+                builder.elements(family, set, elements.iter(), action);
+            }
+        }
+        builder.finish()
+    }
+
     /// The datagram. A transaction in two datagrams would be two transactions, so it is refused.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>, EnforceError> {
         let mut pages = self.batch.iter();
@@ -157,13 +190,13 @@ impl Transaction {
     }
 }
 
-struct Builder {
+pub(super) struct Builder {
     batch: Batch,
     objects: Vec<Object>,
 }
 
 impl Builder {
-    fn new(size: usize) -> Self {
+    pub(super) fn new(size: usize) -> Self {
         let page = u32::try_from(size + SPARE).unwrap_or(u32::MAX / 2);
         Self {
             batch: Batch::with_page_size(page),
@@ -171,7 +204,7 @@ impl Builder {
         }
     }
 
-    fn add<T: NlMsg>(&mut self, object: Object, message: &T, action: MsgType) {
+    pub(super) fn add<T: NlMsg>(&mut self, object: Object, message: &T, action: MsgType) {
         self.batch.add(&Quiet(message), action);
         self.objects.push(object);
     }
@@ -204,7 +237,51 @@ impl Builder {
         }
     }
 
-    fn finish(self) -> Transaction {
+    /// Appends all rules of a chain.
+    pub(super) fn rules(&mut self, family: Family, chain: &Chain, handle: &nftnl::Chain<'_>) {
+        for (index, rule) in chain.rules.iter().enumerate() {
+            let mut message = nftnl::Rule::new(handle);
+            for expression in expressions(rule) {
+                message.add_expr(&expression);
+            }
+            if let Some(comment) = rule.comment
+                && let Err(error) = message.set_comment(c_string(comment))
+            {
+                tracing::warn!(comment, error, "a rule stays without its comment");
+            }
+            self.add(
+                Object::Rule(family, chain.name, index + 1, rule.comment),
+                &message,
+                MsgType::Add,
+            );
+        }
+    }
+
+    /// Adds or removes elements as they were read.
+    pub(super) fn raw_elements(
+        &mut self,
+        family: Family,
+        set: &Set,
+        elements: &[&standing::Element],
+        action: MsgType,
+    ) {
+        let table = nftnl::Table::new(c_string(TABLE), protocol(family));
+        let empty = Set {
+            elements: std::collections::BTreeSet::new(),
+            ..set.clone()
+        };
+        let handle = set_of(&empty, 0, &table);
+        for element in elements {
+            push(&handle, &RawElement::from(*element));
+        }
+        if !elements.is_empty() {
+            for message in handle.elems_iter() {
+                self.add(Object::Elements(family, set.name), &message, action);
+            }
+        }
+    }
+
+    pub(super) fn finish(self) -> Transaction {
         Transaction {
             batch: self.batch.finalize(),
             objects: self.objects,
@@ -233,7 +310,7 @@ unsafe impl<T: NlMsg> NlMsg for Quiet<'_, T> {
     }
 }
 
-fn protocol(family: Family) -> ProtoFamily {
+pub(super) fn protocol(family: Family) -> ProtoFamily {
     match family {
         Family::Bridge => ProtoFamily::Bridge,
         Family::Arp => ProtoFamily::Arp,
@@ -241,7 +318,7 @@ fn protocol(family: Family) -> ProtoFamily {
     }
 }
 
-fn chain_of<'a>(chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
+pub(super) fn chain_of<'a>(chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
     let mut message = nftnl::Chain::new(c_string(chain.name), table);
     if let Some(base) = chain.base {
         message.set_type(match base.kind {
@@ -262,18 +339,6 @@ fn chain_of<'a>(chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
     message
 }
 
-/// A set whose type was chosen at run time; nftnl wants it at compile time.
-struct AnyKey;
-
-impl SetKey for AnyKey {
-    const TYPE: u32 = 0;
-    const LEN: u32 = 0;
-
-    fn data(&self) -> Box<[u8]> {
-        Box::default()
-    }
-}
-
 /// Number of a type in nft's own numbering, which the kernel keeps for nft to read back.
 fn type_number(field: Field) -> u32 {
     match field {
@@ -285,17 +350,14 @@ fn type_number(field: Field) -> u32 {
     }
 }
 
-fn padded(width: usize) -> usize {
-    width.next_multiple_of(4)
-}
-
-fn set_of<'a>(set: &Set, index: usize, table: &'a nftnl::Table) -> nftnl::set::Set<'a, AnyKey> {
+pub(super) fn set_of<'a>(set: &Set, index: usize, table: &'a nftnl::Table) -> nftnl::set::Set<'a, AnyKey> {
     let id = u32::try_from(index + 1).unwrap_or(0);
     let message = nftnl::set::Set::new_named(&c_string(set.name), id, table, table.get_family());
     let mut flags = 0;
     flags |= if set.interval { SET_INTERVAL } else { 0 };
     flags |= if set.verdicts { SET_MAP } else { 0 };
     flags |= if set.dynamic { SET_EVAL } else { 0 };
+    flags |= if set.timed { SET_TIMEOUT } else { 0 };
     flags |= if set.fields.len() > 1 { SET_CONCAT } else { 0 };
     let key_type = set
         .fields
@@ -312,7 +374,7 @@ fn set_of<'a>(set: &Set, index: usize, table: &'a nftnl::Table) -> nftnl::set::S
         sys::NFTNL_SET_KEY_LEN,
         u32::try_from(key_length).unwrap_or(0),
     );
-    if set.dynamic {
+    if set.dynamic || set.timed {
         put(&message, sys::NFTNL_SET_DESC_SIZE, DYNAMIC_SIZE);
     }
     if set.verdicts {
@@ -362,100 +424,5 @@ fn put_bytes(set: &nftnl::set::Set<'_, AnyKey>, attribute: sys::nftnl_set_attr, 
             value.as_ptr().cast(),
             length,
         );
-    }
-}
-
-/// The first and, for a range, the last key of an element, part by part.
-fn key(set: &Set, element: &Element) -> (Vec<u8>, Vec<u8>) {
-    let (mut first, mut last) = (Vec::new(), Vec::new());
-    let single = element.key.len() == 1;
-    for (value, field) in element.key.iter().zip(set.fields) {
-        let (low, high): (Vec<u8>, Vec<u8>) = match value {
-            Value::IfName(name) => (name.padded().into(), name.padded().into()),
-            Value::Ether(mac) => ((*mac).into(), (*mac).into()),
-            Value::Ipv4(address) => (address.octets().into(), address.octets().into()),
-            Value::Network(network) => (
-                network.network().octets().into(),
-                network.broadcast().octets().into(),
-            ),
-            Value::Protocol(protocol) => (vec![protocol.number()], vec![protocol.number()]),
-            Value::Port(port) => (port.to_be_bytes().into(), port.to_be_bytes().into()),
-            Value::Ports(range) => (range.first.to_be_bytes().into(), range.last.to_be_bytes().into()),
-        };
-        let width = if single {
-            field.width()
-        } else {
-            padded(field.width())
-        };
-        for (bytes, part) in [(&mut first, low), (&mut last, high)] {
-            let end = bytes.len() + width;
-            bytes.extend(part);
-            bytes.resize(end, 0);
-        }
-    }
-    (first, last)
-}
-
-fn add_element(handle: &nftnl::set::Set<'_, AnyKey>, set: &Set, element: &Element) {
-    let (first, last) = key(set, element);
-    if !set.interval {
-        push(handle, &first, None, 0, element.chain);
-    } else if set.fields.len() > 1 {
-        push(handle, &first, Some(&last), 0, element.chain);
-    } else {
-        push(handle, &first, None, 0, element.chain);
-        // A range that reaches the end of the address space has no end of its own.
-        if let Some(after) = last
-            .first_chunk()
-            .and_then(|last| u32::from_be_bytes(*last).checked_add(1))
-        {
-            push(handle, &after.to_be_bytes(), None, INTERVAL_END, None);
-        }
-    }
-}
-
-#[expect(unsafe_code, reason = "libnftnl is a C library")]
-fn push(
-    handle: &nftnl::set::Set<'_, AnyKey>,
-    key: &[u8],
-    end: Option<&[u8]>,
-    flags: u32,
-    chain: Option<&str>,
-) {
-    let short = |attribute: u32| u16::try_from(attribute).unwrap_or(u16::MAX);
-    let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(0);
-    // SAFETY: the element is checked to exist before it is filled; libnftnl copies every value with the length given;
-    // the set is alive and becomes the element's owner.
-    unsafe {
-        let element = sys::nftnl_set_elem_alloc();
-        if element.is_null() {
-            std::process::abort();
-        }
-        sys::nftnl_set_elem_set(
-            element,
-            short(sys::NFTNL_SET_ELEM_KEY),
-            key.as_ptr().cast(),
-            length(key),
-        );
-        if let Some(end) = end {
-            sys::nftnl_set_elem_set(
-                element,
-                short(sys::NFTNL_SET_ELEM_KEY_END),
-                end.as_ptr().cast(),
-                length(end),
-            );
-        }
-        if flags != 0 {
-            sys::nftnl_set_elem_set_u32(element, short(sys::NFTNL_SET_ELEM_FLAGS), flags);
-        }
-        if let Some(chain) = chain {
-            sys::nftnl_set_elem_set_u32(element, short(sys::NFTNL_SET_ELEM_VERDICT), GOTO);
-            sys::nftnl_set_elem_set_str(
-                element,
-                short(sys::NFTNL_SET_ELEM_CHAIN),
-                c_string(chain).as_ptr(),
-            );
-        }
-        sys::nftnl_set_elem_add(handle.as_ptr().as_ptr(), element);
     }
 }

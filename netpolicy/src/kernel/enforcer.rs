@@ -4,10 +4,14 @@
 //! are cut after the rules that would let them begin again are gone. A crash between two steps leaves less open than
 //! either.
 
+mod appear;
+mod resolved;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
+pub use self::appear::PortChange;
 use super::conntrack;
 use super::encode::Transaction;
 use super::error::EnforceError;
@@ -31,6 +35,8 @@ pub struct Enforcer {
     /// Addresses whose guest is gone and whose flows may not have ended. Looking for them means walking every flow of
     /// the host, so it waits until there is time, or until somebody gets the address.
     vacated: BTreeSet<Ipv4Addr>,
+    /// Links that bound ports were last seen as, by index: a link of the same name may be another one.
+    present: BTreeMap<IfName, u32>,
     kernel: Observer,
 }
 
@@ -54,10 +60,12 @@ impl Enforcer {
             host,
             bindings,
             vacated: BTreeSet::new(),
+            present: BTreeMap::new(),
             kernel,
         };
         enforcer.end_strangers_flows()?;
         enforcer.ready_links()?;
+        enforcer.note_present()?;
         Ok(enforcer)
     }
 
@@ -110,6 +118,7 @@ impl Enforcer {
             .enslave(link.index, bridge, self.host.bridge.mtu, &port.name)?;
         self.kernel.links.settle(link.index, bridge, port)?;
         self.kernel.links.up(link.index, &port.name)?;
+        self.present.insert(port.name.clone(), link.index);
         Ok(tap)
     }
 
@@ -123,15 +132,15 @@ impl Enforcer {
             });
         }
         self.bind(port)?;
-        for setting in sysctl::of_port(&port.name) {
-            setting.write()?;
-        }
-        self.kernel.links.settle(link.index, bridge, port)
+        self.settle(link.index, bridge, port)
     }
 
-    /// Changes what a bound port may pass. Flows that the new level would not have let begin are cut.
+    /// Changes what a bound port may pass. Flows that the new level would not have let begin are cut. A port that nobody
+    /// bound is as sealed as can be.
     pub fn set_trust(&mut self, name: &IfName, trust: Trust) -> Result<(), EnforceError> {
+        let name = &self.standing_name(name);
         match self.bindings.get(name) {
+            None if trust == Trust::Sealed => Ok(()),
             None => Err(EnforceError::UnknownPort { name: name.clone() }),
             Some(Binding::SealedName(_)) if trust == Trust::Sealed => Ok(()),
             Some(Binding::SealedName(_)) => Err(EnforceError::NameOnly { name: name.clone() }),
@@ -147,6 +156,7 @@ impl Enforcer {
 
     /// Removes binding and link. Absent is success.
     pub fn detach(&mut self, name: &IfName) -> Result<(), EnforceError> {
+        let name = &self.standing_name(name);
         self.unbind(name)?;
         let Some(bridge) = self.kernel.links.find(&self.host.bridge.name)? else {
             return Ok(());
@@ -175,6 +185,7 @@ impl Enforcer {
         })?;
         match old {
             Some(Binding::Known(old)) if old.address != port.address || !port.trust.contains(&old.trust) => {
+                self.forget_resolved(&old)?;
                 self.end_flows(&old)
             }
             Some(_) | None => Ok(()),
@@ -184,6 +195,8 @@ impl Enforcer {
     /// Removes a port's binding, and leaves its link alone. Absent is success. Nothing passes from here on; what is left
     /// of its flows in the kernel's table is removed by [`Self::verify`], or before the address is bound again.
     pub fn unbind(&mut self, name: &IfName) -> Result<(), EnforceError> {
+        let name = &self.standing_name(name);
+        self.present.remove(name);
         let Some(old) = self.bindings.get(name).cloned() else {
             return Ok(());
         };
@@ -191,6 +204,7 @@ impl Enforcer {
             bindings.remove(name);
         })?;
         let Binding::Known(port) = old else { return Ok(()) };
+        self.forget_resolved(&port)?;
         if port.trust.leaves_host() {
             self.vacated.insert(port.address);
         }
@@ -206,21 +220,49 @@ impl Enforcer {
             host: self.host.clone(),
             ports: ports.to_vec(),
         };
-        let mut whole = plan(&intent)?;
-        self.kernel.deny_neighbours(&self.host, &mut whole)?;
-        self.kernel.netfilter.commit(&Transaction::replace(&whole))?;
+        plan(&intent)?;
         let bound = |port: &GuestPort| (port.name.clone(), Binding::Known(port.clone()));
-        let before = std::mem::replace(&mut self.bindings, ports.iter().map(bound).collect());
+        let before = self.bindings.clone();
+        self.exchange(ports.iter().map(bound).collect())?;
         let keeps = |old: &GuestPort| match self.bindings.get(&old.name) {
             Some(Binding::Known(port)) => port.address == old.address && port.trust.contains(&old.trust),
             Some(Binding::SealedName(_)) | None => false,
         };
-        let lost = before.values().filter_map(|binding| match binding {
-            Binding::Known(old) if old.trust.leaves_host() && !keeps(old) => Some(old.address),
-            Binding::Known(_) | Binding::SealedName(_) => None,
-        });
-        self.vacated.extend(lost);
+        let lost: Vec<&GuestPort> = before
+            .values()
+            .filter_map(|binding| match binding {
+                Binding::Known(old) if old.trust.leaves_host() && !keeps(old) => Some(old),
+                Binding::Known(_) | Binding::SealedName(_) => None,
+            })
+            .collect();
+        for old in lost {
+            self.vacated.insert(old.address);
+            self.forget_resolved(old)?;
+        }
         self.end_vacated_flows()
+    }
+
+    /// Has these bindings instead of those, in one transaction.
+    fn exchange(&mut self, bindings: BTreeMap<IfName, Binding>) -> Result<(), EnforceError> {
+        let all = |bindings: &BTreeMap<IfName, Binding>| {
+            let elements = bindings.values().map(Binding::elements);
+            elements.fold(Elements::default(), Elements::with)
+        };
+        let (before, after) = (all(&self.bindings), all(&bindings));
+        self.change(&before.without(&after), &after.without(&before), |books| {
+            *books = bindings;
+        })
+    }
+
+    /// What does not change while ports come and go.
+    #[must_use]
+    pub fn host(&self) -> &HostPolicy {
+        &self.host
+    }
+
+    /// Ports that are bound, with all that is known of them.
+    pub fn bindings(&self) -> impl Iterator<Item = &Binding> {
+        self.bindings.values()
     }
 
     /// Ports that are bound.
@@ -257,17 +299,16 @@ impl Enforcer {
     /// Takes all trust from every port, in one transaction, and cuts every flow. The ports stay bound.
     pub fn seal(&mut self) -> Result<(), EnforceError> {
         let before = self.bindings.clone();
-        for binding in self.bindings.values_mut() {
+        let mut after = before.clone();
+        for binding in after.values_mut() {
             if let Binding::Known(port) = binding {
                 port.trust = Trust::Sealed;
             }
         }
-        if let Err(error) = self.replace() {
-            self.bindings = before;
-            return Err(error);
-        }
+        self.exchange(after)?;
         for binding in before.values() {
             if let Binding::Known(port) = binding {
+                self.forget_resolved(port)?;
                 self.end_flows(port)?;
             }
         }
@@ -393,8 +434,10 @@ impl Enforcer {
     }
 
     fn replace(&mut self) -> Result<(), EnforceError> {
-        let whole = self.kernel.ruleset(&self.host, self.bindings.values())?;
-        self.kernel.netfilter.commit(&Transaction::replace(&whole))
+        let mut whole = self.kernel.ruleset(&self.host, self.bindings.values())?;
+        self.keep_resolved(&mut whole)?;
+        let standing = Standing::read(&mut self.kernel.netfilter)?;
+        self.kernel.make_stand(&whole, &standing)
     }
 
     /// Puts bound taps that have lost their bridge back onto it.
@@ -408,12 +451,9 @@ impl Enforcer {
             if link.controller.is_some() || !link.is_our_tap(bridge) {
                 continue;
             }
-            for setting in sysctl::of_port(&port.name) {
-                setting.write()?;
-            }
             let mtu = self.host.bridge.mtu;
             self.kernel.links.enslave(link.index, bridge, mtu, &port.name)?;
-            self.kernel.links.settle(link.index, bridge, &port)?;
+            self.settle(link.index, bridge, &port)?;
             self.kernel.links.up(link.index, &port.name)?;
         }
         Ok(())
@@ -426,7 +466,7 @@ impl Enforcer {
         match self.bindings.get(&name).cloned() {
             Some(Binding::Known(port)) => {
                 let bridge = self.bridge()?.index;
-                self.kernel.links.settle(link.index, bridge, &port)
+                self.settle(link.index, bridge, &port)
             }
             Some(Binding::SealedName(_)) => self.kernel.links.isolate(link.index, &name),
             None => {
@@ -445,8 +485,8 @@ fn stand_or_seal(
     kernel: &mut Observer,
 ) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
     let reading = kernel.read()?;
-    let expected = Transaction::replace(&kernel.ruleset(host, reading.bindings.iter())?).bytes()?;
-    let drifts = Standing::expected(&expected).drift(&reading.standing);
+    let expected = kernel.ruleset(host, reading.bindings.iter())?;
+    let drifts = Standing::of(&expected)?.drift(&reading.standing);
     let Some(first) = drifts.first() else {
         return Ok(reading
             .bindings
@@ -462,14 +502,15 @@ fn stand_or_seal(
         }),
         Binding::SealedName(_) => None,
     };
-    let ports: Vec<GuestPort> = reading.bindings.into_iter().filter_map(sealed).collect();
+    let ports: Vec<GuestPort> = reading.bindings.iter().cloned().filter_map(sealed).collect();
     // What does not fit this host any more is forgotten, which seals it too.
     let bindings: BTreeMap<IfName, Binding> = fitting(host, &ports)
         .into_iter()
         .map(|port| (port.name.clone(), Binding::Known(port.clone())))
         .collect();
     let whole = kernel.ruleset(host, bindings.values())?;
-    kernel.netfilter.commit(&Transaction::replace(&whole))?;
+    kernel.make_stand(&whole, &reading.standing)?;
+    kernel.clear_resolved(&whole)?;
     Ok(bindings)
 }
 

@@ -111,6 +111,14 @@ pub enum EnforceError {
         /// Why.
         reason: String,
     },
+    /// Somebody else listens where we are told of refusals.
+    #[error(
+        "NFLOG group {group} has a listener already: refusals are counted and not told; end that program or choose another group"
+    )]
+    GroupBusy {
+        /// The group.
+        group: u16,
+    },
     /// The runtime that drives rtnetlink did not start.
     #[error("Could not start the netlink runtime")]
     Runtime(#[source] io::Error),

@@ -7,7 +7,7 @@ use nftnl::expr::Expression;
 use nftnl_sys as sys;
 
 use crate::Cidr;
-use crate::ruleset::{Action, Direction, EtherType, Is, Match, Rule, Selector, Side};
+use crate::ruleset::{Action, Direction, EtherType, Is, LOGGED_BYTES, Match, Rule, Selector, Side};
 
 const LINK_LAYER: u32 = 0;
 const NETWORK: u32 = 1;
@@ -18,6 +18,7 @@ const META_OIFNAME: u32 = 7;
 const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
+const META_BRIDGE_IN: u32 = 17;
 const META_PKTTYPE: u32 = 19;
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
@@ -25,7 +26,9 @@ const CT_INVALID: u32 = 1;
 const CT_NEW: u32 = 8;
 const CONNLIMIT_INVERTED: u32 = 1;
 const DYNSET_ADD: u32 = 0;
-const CT_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+const DYNSET_UPDATE: u32 = 1;
+const CT_ESTABLISHED: u32 = 2;
+const CT_ESTABLISHED_OR_RELATED: u32 = CT_ESTABLISHED | 4;
 const CT_FROM_RESPONDER: u8 = 1;
 /// `PACKET_HOST`.
 const TO_HOST: u8 = 0;
@@ -55,6 +58,7 @@ pub(crate) struct Raw {
 #[derive(Debug)]
 enum Datum {
     Byte(u8),
+    Short(u16),
     Number(u32),
     Long(u64),
     Bytes(Vec<u8>),
@@ -77,6 +81,11 @@ impl Raw {
 
     fn long(mut self, attribute: u32, value: u64) -> Self {
         self.attributes.push((attribute, Datum::Long(value)));
+        self
+    }
+
+    fn short(mut self, attribute: u32, value: u16) -> Self {
+        self.attributes.push((attribute, Datum::Short(value)));
         self
     }
 
@@ -134,6 +143,7 @@ impl Raw {
             unsafe {
                 match datum {
                     Datum::Byte(value) => sys::nftnl_expr_set_u8(to, attribute, *value),
+                    Datum::Short(value) => sys::nftnl_expr_set_u16(to, attribute, *value),
                     Datum::Number(value) => sys::nftnl_expr_set_u32(to, attribute, *value),
                     Datum::Long(value) => sys::nftnl_expr_set_u64(to, attribute, *value),
                     Datum::Bytes(value) => {
@@ -296,22 +306,33 @@ fn owner(first: u32, last: u32) -> [Raw; 4] {
     ]
 }
 
-/// Notes the flow under its source, and matches when the source has more than that.
-fn flows_over(count: u32, set: &str) -> [Raw; 2] {
+/// Notes the source in a set, with an expression of its own that decides whether the packet matches.
+fn of_source(operation: u32, set: &str, expression: Raw) -> [Raw; 2] {
     [
         payload(NETWORK, offset(Side::Source), 4, register(0)),
         Raw::new(c"dynset")
             .number(sys::NFTNL_EXPR_DYNSET_SREG_KEY, register(0))
-            .number(sys::NFTNL_EXPR_DYNSET_OP, DYNSET_ADD)
+            .number(sys::NFTNL_EXPR_DYNSET_OP, operation)
             .text(sys::NFTNL_EXPR_DYNSET_SET_NAME, set)
             .number(sys::NFTNL_EXPR_DYNSET_SET_ID, 0)
-            .expression(
-                sys::NFTNL_EXPR_DYNSET_EXPR,
-                Raw::new(c"connlimit")
-                    .number(sys::NFTNL_EXPR_CONNLIMIT_COUNT, count)
-                    .number(sys::NFTNL_EXPR_CONNLIMIT_FLAGS, CONNLIMIT_INVERTED),
-            ),
+            .expression(sys::NFTNL_EXPR_DYNSET_EXPR, expression),
     ]
+}
+
+/// Matches when there are more flows than that.
+fn flows_over(count: u32) -> Raw {
+    Raw::new(c"connlimit")
+        .number(sys::NFTNL_EXPR_CONNLIMIT_COUNT, count)
+        .number(sys::NFTNL_EXPR_CONNLIMIT_FLAGS, CONNLIMIT_INVERTED)
+}
+
+fn at_most_each_second(rate: u32) -> Raw {
+    Raw::new(c"limit")
+        .long(sys::NFTNL_EXPR_LIMIT_RATE, u64::from(rate))
+        .long(sys::NFTNL_EXPR_LIMIT_UNIT, 1)
+        .number(sys::NFTNL_EXPR_LIMIT_BURST, BURST)
+        .number(sys::NFTNL_EXPR_LIMIT_TYPE, 0)
+        .number(sys::NFTNL_EXPR_LIMIT_FLAGS, 0)
 }
 
 fn matching(one: &Match, list: &mut Vec<Raw>) {
@@ -348,19 +369,17 @@ fn matching(one: &Match, list: &mut Vec<Raw>) {
         Match::Owner(first, last) => list.extend(owner(*first, *last)),
         Match::CtInvalid => state(CT_INVALID, list),
         Match::CtNew => state(CT_NEW, list),
-        Match::FlowsOver(count, set) => list.extend(flows_over(*count, set)),
+        Match::CtEstablished => state(CT_ESTABLISHED, list),
+        Match::FlowsOver(count, set) => list.extend(of_source(DYNSET_ADD, set, flows_over(*count))),
         Match::CtReply => {
             state(CT_ESTABLISHED_OR_RELATED, list);
             list.extend([ct(CT_DIRECTION), compare(EQUAL, &[CT_FROM_RESPONDER])]);
         }
-        Match::Limit(rate) => list.push(
-            Raw::new(c"limit")
-                .long(sys::NFTNL_EXPR_LIMIT_RATE, u64::from(*rate))
-                .long(sys::NFTNL_EXPR_LIMIT_UNIT, 1)
-                .number(sys::NFTNL_EXPR_LIMIT_BURST, BURST)
-                .number(sys::NFTNL_EXPR_LIMIT_TYPE, 0)
-                .number(sys::NFTNL_EXPR_LIMIT_FLAGS, 0),
-        ),
+        Match::Limit(rate) => list.push(at_most_each_second(*rate)),
+        Match::LimitOfSource(rate, set) => {
+            list.extend(of_source(DYNSET_UPDATE, set, at_most_each_second(*rate)));
+        }
+        Match::OnBridge(name) => list.extend(about(META_BRIDGE_IN, Is::Equal, &name.padded())),
         Match::In(selectors, is, set) => {
             load(selectors, list);
             let lookup = lookup(set);
@@ -418,6 +437,11 @@ fn acting(action: Action, list: &mut Vec<Raw>) {
     };
     match action {
         Action::Continue => {}
+        Action::Log(group) => list.push(
+            Raw::new(c"log")
+                .short(sys::NFTNL_EXPR_LOG_GROUP, group)
+                .number(sys::NFTNL_EXPR_LOG_SNAPLEN, LOGGED_BYTES),
+        ),
         Action::Accept => list.push(verdict(ACCEPT)),
         Action::Drop => list.push(verdict(DROP)),
         Action::Goto(chain) => list.push(verdict(GOTO).text(sys::NFTNL_EXPR_IMM_CHAIN, chain)),

@@ -21,6 +21,8 @@ pub(crate) struct Found {
     pub(crate) guest_ports: Vec<GuestService>,
     pub(crate) dns: bool,
     pub(crate) machine_uids: Option<(u32, u32)>,
+    pub(crate) denial_group: Option<u16>,
+    pub(crate) tailnet: Option<IfName>,
 }
 
 impl Found {
@@ -32,11 +34,14 @@ impl Found {
             .or_else(|| first(table, "forward", |rule| name(rule, IN_NAME)))?;
         let uplink = first(table, "postrouting", |rule| name(rule, OUT_NAME)).or_else(|| {
             first(table, "guest_forward", |rule| {
-                name(rule, OUT_NAME).filter(|name| *name != bridge)
+                name(rule, OUT_NAME).filter(|name| *name != bridge && answered(rule).is_none())
             })
         });
+        // Port 53 of the bridge address; that of all others is in a rule that refuses.
+        let resolver = |rule: &Rule| {
+            compared::<2>(rule).filter(|port| u16::from_be_bytes(*port) == 53 && address(rule).is_some())
+        };
         let address = first(table, "guest_input", address).or_else(|| first(table, "input", address));
-        let resolver = |rule: &Rule| compared::<2>(rule).filter(|port| u16::from_be_bytes(*port) == 53);
         let published = table.sets.get("published").into_iter();
         Some(Self {
             address,
@@ -49,6 +54,9 @@ impl Found {
                 .into_iter()
                 .any(|chain| first(table, chain, resolver).is_some()),
             machine_uids: first(table, "output", owners),
+            tailnet: first(table, "to_guest", |rule| name(rule, IN_NAME))
+                .or_else(|| first(table, "guest_forward", answered)),
+            denial_group: first(table, "refuse", log_group),
             bridge,
         })
     }
@@ -104,6 +112,20 @@ fn data(comparison: &[u8]) -> Option<&[u8]> {
     const DATA: u16 = 3;
     const VALUE: u16 = 1;
     Some(Attributes(comparison).find(DATA)?.inside().find(VALUE)?.value)
+}
+
+/// The interface that answers leave by.
+fn answered(rule: &Rule) -> Option<IfName> {
+    let about_flows = rule.expressions.iter().any(|(name, _)| name == "ct");
+    name(rule, OUT_NAME).filter(|_| about_flows)
+}
+
+/// The group that a rule tells.
+fn log_group(rule: &Rule) -> Option<u16> {
+    const GROUP: u16 = 1;
+    let (_, attributes) = rule.expressions.iter().find(|(name, _)| name == "log")?;
+    let group = Attributes(attributes).find(GROUP)?;
+    Some(u16::from_be_bytes(*group.value.first_chunk()?))
 }
 
 fn service(key: &[u8]) -> Option<GuestService> {

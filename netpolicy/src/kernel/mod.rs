@@ -5,6 +5,7 @@
 
 mod attributes;
 mod conntrack;
+mod element;
 mod encode;
 mod enforcer;
 mod error;
@@ -12,12 +13,17 @@ mod expressions;
 mod found;
 mod links;
 mod observer;
+mod refusals;
+mod repair;
 mod socket;
 mod standing;
 mod sysctl;
 mod tap;
+mod watch;
 
-pub use enforcer::Enforcer;
+pub use enforcer::{Enforcer, PortChange};
 pub use error::EnforceError;
 pub use observer::{Denial, Observer};
+pub use refusals::RefusalWatch;
 pub use tap::create_tap;
+pub use watch::{LinkHint, LinkNews, LinkWatch};

@@ -10,13 +10,14 @@ use super::error::EnforceError;
 use super::found::Found;
 use super::links::{self, Links};
 use super::socket::NetfilterSocket;
-use super::standing::{Element, FAMILIES, Standing};
+use super::standing::{self, FAMILIES, Standing};
 use super::sysctl;
 use crate::binding::Binding;
-use crate::plan::skeleton;
+use crate::plan::{plan, skeleton};
+use crate::ruleset::{Element, Family, Value};
 use crate::{
-    BridgeSpec, Cidr, Destination, Drift, GuestPort, HostPolicy, IfName, PortRange, Protocol, Ruleset, Trust,
-    check_host, rules,
+    BridgeSpec, Cidr, Destination, Drift, GuestPort, HostPolicy, IfName, Intent, PortRange, Protocol,
+    Ruleset, Trust, USUAL_DENIAL_GROUP, check_host, rules,
 };
 
 /// Taken where the bridge has lost its address, which shows as drift.
@@ -40,6 +41,8 @@ pub struct Denial {
 pub struct Observer {
     pub(crate) netfilter: NetfilterSocket,
     pub(crate) links: Links,
+    /// Whether rules can ask which bridge a frame is on; unknown until it matters.
+    names_bridges: Option<bool>,
 }
 
 /// A reading, and the bindings it amounts to.
@@ -54,6 +57,7 @@ impl Observer {
         Ok(Self {
             netfilter: NetfilterSocket::open()?,
             links: Links::open()?,
+            names_bridges: None,
         })
     }
 
@@ -95,6 +99,8 @@ impl Observer {
             guest_ports: found.guest_ports,
             dns: found.dns,
             machine_uids: found.machine_uids,
+            tailnet: found.tailnet,
+            denial_group: found.denial_group.unwrap_or(USUAL_DENIAL_GROUP),
         }))
     }
 
@@ -131,9 +137,16 @@ impl Observer {
         Ok(Reading { standing, bindings })
     }
 
+    /// What an intent amounts to on this host: the plan, with what only this kernel and this moment can tell.
+    pub fn ruleset_of(&mut self, intent: &Intent) -> Result<Ruleset, EnforceError> {
+        let mut ruleset = plan(intent)?;
+        self.fit(&intent.host, &mut ruleset)?;
+        Ok(ruleset)
+    }
+
     /// The whole policy for a host as it is now, and its bindings.
     pub(crate) fn ruleset<'a>(
-        &self,
+        &mut self,
         host: &HostPolicy,
         bindings: impl Iterator<Item = &'a Binding>,
     ) -> Result<Ruleset, EnforceError> {
@@ -141,22 +154,82 @@ impl Observer {
         for binding in bindings {
             ruleset.insert(binding.elements());
         }
-        self.deny_neighbours(host, &mut ruleset)?;
+        self.fit(host, &mut ruleset)?;
         Ok(ruleset)
     }
 
-    /// Closes the networks that the host's addresses lie in. They come and go with the host's own configuration, so
-    /// they are read anew whenever the policy is compared or replaced.
-    pub(crate) fn deny_neighbours(
-        &self,
-        host: &HostPolicy,
-        ruleset: &mut Ruleset,
-    ) -> Result<(), EnforceError> {
+    /// Closes the bridge to frames between strangers, where the kernel can tell its bridges apart, and the networks
+    /// that the host's addresses lie in. These come and go with the host's own configuration, so they are read anew
+    /// whenever the policy is compared or replaced.
+    pub(crate) fn fit(&mut self, host: &HostPolicy, ruleset: &mut Ruleset) -> Result<(), EnforceError> {
+        if self.names_bridges()? {
+            rules::close_to_strangers(ruleset, host);
+        }
         if host.uplink.is_some() {
             let networks = self.links.networks(&host.bridge.name)?;
             rules::deny_networks(ruleset, networks.into_iter().map(|(network, _)| network));
         }
         Ok(())
+    }
+
+    /// Makes a policy stand where something else does, or nothing.
+    pub(crate) fn make_stand(&mut self, whole: &Ruleset, standing: &Standing) -> Result<(), EnforceError> {
+        let Some(repair) = Transaction::repair(whole, &Standing::of(whole)?, standing) else {
+            return self.netfilter.commit(&Transaction::replace(whole));
+        };
+        match self.netfilter.commit(&repair) {
+            Err(error @ EnforceError::Refused { .. }) => {
+                tracing::warn!(%error, "the policy cannot be repaired in place and is replaced");
+                self.netfilter.commit(&Transaction::replace(whole))
+            }
+            other => other,
+        }
+    }
+
+    /// Closes everything that names opened, for whomever.
+    pub(crate) fn clear_resolved(&mut self, shape: &Ruleset) -> Result<(), EnforceError> {
+        let elements: Vec<Element> = self.resolved()?.into_iter().map(|(_, element)| element).collect();
+        if elements.is_empty() {
+            return Ok(());
+        }
+        let set = (Family::Inet, rules::RESOLVED);
+        self.netfilter
+            .commit(&Transaction::renew(shape, set, &elements, true))
+    }
+
+    /// Whether this kernel has `meta ibrname`: asked with a transaction that could not be performed in any case.
+    fn names_bridges(&mut self) -> Result<bool, EnforceError> {
+        if let Some(known) = self.names_bridges {
+            return Ok(known);
+        }
+        let known = self.netfilter.accepts(&Transaction::question()?)?;
+        if !known {
+            tracing::info!(
+                "this kernel has no `meta ibrname`: strangers are closed off when their link appears"
+            );
+        }
+        self.names_bridges = Some(known);
+        Ok(known)
+    }
+
+    /// Addresses that names of allowlists stand for at the moment, by guest, with the time they have left.
+    pub(crate) fn resolved(&mut self) -> Result<Vec<(Ipv4Addr, Element)>, EnforceError> {
+        let [_, _, (inet, _)] = FAMILIES;
+        let standing = Standing::elements(&mut self.netfilter, inet, rules::RESOLVED)?;
+        let decoded = standing.iter().filter_map(|element| {
+            let guest = decode_address(element.key.get(..4))?;
+            let address = decode_address(element.key.get(4..8))?;
+            let key = vec![Value::Ipv4(guest), Value::Ipv4(address)];
+            let lasts = element.lasts;
+            Some((
+                guest,
+                Element {
+                    lasts,
+                    ..Element::new(key)
+                },
+            ))
+        });
+        Ok(decoded.collect())
     }
 
     /// Compares a reading, the links and the settings with what `bindings` should give.
@@ -166,8 +239,8 @@ impl Observer {
         reading: &Reading,
         bindings: impl Iterator<Item = &'a Binding> + Clone,
     ) -> Result<Vec<Drift>, EnforceError> {
-        let expected = Transaction::replace(&self.ruleset(host, bindings.clone())?).bytes()?;
-        let mut drifts = Standing::expected(&expected).drift(&reading.standing);
+        let expected = self.ruleset(host, bindings.clone())?;
+        let mut drifts = Standing::of(&expected)?.drift(&reading.standing);
         drifts.extend(self.links.bridge_drift(&host.bridge)?);
         drifts.extend(sysctl::of_host(host).iter().filter_map(sysctl::Setting::drift));
         let bound: std::collections::BTreeSet<&str> =
@@ -246,7 +319,7 @@ fn decode_pin(key: &[u8]) -> Option<GuestPort> {
     })
 }
 
-fn decode_destination(element: &Element) -> Option<(Ipv4Addr, Destination)> {
+fn decode_destination(element: &standing::Element) -> Option<(Ipv4Addr, Destination)> {
     let (first, last) = (&element.key, element.end.as_ref()?);
     let guest = decode_address(first.get(..4))?;
     let network = decode_address(first.get(4..8))?;

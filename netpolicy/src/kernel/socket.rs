@@ -5,11 +5,11 @@ use std::io;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt;
 
-use super::attributes::{Attributes, FAMILY_HEADER, HEADER, Message, Messages};
+use super::attributes::{Attributes, ERROR, FAMILY_HEADER, HEADER, Message, Messages};
 use super::encode::Transaction;
 use super::error::{EnforceError, hint};
 
-const NETLINK_NETFILTER: isize = 12;
+pub(crate) const NETLINK_NETFILTER: isize = 12;
 /// A thousand sandboxes take less than half a megabyte.
 const BUFFER: usize = 16 << 20;
 const REQUEST: u16 = 0x01;
@@ -20,7 +20,6 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 const WITH_TEXT: u16 = 0x200;
 /// In an error: the offending message's payload was left out.
 const CAPPED: u16 = 0x100;
-const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// How often a dump that others disturbed is begun again.
 const DUMP_ATTEMPTS: usize = 8;
@@ -33,9 +32,9 @@ pub(crate) struct NetfilterSocket {
 }
 
 /// An error message of the kernel.
-struct Refusal {
+pub(crate) struct Refusal {
     sequence: u32,
-    code: i32,
+    pub(crate) code: i32,
     text: Option<String>,
 }
 
@@ -69,22 +68,7 @@ impl NetfilterSocket {
     /// (`ENOBUFS`) is not a lost transaction; the caller reads back what stands.
     pub(crate) fn commit(&mut self, transaction: &Transaction) -> Result<(), EnforceError> {
         let bytes = transaction.bytes()?;
-        let failed = |action| move |source| EnforceError::Netfilter { action, source };
-        self.drain()?;
-        self.socket
-            .send_to(&bytes, &SocketAddr::new(0, 0), 0)
-            .map_err(failed("sending a transaction"))?;
-        let mut first: Option<Refusal> = None;
-        while let Some(datagram) = self.receive().map_err(failed("reading the answers"))? {
-            for message in Messages(&datagram) {
-                if let Some(refusal) = refusal(&message)
-                    && first.is_none()
-                {
-                    first = Some(refusal);
-                }
-            }
-        }
-        match first {
+        match self.send_whole(&bytes)?.into_iter().next() {
             None => Ok(()),
             Some(refusal) => {
                 let code = io::Error::from_raw_os_error(refusal.code);
@@ -98,6 +82,36 @@ impl NetfilterSocket {
                 })
             }
         }
+    }
+
+    /// Whether the kernel takes a transaction up to its last message, which it never takes.
+    pub(crate) fn accepts(&mut self, transaction: &Transaction) -> Result<bool, EnforceError> {
+        let bytes = transaction.bytes()?;
+        let refusals = self.send_whole(&bytes)?;
+        if let Some(refusal) = refusals.iter().find(|refusal| refusal.code == libc::EPERM) {
+            let code = io::Error::from_raw_os_error(refusal.code);
+            return Err(EnforceError::Refused {
+                object: "a question about what it can do".to_owned(),
+                text: None,
+                hint: hint(&code),
+                code,
+            });
+        }
+        Ok(refusals.len() == 1)
+    }
+
+    /// Sends a transaction and returns everything the kernel has against it.
+    fn send_whole(&mut self, bytes: &[u8]) -> Result<Vec<Refusal>, EnforceError> {
+        let failed = |action| move |source| EnforceError::Netfilter { action, source };
+        self.drain()?;
+        self.socket
+            .send_to(bytes, &SocketAddr::new(0, 0), 0)
+            .map_err(failed("sending a transaction"))?;
+        let mut refusals = Vec::new();
+        while let Some(datagram) = self.receive().map_err(failed("reading the answers"))? {
+            refusals.extend(Messages(&datagram).filter_map(|message| refusal(&message)));
+        }
+        Ok(refusals)
     }
 
     /// Sends one request and gives every answer to `each`. Begins again when the dump was disturbed.
@@ -215,7 +229,7 @@ pub(crate) fn request(subsystem: u8, message: u8, family: u8, attributes: &[u8])
 }
 
 /// The error in a message; an acknowledgement is none.
-fn refusal(message: &Message<'_>) -> Option<Refusal> {
+pub(crate) fn refusal(message: &Message<'_>) -> Option<Refusal> {
     const TEXT: u16 = 1;
     if message.kind != ERROR {
         return None;

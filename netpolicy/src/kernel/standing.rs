@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::attributes::{Attribute, Attributes, Messages, put_text};
-use super::encode::SET_EVAL;
+use super::encode::{SET_EVAL, SET_TIMEOUT, Transaction};
 use super::error::EnforceError;
 use super::expressions::GOTO;
 use super::socket::{NetfilterSocket, request};
-use crate::Drift;
-use crate::ruleset::TABLE;
+use crate::ruleset::{Lasts, TABLE};
+use crate::{Drift, Ruleset};
 
 const NFTABLES: u8 = 10;
 const NEW_TABLE: u8 = 0;
@@ -42,7 +42,7 @@ pub(crate) struct Table {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Chain {
     /// Hook, priority, policy and type; `None` for a chain that only others lead to.
-    base: Option<(u32, u32, u32, String)>,
+    pub(crate) base: Option<(u32, u32, u32, String)>,
     pub(crate) rules: Vec<Rule>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct Rule {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Set {
     /// Flags, key type, key length, data type.
-    shape: [u32; 4],
+    pub(crate) shape: [u32; 4],
     pub(crate) elements: BTreeSet<Element>,
 }
 
@@ -67,9 +67,11 @@ pub(crate) struct Element {
     pub(crate) key: Vec<u8>,
     /// Last key of a range.
     pub(crate) end: Option<Vec<u8>>,
-    flags: u32,
+    pub(crate) flags: u32,
     /// The chain it leads to.
     pub(crate) chain: Option<String>,
+    /// Its time, where it ends by itself.
+    pub(crate) lasts: Option<Lasts>,
 }
 
 impl Standing {
@@ -121,6 +123,33 @@ impl Standing {
         Ok(standing)
     }
 
+    /// Elements of one of our sets; none where the set is not.
+    pub(crate) fn elements(
+        socket: &mut NetfilterSocket,
+        family: u8,
+        set: &str,
+    ) -> Result<BTreeSet<Element>, EnforceError> {
+        let mut standing = Self::default();
+        standing.tables.insert(family, Table::default());
+        let mut attributes = Vec::new();
+        put_text(&mut attributes, 1, TABLE);
+        put_text(&mut attributes, 2, set);
+        let read = standing.gather(
+            socket,
+            "listing elements",
+            &request(NFTABLES, GET_ELEMENT, family, &attributes),
+        );
+        match read {
+            Err(EnforceError::Netfilter { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(BTreeSet::new());
+            }
+            other => other?,
+        }
+        let table = standing.tables.remove(&family);
+        let set = table.and_then(|mut table| table.sets.remove(set));
+        Ok(set.map(|set| set.elements).unwrap_or_default())
+    }
+
     fn gather(
         &mut self,
         socket: &mut NetfilterSocket,
@@ -137,8 +166,13 @@ impl Standing {
         Ok(())
     }
 
+    /// What should stand.
+    pub(crate) fn of(ruleset: &Ruleset) -> Result<Self, EnforceError> {
+        Ok(Self::expected(&Transaction::replace(ruleset).bytes()?))
+    }
+
     /// What would stand after a transaction that replaces everything.
-    pub(crate) fn expected(transaction: &[u8]) -> Self {
+    fn expected(transaction: &[u8]) -> Self {
         let mut standing = Self::default();
         for message in Messages(transaction) {
             if let Some((family, attributes)) = message.netfilter() {
@@ -259,12 +293,16 @@ impl Chain {
 }
 
 impl Set {
+    /// Its elements come from packets, or go with time.
+    pub(crate) fn is_nobodys_plan(&self) -> bool {
+        self.shape[0] & (SET_EVAL | SET_TIMEOUT) != 0
+    }
+
     fn drift(&self, object: &str, seen: &Self, drifts: &mut Vec<Drift>) {
         if self.shape != seen.shape {
             drifts.push(Drift::new(object, "is of another type"));
         }
-        if self.shape[0] & SET_EVAL != 0 {
-            // Its elements come from packets.
+        if self.is_nobodys_plan() {
             return;
         }
         let missing = self.elements.difference(&seen.elements).count();
@@ -314,7 +352,7 @@ impl Rule {
     }
 
     /// Whether `seen` does what `self` says: the same expressions, each with every attribute that we set.
-    fn stands_as(&self, seen: &Self) -> bool {
+    pub(crate) fn stands_as(&self, seen: &Self) -> bool {
         self.comment == seen.comment
             && self.expressions.len() == seen.expressions.len()
             && self
@@ -371,6 +409,10 @@ impl Element {
             end: value(10),
             flags: attributes.find(3).map_or(0, |flags| flags.number()),
             chain,
+            lasts: attributes.find(4).map(|given| Lasts {
+                given: given.long(),
+                left: attributes.find(5).map_or(given.long(), |left| left.long()),
+            }),
         }
     }
 }

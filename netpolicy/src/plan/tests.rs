@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::{PlanError, plan};
 use crate::{
     BridgeSpec, Destination, GuestPort, GuestService, HostPolicy, IfName, Intent, PortRange, Protocol, Trust,
+    USUAL_DENIAL_GROUP,
 };
 
 fn host() -> HostPolicy {
@@ -25,6 +26,8 @@ fn host() -> HostPolicy {
         guest_ports: vec![tcp(8844), tcp(8846)],
         dns: true,
         machine_uids: Some((1_900_000_000, 1_900_004_095)),
+        tailnet: Some(name("tailscale0")),
+        denial_group: USUAL_DENIAL_GROUP,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Frames between ports, and between a port and the host.
 //!
-//! No rule asks which bridge a port hangs on, which not every kernel could answer: bound ports are known by name, and
-//! frames of other ports are left to the tables behind, where they lack the mark.
+//! Rules do not ask which bridge a port hangs on, which not every kernel could answer: bound ports are known by name,
+//! and frames of other ports to the host are left to the tables behind, where they lack the mark. The exception is
+//! [`strangers`], which is added where the kernel can answer.
 
 use super::{ADDRESSES, PARKED, PINS, PORTS, base_chain, chain, set};
 use crate::ruleset::{
@@ -109,6 +110,15 @@ fn to_guest() -> Chain {
                 "Frame to a guest that it is not addressed to, or that is sealed",
             ),
         ],
+    )
+}
+
+/// Only bound ports are known by name. What passes between two others on our bridge is closed by the bridge's name, on
+/// kernels that know it.
+pub(super) fn strangers(bridge: &crate::IfName) -> Rule {
+    Rule::deny(
+        [Match::OnBridge(bridge.clone())],
+        "Frame between two ports that nobody bound",
     )
 }
 

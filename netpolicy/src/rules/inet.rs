@@ -1,6 +1,6 @@
 //! Everything between a guest and what is not a guest: the host, the uplink, and what lies behind it.
 
-use super::{ALLOWED, ALLOWED_PORTS, PORTS, TRUST, base_chain, chain, on_bridge, set};
+use super::{ALLOWED, ALLOWED_PORTS, PORTS, RESOLVED, RUNNING, TRUST, base_chain, chain, on_bridge, set};
 use crate::ruleset::{
     Action, Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, Match, Rule, Selector, Set,
     Side, Table, VERIFIED, Value,
@@ -10,6 +10,10 @@ use crate::{Cidr, HostPolicy, IfName, Protocol};
 const PUBLISHED: &str = "published";
 /// Every guest that has flows, with their number.
 const FLOWS: &str = "flows";
+/// Every guest that was refused something, with how much of it was told lately.
+const TOLD: &str = "told";
+/// Refusals of one guest that the daemon is told of, each second.
+const TOLD_PER_SECOND: u32 = 5;
 /// Flows that one guest may have at once, to the host and to the outside together. The kernel's table of flows is the
 /// whole host's: full, it refuses everybody. A busy agent has some hundred.
 const FLOWS_PER_GUEST: u32 = 4096;
@@ -45,14 +49,14 @@ const SOURCE_NAT: i32 = 100;
 const REFUSALS_PER_SECOND: u32 = 50;
 
 pub(super) fn table(host: &HostPolicy) -> Table {
-    let mut chains = vec![refuse_chain()];
+    let mut chains = vec![refuse_chain(host)];
     chains.extend(trust_chains(host));
     chains.extend([
         from_bridge_chain(),
         guest_input_chain(host),
         guest_forward_chain(host),
     ]);
-    chains.extend(to_guest_chains());
+    chains.extend(to_guest_chains(host));
     chains.extend(inet_base_chains(host));
     Table {
         family: Family::Inet,
@@ -63,31 +67,31 @@ pub(super) fn table(host: &HostPolicy) -> Table {
 
 fn inet_sets(host: &HostPolicy) -> Vec<Set> {
     let mut published = set(PUBLISHED, &[Field::Protocol, Field::Service]);
-    published
-        .elements
-        .extend(host.guest_ports.iter().map(|service| Element {
-            key: vec![Value::Protocol(service.protocol), Value::Port(service.port)],
-            chain: None,
-        }));
+    published.elements.extend(
+        host.guest_ports
+            .iter()
+            .map(|service| Element::new(vec![Value::Protocol(service.protocol), Value::Port(service.port)])),
+    );
     let mut denied = Set {
         interval: true,
         ..set(DENIED, &[Field::Ipv4])
     };
-    denied.elements.extend(DENIED_NETWORKS.iter().filter_map(|text| {
-        let network: Cidr = text.parse().ok()?;
-        Some(Element {
-            key: vec![Value::Network(network)],
-            chain: None,
-        })
-    }));
+    denied
+        .elements
+        .extend(denied_networks().map(|network| Element::new(vec![Value::Network(network)])));
     vec![
         set(PORTS, &[Field::IfName]),
         Set {
             dynamic: true,
             ..set(FLOWS, &[Field::Ipv4])
         },
+        Set {
+            dynamic: true,
+            ..set(TOLD, &[Field::Ipv4])
+        },
         published,
         denied,
+        set(RUNNING, &[Field::Ipv4]),
         Set {
             interval: true,
             ..set(ALLOWED, &[Field::Ipv4, Field::Ipv4])
@@ -100,19 +104,35 @@ fn inet_sets(host: &HostPolicy) -> Vec<Set> {
             )
         },
         Set {
+            timed: true,
+            ..set(RESOLVED, &[Field::Ipv4, Field::Ipv4])
+        },
+        Set {
             verdicts: true,
             ..set(TRUST, &[Field::Ipv4])
         },
     ]
 }
 
+/// Private and special ranges.
+pub(super) fn denied_networks() -> impl Iterator<Item = Cidr> {
+    DENIED_NETWORKS.iter().filter_map(|text| text.parse().ok())
+}
+
 /// An agent that is refused should learn it at once instead of waiting for a timeout.
-fn refuse_chain() -> Chain {
+fn refuse_chain(host: &HostPolicy) -> Chain {
     let limit = Match::Limit(REFUSALS_PER_SECOND);
     chain(
         "refuse",
         vec![
             Rule::new([], Action::Continue).because("Refused"),
+            Rule::new(
+                [
+                    Match::Ipv4(Is::Equal),
+                    Match::LimitOfSource(TOLD_PER_SECOND, TOLD),
+                ],
+                Action::Log(host.denial_group),
+            ),
             Rule::new(
                 [Match::TransportProtocol(Protocol::Tcp), limit.clone()],
                 Action::RejectWithReset,
@@ -173,35 +193,65 @@ fn trust_chains(host: &HostPolicy) -> Vec<Chain> {
         rules.push(Rule::new([], Goto("refuse")));
         rules
     };
-    let through_uplink = |more: &[Match]| -> Vec<Rule> {
-        host.uplink
-            .iter()
-            .map(|uplink| {
-                let mut matches = vec![Match::Name(Direction::Out, Is::Equal, uplink.clone())];
-                matches.extend_from_slice(more);
-                Rule::new(matches, Accept)
-            })
-            .collect()
-    };
-    let to_network = Match::In(&[Selector::IpSource, Selector::IpDestination], Is::Equal, ALLOWED);
-    let to_port = Match::In(
-        &[
-            Selector::IpSource,
-            Selector::IpDestination,
-            Selector::IpProtocol,
-            Selector::DestinationPort,
-        ],
-        Is::Equal,
-        ALLOWED_PORTS,
-    );
-    let mut allowlist = through_uplink(&[Match::Ipv4(Is::Equal), to_network]);
-    allowlist.extend(through_uplink(&[Match::Ipv4(Is::Equal), to_port]));
     vec![
         chain("bootstrap", confined()),
         chain("off", confined()),
-        chain("nat", leaving(through_uplink(&[]))),
-        chain("allowlist", leaving(allowlist)),
+        chain("nat", leaving(through_uplink(host, &[]))),
+        chain("allowlist", leaving(listed_ways(host))),
     ]
+}
+
+fn through_uplink(host: &HostPolicy, more: &[Match]) -> Vec<Rule> {
+    host.uplink
+        .iter()
+        .map(|uplink| {
+            let mut matches = vec![Match::Name(Direction::Out, Is::Equal, uplink.clone())];
+            matches.extend_from_slice(more);
+            Rule::new(matches, Action::Accept)
+        })
+        .collect()
+}
+
+/// Networks, networks with ports, and what names stand for at the moment. What began while its name stood for an address
+/// goes on when it does not any more: flows are cut when trust falls, not by time.
+fn listed_ways(host: &HostPolicy) -> Vec<Rule> {
+    // Whatever the list names: what is asked of another resolver is asked past the list.
+    let other_resolver = |protocol, port| {
+        Rule::new(
+            [
+                Match::Ipv4(Is::Equal),
+                Match::TransportProtocol(protocol),
+                Match::DestinationPort(port),
+            ],
+            Action::Goto("refuse"),
+        )
+        .because("Resolver other than the host's")
+    };
+    let mut rules = Vec::new();
+    for port in [53, 853] {
+        rules.extend([Protocol::Udp, Protocol::Tcp].map(|protocol| other_resolver(protocol, port)));
+    }
+    let to_network = [Selector::IpSource, Selector::IpDestination].as_slice();
+    let to_port = [
+        Selector::IpSource,
+        Selector::IpDestination,
+        Selector::IpProtocol,
+        Selector::DestinationPort,
+    ]
+    .as_slice();
+    for (selectors, set) in [
+        (to_network, ALLOWED),
+        (to_port, ALLOWED_PORTS),
+        (to_network, RESOLVED),
+    ] {
+        let allowed = Match::In(selectors, Is::Equal, set);
+        rules.extend(through_uplink(host, &[Match::Ipv4(Is::Equal), allowed]));
+    }
+    rules.extend(through_uplink(
+        host,
+        &[Match::Ipv4(Is::Equal), Match::CtEstablished],
+    ));
+    rules
 }
 
 fn from_bridge_chain() -> Chain {
@@ -258,10 +308,21 @@ fn guest_input_chain(host: &HostPolicy) -> Chain {
 }
 
 fn guest_forward_chain(host: &HostPolicy) -> Chain {
-    let mut rules = vec![Rule::deny(
-        [on_bridge(host, Direction::Out)],
-        "Guest to guest through the host's routing",
-    )];
+    let mut rules = vec![
+        Rule::new([on_bridge(host, Direction::Out)], Action::Goto("refuse"))
+            .because("Guest to guest through the host's routing"),
+    ];
+    rules.extend(host.tailnet.iter().map(|tailnet| {
+        Rule::new(
+            [
+                Match::Name(Direction::Out, Is::Equal, tailnet.clone()),
+                Match::Ipv4(Is::Equal),
+                Match::CtReply,
+                Match::In(&[Selector::IpSource], Is::Equal, RUNNING),
+            ],
+            Action::Accept,
+        )
+    }));
     match &host.uplink {
         None => rules.push(Rule::new([], Action::Goto("refuse")).because("No uplink is configured")),
         Some(uplink) => rules.extend([
@@ -294,22 +355,28 @@ fn guest_forward_chain(host: &HostPolicy) -> Chain {
     chain("guest_forward", rules)
 }
 
-fn to_guest_chains() -> [Chain; 2] {
-    [
-        chain(
-            "to_guest",
-            vec![
-                Rule::new(
-                    [
-                        Match::Ipv4(Is::Equal),
-                        Match::CtReply,
-                        Match::Map(&[Selector::IpDestination], TRUST),
-                    ],
-                    Action::Continue,
-                ),
-                Rule::deny([], "From outside to a guest that did not ask"),
+fn to_guest_chains(host: &HostPolicy) -> [Chain; 2] {
+    let mut to_guest = vec![Rule::new(
+        [
+            Match::Ipv4(Is::Equal),
+            Match::CtReply,
+            Match::Map(&[Selector::IpDestination], TRUST),
+        ],
+        Action::Continue,
+    )];
+    to_guest.extend(host.tailnet.iter().map(|tailnet| {
+        Rule::new(
+            [
+                Match::Name(Direction::In, Is::Equal, tailnet.clone()),
+                Match::Ipv4(Is::Equal),
+                Match::In(&[Selector::IpDestination], Is::Equal, RUNNING),
             ],
-        ),
+            Action::Accept,
+        )
+    }));
+    to_guest.push(Rule::deny([], "From outside to a guest that did not ask"));
+    [
+        chain("to_guest", to_guest),
         chain(
             "host_to_guest",
             vec![

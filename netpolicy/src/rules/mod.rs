@@ -4,6 +4,7 @@ mod bridge;
 mod inet;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 use crate::ruleset::{
     Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, Match, Rule, Ruleset, Selector, Set,
@@ -21,10 +22,15 @@ pub(crate) const PARKED: &str = "parked";
 pub(crate) const ADDRESSES: &str = "addresses";
 /// Guest address to the chain of its trust.
 pub(crate) const TRUST: &str = "trust";
+/// Guests that the operator's own devices may reach.
+pub(crate) const RUNNING: &str = "running";
 /// (guest, network) of allowlists.
 pub(crate) const ALLOWED: &str = "allowed";
 /// (guest, network, protocol, ports) of allowlists.
 pub(crate) const ALLOWED_PORTS: &str = "allowed_ports";
+
+/// (guest, address) that a name of an allowlist stands for at the moment. The resolver fills it, and time empties it.
+pub(crate) const RESOLVED: &str = "resolved";
 
 /// The chain that judges guests of a trust level; a sealed guest reaches none.
 pub(crate) fn trust_chain(trust: &Trust) -> Option<&'static str> {
@@ -35,6 +41,11 @@ pub(crate) fn trust_chain(trust: &Trust) -> Option<&'static str> {
         Trust::Nat => Some("nat"),
         Trust::Allowlist(_) => Some("allowlist"),
     }
+}
+
+/// The private or special network that an address lies in, if any. No trust level opens one.
+pub(crate) fn private_network(address: Ipv4Addr) -> Option<Cidr> {
+    inet::denied_networks().find(|network| network.contains(address))
 }
 
 /// The three tables of a host without any guest.
@@ -71,11 +82,24 @@ pub(crate) fn deny_networks(ruleset: &mut Ruleset, networks: impl IntoIterator<I
     }
     denied.elements = largest
         .into_iter()
-        .map(|network| Element {
-            key: vec![Value::Network(network)],
-            chain: None,
-        })
+        .map(|network| Element::new(vec![Value::Network(network)]))
         .collect();
+}
+
+/// Closes our bridge to what passes between two ports that nobody bound. Not every kernel takes the rule.
+#[cfg_attr(
+    not(feature = "kernel"),
+    allow(dead_code, reason = "only the kernel half knows what the kernel takes")
+)]
+pub(crate) fn close_to_strangers(ruleset: &mut Ruleset, host: &HostPolicy) {
+    let chains = ruleset
+        .tables
+        .iter_mut()
+        .filter(|table| table.family == Family::Bridge)
+        .flat_map(|table| &mut table.chains);
+    for chain in chains.filter(|chain| chain.name == "forward") {
+        chain.rules.push(bridge::strangers(&host.bridge.name));
+    }
 }
 
 fn set(name: &'static str, fields: &'static [Field]) -> Set {
@@ -85,6 +109,7 @@ fn set(name: &'static str, fields: &'static [Field]) -> Set {
         interval: false,
         verdicts: false,
         dynamic: false,
+        timed: false,
         elements: BTreeSet::new(),
     }
 }

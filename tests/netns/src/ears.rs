@@ -7,8 +7,9 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, eth, socket_with};
 
-use crate::frame::tokens;
+use crate::frame::{Mac, tokens};
 use crate::namespace::Namespace;
 
 /// One datagram of ours that arrived.
@@ -22,10 +23,18 @@ pub struct Heard {
     pub from: SocketAddr,
 }
 
+#[derive(Debug)]
+struct Ear {
+    place: &'static str,
+    socket: UdpSocket,
+    /// It gets whole frames; those from this address are the place's own.
+    own: Option<Mac>,
+}
+
 /// Sockets that are about to be listened to.
 #[derive(Debug, Default)]
 pub struct Ears {
-    sockets: Vec<(&'static str, UdpSocket)>,
+    sockets: Vec<Ear>,
     listeners: Vec<TcpListener>,
 }
 
@@ -44,7 +53,11 @@ impl Ears {
                 let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, *port))
                     .with_context(|| format!("opening UDP port {port} in {place}"))?;
                 socket.set_nonblocking(true)?;
-                self.sockets.push((place, socket));
+                self.sockets.push(Ear {
+                    place,
+                    socket,
+                    own: None,
+                });
             }
             for port in tcp {
                 let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port))
@@ -70,7 +83,26 @@ impl Ears {
             socket.set_nonblocking(true)?;
             std::io::Result::Ok(socket)
         })?;
-        self.sockets.push((place, socket?));
+        self.sockets.push(Ear {
+            place,
+            socket: socket?,
+            own: None,
+        });
+        Ok(())
+    }
+
+    /// Hears every frame that arrives in a namespace, whatever protocol it is of, but for those it sent itself.
+    pub fn overhear(&mut self, place: &'static str, namespace: &Namespace, own: Mac) -> Result<()> {
+        let socket = namespace.enter(|| {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            socket_with(AddressFamily::PACKET, SocketType::RAW, flags, Some(eth::ALL))
+        })?;
+        self.sockets.push(Ear {
+            place,
+            // Only read from: nothing that is particular to UDP is asked of it.
+            socket: UdpSocket::from(socket?),
+            own: Some(own),
+        });
         Ok(())
     }
 
@@ -90,7 +122,7 @@ impl Ears {
     }
 }
 
-fn listen(sockets: &[(&'static str, UdpSocket)], heard: &Mutex<Vec<Heard>>, stop: &AtomicBool) {
+fn listen(sockets: &[Ear], heard: &Mutex<Vec<Heard>>, stop: &AtomicBool) {
     let pause = Timespec {
         tv_sec: 0,
         tv_nsec: 20_000_000,
@@ -99,18 +131,33 @@ fn listen(sockets: &[(&'static str, UdpSocket)], heard: &Mutex<Vec<Heard>>, stop
     while !stop.load(Ordering::Relaxed) {
         let mut polled: Vec<_> = sockets
             .iter()
-            .map(|(_, socket)| PollFd::new(socket, PollFlags::IN))
+            .map(|ear| PollFd::new(&ear.socket, PollFlags::IN))
             .collect();
         if poll(&mut polled, Some(&pause)).is_err() {
             continue;
         }
-        for (place, socket) in sockets {
-            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                let found = tokens(buffer.get(..length).unwrap_or_default());
+        for ear in sockets {
+            while let Some((length, from)) = ear.take(&mut buffer) {
+                let bytes = buffer.get(..length).unwrap_or_default();
+                if ear.own.is_some_and(|own| bytes.get(6..12) == Some(&own)) {
+                    continue;
+                }
+                let place = ear.place;
+                let found = tokens(bytes);
                 let found = found.into_iter().map(|token| Heard { token, place, from });
                 heard.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
             }
         }
+    }
+}
+
+impl Ear {
+    fn take(&self, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+        if self.own.is_some() {
+            let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+            return self.socket.recv(buffer).ok().map(|length| (length, nobody));
+        }
+        self.socket.recv_from(buffer).ok()
     }
 }
 

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use agentlab_netpolicy::{
-    BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, IfName, Protocol, Trust, create_tap,
+    BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, IfName, Protocol, Trust, USUAL_DENIAL_GROUP,
+    create_tap,
 };
 use anyhow::{Context, Result};
 
@@ -21,6 +22,9 @@ pub const GATEWAY_MAC: Mac = [0x02, 0xa6, 10, 77, 0, 1];
 /// The host's address on its LAN, and the source of what is masqueraded.
 pub const HOST_ON_LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 10);
 
+/// The Ethernet address of the LAN's and the Internet's end.
+const NET_MAC: Mac = [0x02, 0x6e, 0x65, 0x74, 0, 1];
+
 /// First and last user id of virtual machines' processes.
 pub const MACHINE_UIDS: (u32, u32) = (1_900_000_000, 1_900_004_095);
 
@@ -33,6 +37,8 @@ pub struct Lab {
     pub net: Namespace,
     /// Behind the host's other bridges.
     pub other: Namespace,
+    /// A device of the operator's tailnet.
+    pub tail: Namespace,
     /// The guest that attacks.
     pub a: Guest,
     /// Its neighbour, who may do everything a guest can.
@@ -87,6 +93,8 @@ pub fn host_policy() -> Result<HostPolicy> {
         guest_ports: vec![tcp(8844), tcp(8846)],
         dns: true,
         machine_uids: Some(MACHINE_UIDS),
+        tailnet: Some("tail0".parse()?),
+        denial_group: USUAL_DENIAL_GROUP,
     })
 }
 
@@ -125,22 +133,21 @@ impl Lab {
 
     /// The same host with bridge, taps and forwarding made by hand.
     pub fn without_policy() -> Result<Self> {
+        Self::build(wire_by_hand)
+    }
+
+    /// The same, with what nearly everybody has for a policy: rules where packets are forwarded, and nowhere else.
+    pub fn with_forward_rules_only() -> Result<Self> {
         Self::build(|host| {
-            host.ip(&format!(
-                "link add vmbr1 address 02:a6:0a:4d:00:01 type bridge mcast_snooping 0\n\
-                 address add {GATEWAY}/16 dev vmbr1\nlink set vmbr1 up"
-            ))?;
-            host.set("ipv4/ip_forward", "1")?;
-            host.set("ipv4/neigh/vmbr1/locktime", "0")?;
-            let tap = |number| -> Result<_> { stray_tap(&port(number, Trust::Sealed)?.name) };
-            let taps = host.enter(|| Ok::<_, anyhow::Error>((tap(0)?, tap(1)?, tap(2)?)))??;
-            Ok((None, taps))
+            host.run("nft", &["-f", "-"], FORWARD_RULES)?;
+            wire_by_hand(host)
         })
     }
 
     fn build(policy: impl FnOnce(&Namespace) -> Result<(Option<Enforcer>, (Tap, Tap, Tap))>) -> Result<Self> {
-        let (host, net, other) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
-        world(&host, &net, &other).context("making the world around the host")?;
+        let (host, net) = (Namespace::new()?, Namespace::new()?);
+        let (other, tail) = (Namespace::new()?, Namespace::new()?);
+        world(&host, &net, &other, &tail).context("making the world around the host")?;
         let (enforcer, (a, b, stranger)) = policy(&host)?;
         for name in ["tap1000i0", "tap1001i0", "tap1002i0"] {
             host.ip(&format!("link set {name} master vmbr1\nlink set {name} up"))?;
@@ -151,14 +158,21 @@ impl Lab {
         };
         let (a, b, stranger) = (guest(a, 0)?, guest(b, 1)?, guest(stranger, 2)?);
         let mut ears = Ears::default();
-        ears.open("host", &host, &[53, 67, 8844, 9999], &[22, 53, 8006, 8844, 8846])?;
+        let host_ports = [22, 53, 8006, 8844, 8845, 8846, 8847];
+        ears.open("host", &host, &[53, 67, 8844, 9999], &host_ports)?;
         ears.join("host", &host, Ipv4Addr::new(224, 0, 0, 251), GATEWAY, 5353)?;
-        ears.open("net", &net, &[53, 9999], &[22, 80, 443, 445])?;
+        let net_ports = [22, 53, 80, 443, 445, 853, 9000];
+        ears.open("net", &net, &[53, 853, 9000, 9999], &net_ports)?;
+        ears.overhear("net", &net, NET_MAC)?;
         ears.open("other", &other, &[9999], &[22, 80])?;
+        ears.open("tail", &tail, &[9999], &[22, 80])?;
+        ears.open("a", &a.namespace, &[], &[22])?;
+        ears.open("b", &b.namespace, &[], &[22])?;
         Ok(Self {
             host,
             net,
             other,
+            tail,
             a,
             b,
             stranger,
@@ -181,7 +195,40 @@ fn stray_tap(name: &IfName) -> Result<Tap> {
     create_tap(name).with_context(|| format!("making tap {name}"))
 }
 
-fn world(host: &Namespace, net: &Namespace, other: &Namespace) -> Result<()> {
+/// Bridge, taps and forwarding without any policy of ours.
+fn wire_by_hand(host: &Namespace) -> Result<(Option<Enforcer>, (Tap, Tap, Tap))> {
+    host.ip(&format!(
+        "link add vmbr1 address 02:a6:0a:4d:00:01 type bridge mcast_snooping 0\n\
+         address add {GATEWAY}/16 dev vmbr1\nlink set vmbr1 up"
+    ))?;
+    host.set("ipv4/ip_forward", "1")?;
+    host.set("ipv4/neigh/vmbr1/locktime", "0")?;
+    let tap = |number| -> Result<_> { stray_tap(&port(number, Trust::Sealed)?.name) };
+    let taps = host.enter(|| Ok::<_, anyhow::Error>((tap(0)?, tap(1)?, tap(2)?)))??;
+    Ok((None, taps))
+}
+
+/// A widespread forward chain: the tailnet may come in, private ranges are closed, the rest is masqueraded.
+const FORWARD_RULES: &str = r#"
+table inet classic {
+    chain forward {
+        type filter hook forward priority -100; policy accept;
+        ct state established,related return
+        iifname "tail0" oifname "vmbr1" accept
+        iifname "vmbr1" ip saddr 10.77.0.0/16 ip daddr 100.64.0.0/10 drop
+        iifname "vmbr1" ip saddr 10.77.0.0/16 ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 } drop
+        iifname "vmbr1" ip6 daddr { fc00::/7, fe80::/10 } drop
+    }
+}
+table ip classic_nat {
+    chain postrouting {
+        type nat hook postrouting priority 100;
+        ip saddr 10.77.0.0/16 oifname "vmbr0" masquerade
+    }
+}
+"#;
+
+fn world(host: &Namespace, net: &Namespace, other: &Namespace, tail: &Namespace) -> Result<()> {
     // As careless as a host can be: every rogue packet that the policy lets through has its effect.
     for (setting, value) in [
         ("ipv4/conf/all/rp_filter", "0"),
@@ -192,7 +239,7 @@ fn world(host: &Namespace, net: &Namespace, other: &Namespace) -> Result<()> {
     ] {
         host.set(setting, value)?;
     }
-    let (net_path, other_path) = (net.path(), other.path());
+    let (net_path, other_path, tail_path) = (net.path(), other.path(), tail.path());
     host.ip(&format!(
         "link add vmbr0 type bridge
          link add up0 type veth peer name eth0 netns {net_path}
@@ -212,7 +259,7 @@ fn world(host: &Namespace, net: &Namespace, other: &Namespace) -> Result<()> {
          link add docker0 type veth peer name docker netns {other_path}
          link set docker0 up
          address add 172.17.0.1/16 dev docker0
-         link add tail0 type veth peer name tail netns {other_path}
+         link add tail0 type veth peer name tail netns {tail_path}
          link set tail0 up
          address add 100.100.0.1/24 dev tail0"
     ))?;
@@ -226,23 +273,33 @@ fn world(host: &Namespace, net: &Namespace, other: &Namespace) -> Result<()> {
         "198.18.0.9",
     ]
     .iter()
-    .chain(&["203.0.113.9", "192.0.2.9", "198.51.100.9"])
+    .chain(&[
+        "203.0.113.9",
+        "192.0.2.9",
+        "198.51.100.9",
+        "192.0.0.9",
+        "192.88.99.9",
+    ])
+    .chain(&["8.8.4.4", "9.9.9.9", "9.9.8.9", "192.168.200.9"])
     .map(|address| format!("address add {address}/32 dev lo\n"))
     .collect::<String>();
     net.ip(&format!(
         "{addresses}
+         link set eth0 address {}
          link set eth0 up
          address add 192.168.1.1/24 dev eth0
          address add 192.168.1.20/24 dev eth0
          address add 2001:db8:1::1/64 dev eth0 nodad
          route add 10.77.0.0/16 via {HOST_ON_LAN}
-         route add 2001:db8:77::/64 via 2001:db8:1::10"
+         route add 2001:db8:77::/64 via 2001:db8:1::10",
+        NET_MAC.map(|byte| format!("{byte:02x}")).join(":")
     ))?;
     other.ip("link set eth0 up
          address add 6.6.6.6/24 dev eth0
          link set docker up
          address add 172.17.0.5/16 dev docker
-         link set tail up
+         route add default via 6.6.6.1")?;
+    tail.ip("link set tail up
          address add 100.100.0.9/24 dev tail
-         route add default via 6.6.6.1")
+         route add default via 100.100.0.1")
 }

@@ -7,7 +7,7 @@ mod tests {
 
     use agentlab_netpolicy::{
         Destination, EnforceError, Enforcer, GuestPort, IfName, Intent, Observer, PlanError, PortRange,
-        Protocol, Trust, plan,
+        Protocol, Trust,
     };
     use agentlab_tests_netns::lab::{bare_host, host_policy, port, skipped};
     use agentlab_tests_netns::namespace::Namespace;
@@ -70,12 +70,13 @@ mod tests {
             .iter()
             .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
             .collect();
-        let text = plan(&Intent {
+        let intent = Intent {
             host: host_policy().unwrap(),
             ports: one_of_each(),
-        })
-        .unwrap()
-        .to_string();
+        };
+        let text = host
+            .enter(|| Observer::open().unwrap().ruleset_of(&intent).unwrap().to_string())
+            .unwrap();
         other.run("nft", &["--check", "-f", "-"], &text).unwrap();
         other.run("nft", &["-f", "-"], &text).unwrap();
         let (ours, theirs) = (listing(&host), listing(&other));
@@ -206,6 +207,130 @@ mod tests {
             let again = host.enter(|| enforcer.verify()).unwrap().unwrap();
             assert_eq!(again, [], "{damage} was not repaired");
             assert_eq!(listing(&host), sound, "{damage}");
+        }
+    }
+
+    /// Chains and the handles of their rules, in every table of ours.
+    fn rules(host: &Namespace) -> Vec<String> {
+        let mut found = Vec::new();
+        for family in ["bridge", "arp", "inet"] {
+            let listing = host
+                .run("nft", &["--handle", "list", "table", family, "agentlab"], "")
+                .unwrap();
+            let mut chain = String::new();
+            for line in listing.lines().map(str::trim) {
+                if let Some(rest) = line.strip_prefix("chain ") {
+                    chain = rest.split(' ').next().unwrap().to_owned();
+                } else if let Some((_, handle)) = line.rsplit_once("# handle ")
+                    && !line.contains('{')
+                    && !line.starts_with("set ")
+                {
+                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
+                } else if let Some((_, handle)) = line.rsplit_once("} # handle ") {
+                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
+                } else if line.contains(" { ip saddr ")
+                    && let Some((_, handle)) = line.rsplit_once("# handle ")
+                {
+                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_removal_of_each_single_rule_is_seen_and_repaired() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let mut enforcer = start(&host);
+        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
+        let (sound, count) = (listing(&host), rules(&host).len());
+        let intent = Intent {
+            host: host_policy().unwrap(),
+            ports: Vec::new(),
+        };
+        let planned = host.enter(|| {
+            Observer::open()
+                .unwrap()
+                .ruleset_of(&intent)
+                .unwrap()
+                .rule_count()
+        });
+        assert_eq!(count, planned.unwrap(), "some rules were not tried");
+        for place in 0..count {
+            // Handles are new after each repair.
+            let damage = rules(&host).swap_remove(place);
+            host.run("nft", &[&damage], "").unwrap();
+            let seen = host.enter(|| enforcer.verify()).unwrap().unwrap();
+            assert!(!seen.is_empty(), "{damage} was not seen");
+            assert_eq!(listing(&host), sound, "{damage} was not repaired");
+        }
+    }
+
+    #[test]
+    fn what_names_opened_keeps_the_time_it_has_left_through_a_replace() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let mut enforcer = start(&host);
+        let (listed, other) = (name("tap1004i0"), name("tap1003i0"));
+        let address = "8.8.8.8".parse().unwrap();
+        let open = |host: &Namespace| {
+            let set = ["list", "set", "inet", "agentlab", "resolved"];
+            let text = host.run("nft", &set, "").unwrap();
+            let left = text
+                .split("expires ")
+                .nth(1)?
+                .split(['s', ' '])
+                .next()?
+                .to_owned();
+            assert!(text.contains("10.77.0.15 . 8.8.8.8 timeout 1m"), "{text}");
+            Some(left.trim_end_matches('m').parse::<u64>().unwrap())
+        };
+        host.enter(|| {
+            enforcer.bind_all(&one_of_each()).unwrap();
+            let minute = std::time::Duration::from_secs(60);
+            let refused = enforcer.resolve(&other, &[address], minute);
+            assert!(
+                matches!(refused, Err(EnforceError::Unsupported { .. })),
+                "{refused:?}"
+            );
+            enforcer.resolve(&listed, &[address], minute).unwrap();
+            // Once more is a new time, and no error.
+            enforcer.resolve(&listed, &[address], minute).unwrap();
+        })
+        .unwrap();
+        assert!(open(&host).is_some());
+        let set = "delete element inet agentlab resolved { 10.77.0.15 . 8.8.8.8 }
+\
+                   add element inet agentlab resolved { 10.77.0.15 . 8.8.8.8 timeout 1m expires 20s }";
+        host.run("nft", &["-f", "-"], set).unwrap();
+        // Replaced because of damage, and because of a new list of ports.
+        host.run("nft", &["add", "chain", "inet", "agentlab", "extra"], "")
+            .unwrap();
+        assert!(!host.enter(|| enforcer.verify()).unwrap().unwrap().is_empty());
+        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
+        let left = open(&host).unwrap();
+        assert!((15..=20).contains(&left), "{left} s are left");
+        assert_eq!(host.enter(|| enforcer.verify()).unwrap().unwrap(), []);
+        // Trust that falls takes them along, and so does the end of the port.
+        for end in 0..3 {
+            host.enter(|| {
+                let port = one_of_each().swap_remove(4);
+                enforcer.bind(&port).unwrap();
+                let time = std::time::Duration::from_secs(60);
+                enforcer.resolve(&listed, &[address], time).unwrap();
+                match end {
+                    0 => enforcer.set_trust(&listed, Trust::Off).unwrap(),
+                    1 => enforcer.unbind(&listed).unwrap(),
+                    _ => enforcer.seal().unwrap(),
+                }
+            })
+            .unwrap();
+            assert_eq!(open(&host), None, "{end}");
         }
     }
 

@@ -4,6 +4,8 @@
 mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
     use std::time::{Duration, Instant};
 
     use agentlab_netpolicy::{Destination, EnforceError, Enforcer, IfName, PortRange, Protocol, Trust};
@@ -137,6 +139,80 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_policy_that_is_replaced_under_traffic_loses_and_leaks_nothing() {
+        const REPLACEMENTS: u32 = 25;
+        const DENIED: u32 = 1_000_000;
+        if skipped() {
+            return;
+        }
+        let lab = trusted(Trust::Nat);
+        let Lab {
+            host,
+            a,
+            listening,
+            enforcer,
+            ..
+        } = lab;
+        let mut enforcer = enforcer.unwrap();
+        let chains = [
+            "bridge agentlab prerouting",
+            "bridge agentlab from_guest_ip",
+            "bridge agentlab forward",
+            "bridge agentlab to_guest",
+            "inet agentlab from_bridge",
+            "inet agentlab prerouting",
+            "inet agentlab forward",
+            "inet agentlab guest_forward",
+            "inet agentlab guest_input",
+            "inet agentlab nat",
+            "inet agentlab refuse",
+            "inet agentlab postrouting",
+        ];
+        let damage = chains.map(|chain| format!("add rule {chain} counter\n")).concat();
+        let replaced = AtomicU32::new(0);
+        let mut heard = Vec::new();
+        let sent = thread::scope(|scope| {
+            scope.spawn(|| {
+                host.enter(|| {
+                    while replaced.fetch_add(1, Ordering::Relaxed) < REPLACEMENTS {
+                        // Harmless damage in every chain on the way, so that all of them get new rules.
+                        host.run("nft", &["-f", "-"], &damage).unwrap();
+                        assert!(!enforcer.verify().unwrap().is_empty());
+                    }
+                })
+                .unwrap();
+            });
+            a.namespace
+                .enter(|| {
+                    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                    let mut number = 0;
+                    while replaced.load(Ordering::Relaxed) <= REPLACEMENTS {
+                        let _ = socket.send_to(&token(number), "8.8.8.8:9999");
+                        let _ = socket.send_to(&token(DENIED + number), "192.168.1.20:9999");
+                        let _ = socket.send_to(&token(DENIED + number), "10.77.0.1:9999");
+                        // Waiting for each keeps every queue on the way short: what is lost then, the policy lost.
+                        let patient = Instant::now() + PATIENCE;
+                        while !heard.contains(&number) && Instant::now() < patient {
+                            heard.extend(listening.take().iter().map(|heard| heard.token));
+                            thread::yield_now();
+                        }
+                        number += 1;
+                    }
+                    number
+                })
+                .unwrap()
+        });
+        heard.extend(listening.take().iter().map(|heard| heard.token));
+        assert!(sent >= REPLACEMENTS, "only {sent} packets were sent");
+        let lost: Vec<_> = (0..sent).filter(|number| !heard.contains(number)).collect();
+        let leaked: Vec<_> = heard.iter().filter(|number| **number >= DENIED).collect();
+        assert!(
+            lost.is_empty() && leaked.is_empty(),
+            "lost {lost:?}, leaked {leaked:?}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod answer;
 mod artifact;
+mod denial;
 mod door;
 mod limit;
 mod listener;
@@ -61,6 +62,7 @@ pub(crate) fn router(edge: GuestEdge, routes: Routes) -> Router {
             .route(ACKNOWLEDGE_PATH, post(work::acknowledge))
             .route(HEARTBEAT_PATH, post(work::heartbeat))
             .route(LOGS_PATH, post(work::logs))
+            .route(denial::PATH, get(denial::list))
             .route(REPORT_PATH, post(work::report));
     }
     if routes != Routes::Bootstrap {

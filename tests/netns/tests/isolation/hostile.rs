@@ -9,7 +9,7 @@ use agentlab_tests_netns::guest::Guest;
 use agentlab_tests_netns::lab::{GATEWAY, GATEWAY_MAC, HOST_ON_LAN};
 
 use crate::probes::{
-    How, INTERNET, LAN, NAT, NEVER, PORT, Probes, UNSEALED, Who, is_arp_reply_from, is_echo_reply_from,
+    How, INTERNET, LAN, NEVER, OPEN, PORT, Probes, UNSEALED, Who, is_arp_reply_from, is_echo_reply_from,
     link_local, udp6,
 };
 
@@ -194,7 +194,7 @@ pub(crate) fn odd(probes: &mut Probes, a: &Guest) {
     probes.add(
         "S-05",
         "echo request to the Internet",
-        NAT,
+        OPEN,
         How::Ask(Who::A, ping(INTERNET), |frame| {
             is_echo_reply_from(frame, INTERNET)
         }),

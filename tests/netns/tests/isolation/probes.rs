@@ -8,7 +8,7 @@ use agentlab_tests_netns::frame::{
 use agentlab_tests_netns::guest::Guest;
 use agentlab_tests_netns::lab::{GATEWAY, GATEWAY_MAC, Lab};
 
-use crate::hostile;
+use crate::{hostile, wide};
 
 /// The levels of guest `a`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +17,22 @@ pub(crate) enum Level {
     Bootstrap,
     Off,
     Nat,
+    /// `ALLOWED`, and what `RESOLVED` stands for at the moment.
+    Allowlist,
 }
 
-pub(crate) const ALL: [Level; 4] = [Level::Sealed, Level::Bootstrap, Level::Off, Level::Nat];
+pub(crate) const ALL: [Level; 5] = [
+    Level::Sealed,
+    Level::Bootstrap,
+    Level::Off,
+    Level::Nat,
+    Level::Allowlist,
+];
 pub(crate) const NEVER: &[Level] = &[];
-pub(crate) const UNSEALED: &[Level] = &[Level::Bootstrap, Level::Off, Level::Nat];
+pub(crate) const UNSEALED: &[Level] = &[Level::Bootstrap, Level::Off, Level::Nat, Level::Allowlist];
+pub(crate) const RUNNING: &[Level] = &[Level::Off, Level::Nat, Level::Allowlist];
+/// With a way out.
+pub(crate) const OPEN: &[Level] = &[Level::Nat, Level::Allowlist];
 pub(crate) const NAT: &[Level] = &[Level::Nat];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +43,16 @@ pub(crate) enum Who {
     Host,
     Net,
     Other,
+    /// The same place as `Other`, by its address of the tailnet.
+    Tailnet,
 }
 
 /// What is tried.
 pub(crate) enum How {
     /// Connect from `a`.
     Tcp(SocketAddr),
+    /// Connect from elsewhere.
+    TcpFrom(Who, SocketAddr),
     /// Send a datagram.
     Udp(Who, SocketAddr),
     /// Write frames into a guest's cable.
@@ -53,7 +68,7 @@ pub(crate) enum How {
 pub(crate) struct Probe {
     /// Row of docs/security.md.
     pub(crate) row: &'static str,
-    pub(crate) what: &'static str,
+    pub(crate) what: String,
     /// Levels of `a` at which it must get through; at all others it must not.
     pub(crate) passes: &'static [Level],
     pub(crate) how: How,
@@ -72,27 +87,45 @@ impl Probes {
         token(self.number())
     }
 
-    pub(crate) fn add(&mut self, row: &'static str, what: &'static str, passes: &'static [Level], how: How) {
+    pub(crate) fn add(
+        &mut self,
+        row: &'static str,
+        what: impl Into<String>,
+        passes: &'static [Level],
+        how: How,
+    ) {
         self.0.push(Probe {
             row,
-            what,
+            what: what.into(),
             passes,
             how,
         });
     }
 
-    fn tcp(&mut self, row: &'static str, what: &'static str, passes: &'static [Level], to: &str) {
+    pub(crate) fn tcp(
+        &mut self,
+        row: &'static str,
+        what: impl Into<String>,
+        passes: &'static [Level],
+        to: &str,
+    ) {
         self.add(row, what, passes, How::Tcp(to.parse().unwrap()));
     }
 
-    fn udp(&mut self, row: &'static str, what: &'static str, passes: &'static [Level], to: &str) {
+    pub(crate) fn udp(
+        &mut self,
+        row: &'static str,
+        what: impl Into<String>,
+        passes: &'static [Level],
+        to: &str,
+    ) {
         self.add(row, what, passes, How::Udp(Who::A, to.parse().unwrap()));
     }
 
     pub(crate) fn frame(
         &mut self,
         row: &'static str,
-        what: &'static str,
+        what: impl Into<String>,
         make: impl FnOnce(&[u8]) -> Vec<u8>,
     ) {
         let frame = make(&self.token());
@@ -110,52 +143,9 @@ pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 /// An unpublished port that is listened to everywhere.
 pub(crate) const PORT: u16 = 9999;
 
-fn to_host(probes: &mut Probes) {
-    probes.tcp(
-        "S-02",
-        "bootstrap port of the bridge address",
-        UNSEALED,
-        "10.77.0.1:8844",
-    );
-    probes.tcp(
-        "S-02",
-        "artifact port of the bridge address",
-        UNSEALED,
-        "10.77.0.1:8846",
-    );
-    probes.tcp("S-03", "resolver over TCP", NAT, "10.77.0.1:53");
-    probes.udp("S-03", "resolver over UDP", NAT, "10.77.0.1:53");
-    probes.udp(
-        "S-02",
-        "bootstrap port's number over UDP",
-        NEVER,
-        "10.77.0.1:8844",
-    );
-    for (what, to) in [
-        ("hypervisor's port of the bridge address", "10.77.0.1:8006"),
-        ("SSH port of the bridge address", "10.77.0.1:22"),
-        ("bootstrap port of the host's LAN address", "192.168.1.10:8844"),
-        ("SSH port of the host's LAN address", "192.168.1.10:22"),
-        ("bootstrap port of the host's public address", "5.5.5.5:8844"),
-        ("SSH port of the host's public address", "5.5.5.5:22"),
-        ("SSH port of the host's tailnet address", "100.100.0.1:22"),
-        ("SSH port of the host's docker address", "172.17.0.1:22"),
-        ("SSH port of the host's second bridge", "6.6.6.1:22"),
-    ] {
-        probes.tcp("S-04", what, NEVER, to);
-    }
-    for (what, to) in [
-        ("unpublished UDP port of the bridge address", "10.77.0.1:9999"),
-        ("resolver's port of the host's LAN address", "192.168.1.10:53"),
-        ("UDP port of the host's public address", "5.5.5.5:9999"),
-    ] {
-        probes.udp("S-04", what, NEVER, to);
-    }
-}
-
 fn to_world(probes: &mut Probes) {
-    probes.tcp("S-05", "Internet over TCP", NAT, "1.1.1.1:443");
-    probes.udp("S-05", "Internet over UDP", NAT, "8.8.8.8:9999");
+    probes.tcp("S-05", "Internet over TCP", OPEN, "1.1.1.1:443");
+    probes.udp("S-05", "Internet over UDP", OPEN, "8.8.8.8:9999");
     for (what, to) in [
         ("LAN gateway", "192.168.1.1:80"),
         ("LAN neighbour", "192.168.1.20:445"),
@@ -239,15 +229,6 @@ fn to_neighbour(probes: &mut Probes, a: &Guest, b: &Guest) {
             &ipv4_udp(a.address, group, 5353, token),
         )
     });
-    for (what, kind) in [
-        ("LLDP", 0x88cc),
-        ("PPPoE discovery", 0x8863),
-        ("an experimental EtherType", 0x88b5),
-        ("reverse ARP", 0x8035),
-        ("an 802.3 frame with a length", 46),
-    ] {
-        probes.frame("S-11", what, |token| ethernet(BROADCAST, a.mac, kind, token));
-    }
     for (what, tag) in [("a VLAN tag", 0x8100), ("a QinQ tag", 0x88a8)] {
         probes.frame("S-11", what, |token| {
             tagged(
@@ -371,8 +352,15 @@ pub(crate) fn is_echo_reply_from(frame: &[u8], address: Ipv4Addr) -> bool {
 
 pub(crate) fn all_probes(lab: &Lab) -> Vec<Probe> {
     let mut probes = Probes::default();
-    to_host(&mut probes);
+    wide::to_host(&mut probes);
     to_world(&mut probes);
+    wide::through_the_list(&mut probes);
+    wide::to_private_ranges(&mut probes, &lab.a);
+    wide::other_ethertypes(&mut probes, &lab.a, &lab.b);
+    wide::other_arp(&mut probes, &lab.a, &lab.b);
+    wide::odd_sources(&mut probes, &lab.a);
+    wide::over_the_tailnet(&mut probes);
+    wide::in_pieces(&mut probes, &lab.a, &lab.b);
     to_neighbour(&mut probes, &lab.a, &lab.b);
     hostile::spoofed(&mut probes, &lab.a, &lab.b);
     hostile::false_claims(&mut probes, &lab.a, &lab.b);

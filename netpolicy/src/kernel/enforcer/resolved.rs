@@ -1,0 +1,90 @@
+//! Addresses that names of allowlists stand for, each for a time.
+//!
+//! They live in the kernel alone, which ends them by itself. A replaced policy gets those that are left, with the time
+//! they have left; a guest whose trust falls or whose port goes loses them.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::Enforcer;
+use crate::kernel::encode::Transaction;
+use crate::kernel::error::EnforceError;
+use crate::ruleset::{Element, Family, Lasts, Value};
+use crate::{Binding, GuestPort, IfName, Ruleset, Trust, rules};
+
+/// An address that lasts no time would be refused, and one that lasts for ever would outlive what it was allowed for.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+impl Enforcer {
+    /// Opens addresses to a guest in `allowlist` for a time, whether they were open before or not. Returns once they are
+    /// open, so that the answer that named them may leave. Private and special ranges stay closed all the same.
+    ///
+    /// # Errors
+    /// The port is not bound, or its trust is another one: no address is opened then.
+    pub fn resolve(
+        &mut self,
+        name: &IfName,
+        addresses: &[Ipv4Addr],
+        time: Duration,
+    ) -> Result<(), EnforceError> {
+        let name = self.standing_name(name);
+        let Some(Binding::Known(port)) = self.bindings.get(&name) else {
+            return Err(EnforceError::UnknownPort { name });
+        };
+        if !matches!(port.trust, Trust::Allowlist(_)) {
+            return Err(EnforceError::Unsupported {
+                trust: port.trust.word(),
+                reason: format!("port `{name}` has no allowlist that names could stand in"),
+            });
+        }
+        let given = u64::try_from(time.clamp(SHORTEST, LONGEST).as_millis()).unwrap_or(u64::MAX);
+        let lasts = Some(Lasts { given, left: given });
+        let elements: Vec<Element> = addresses
+            .iter()
+            .map(|address| Element {
+                lasts,
+                ..Element::new(vec![Value::Ipv4(port.address), Value::Ipv4(*address)])
+            })
+            .collect();
+        let set = (Family::Inet, rules::RESOLVED);
+        self.kernel
+            .netfilter
+            .commit(&Transaction::renew(&self.shape, set, &elements, false))
+    }
+
+    /// Closes what names opened to a guest.
+    pub(super) fn forget_resolved(&mut self, was: &GuestPort) -> Result<(), EnforceError> {
+        if !matches!(was.trust, Trust::Allowlist(_)) {
+            return Ok(());
+        }
+        let mut elements = self.kernel.resolved()?;
+        elements.retain(|(guest, _)| *guest == was.address);
+        if elements.is_empty() {
+            return Ok(());
+        }
+        let elements: Vec<Element> = elements.into_iter().map(|(_, element)| element).collect();
+        let set = (Family::Inet, rules::RESOLVED);
+        self.kernel
+            .netfilter
+            .commit(&Transaction::renew(&self.shape, set, &elements, true))
+    }
+
+    /// Has a replaced policy keep what names opened to the guests that have an allowlist.
+    pub(super) fn keep_resolved(&mut self, whole: &mut Ruleset) -> Result<(), EnforceError> {
+        let open: Vec<Ipv4Addr> = self
+            .known()
+            .filter(|port| matches!(port.trust, Trust::Allowlist(_)))
+            .map(|port| port.address)
+            .collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let elements = self.kernel.resolved()?;
+        if let Some(set) = whole.set_mut(Family::Inet, rules::RESOLVED) {
+            let kept = elements.into_iter().filter(|(guest, _)| open.contains(guest));
+            set.elements.extend(kept.map(|(_, element)| element));
+        }
+        Ok(())
+    }
+}
