@@ -19,6 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("agentlab-store", &["agentlab-api"]),
     ("agentlab-client", &["agentlab-api"]),
     ("agentlab-template", &[]),
+    ("agentlab-resolver", &[]),
     // judgement
     (
         "agentlab-engine",
@@ -45,6 +46,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "agentlab-engine",
             "agentlab-netpolicy",
             "agentlab-protocol",
+            "agentlab-resolver",
             "agentlab-store",
         ],
     ),
@@ -92,6 +94,17 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
             "zstd-sys",
             "clap",
             "axum",
+        ],
+    ),
+    (
+        "agentlab-resolver",
+        &[
+            "nftnl",
+            "nftnl-sys",
+            "mnl-sys",
+            "rtnetlink",
+            "libsqlite3-sys",
+            "ring",
         ],
     ),
     ("agentlab-api", &["tokio", "hyper", "axum"]),

@@ -1,0 +1,64 @@
+//! One guest as the resolver knows it: what it may ask, what it has left, what it was told.
+
+use std::time::Instant;
+
+use crate::budget::{Allowance, Budget, Limits};
+use crate::cache::Cache;
+use crate::domain::Allowed;
+use crate::judge::Mode;
+
+/// Questions of one guest that wait for an upstream at once.
+const MOST_WAITING: usize = 64;
+/// Denials of one guest that the daemon is told of.
+const TOLD: Allowance = Allowance {
+    size: 50.0,
+    refill: 10.0,
+};
+
+/// A guest that may ask.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) mode: Mode,
+    pub(crate) budget: Budget,
+    pub(crate) cache: Cache,
+    /// Another one after every change: an answer that waited through it is not for this guest any more.
+    pub(crate) epoch: u64,
+    waiting: usize,
+    told: (f64, Instant),
+}
+
+impl Guest {
+    pub(crate) fn new(names: Option<Vec<String>>, limits: Limits, epoch: u64, now: Instant) -> Self {
+        let mode = match names {
+            None => Mode::Forward,
+            Some(names) => Mode::Filter(Allowed::new(names.iter().map(String::as_str))),
+        };
+        Self {
+            budget: Budget::new(limits, mode == Mode::Forward, now),
+            mode,
+            cache: Cache::default(),
+            epoch,
+            waiting: 0,
+            told: (TOLD.size, now),
+        }
+    }
+
+    pub(crate) fn begin(&mut self) -> bool {
+        let fits = self.waiting < MOST_WAITING;
+        self.waiting += usize::from(fits);
+        fits
+    }
+
+    pub(crate) fn end(&mut self) {
+        self.waiting = self.waiting.saturating_sub(1);
+    }
+
+    /// Whether the daemon is to be told of one more denial.
+    pub(crate) fn tells(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.told.1).as_secs_f64();
+        let left = (self.told.0 + passed * TOLD.refill).min(TOLD.size);
+        let tells = left >= 1.0;
+        self.told = (if tells { left - 1.0 } else { left }, now);
+        tells
+    }
+}
