@@ -3,6 +3,7 @@
 //! ```text
 //!   suite.rs      the promises, generic over a rig
 //!   fake.rs       the rig of the fake                      always runs
+//!   proxmox.rs    the rig of the REST API                  always runs, against a stand-in
 //!   qemu/         the rig of real QEMU processes, and what only they can get wrong      root and QEMU
 //! ```
 //!
@@ -10,6 +11,8 @@
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod proxmox;
 #[cfg(test)]
 mod qemu;
 #[cfg(test)]
@@ -19,3 +22,13 @@ mod suite;
 suite::contract!(fake_keeps, crate::fake::FakeRig::open());
 #[cfg(test)]
 suite::contract!(qemu_keeps, crate::qemu::QemuRig::open());
+#[cfg(test)]
+suite::contract!(
+    proxmox_8_keeps,
+    crate::proxmox::ProxmoxRig::open(pve_sim::Version::V8)
+);
+#[cfg(test)]
+suite::contract!(
+    proxmox_9_keeps,
+    crate::proxmox::ProxmoxRig::open(pve_sim::Version::V9)
+);

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_api::Vmid;
-use agentlab_backend::Backend;
 use agentlab_backend::proxmox::{ApiToken, ProxmoxSettings, Trust, connect};
-use agentlab_backend::pve::PveOptions;
+use agentlab_backend::{Backend, PveOptions};
 use agentlab_protocol::secret::SecretText;
 use async_trait::async_trait;
 use pve_sim::{PveSim, Scale, Version};
@@ -60,6 +59,8 @@ impl Rig for ProxmoxRig {
 
     async fn remove_template(&self) {
         self.node.operator().destroy(TEMPLATE);
+        // A list of machines is believed for a second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
 
     fn leftovers(&self) -> Vec<String> {
