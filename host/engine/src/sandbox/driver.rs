@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::clocks::Clocks;
 use super::inbox::Message;
+use super::kept::Kept;
 use super::machine::{Event, Holder, State, Transition};
 use super::perform::{Kit, PowerChange, Produced, StepError, chain, stamp_of};
 use super::step::{Seen, Step};
@@ -78,7 +79,7 @@ type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 /// See the module.
 pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) record: SandboxRecord,
+    pub(crate) record: Kept,
     pub(crate) state: State,
     /// The job that holds it, until it is final.
     pub(crate) job: Option<JobRecord>,
@@ -118,7 +119,8 @@ pub(crate) struct Driver {
 pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<JobRecord>, resumed: bool) {
     let (sender, inbox) = mpsc::channel(INBOX);
     let (commander, orders) = mpsc::channel(INBOX);
-    let (known, watching) = watch::channel(Arc::new(record.clone()));
+    let record = Kept::new(record);
+    let (known, watching) = watch::channel(record.share());
     if !shared.register(&record, Handle::new(sender, commander, watching)) {
         return;
     }
@@ -294,8 +296,8 @@ impl Driver {
 
     /// Takes over a record that was just committed.
     pub(crate) fn adopt(&mut self, record: SandboxRecord) {
-        self.record = record;
-        self.known.send_replace(Arc::new(self.record.clone()));
+        self.record = Kept::new(record);
+        self.known.send_replace(self.record.share());
     }
 
     /// A job does not outlive the state that could carry it.

@@ -9,6 +9,7 @@
 pub(crate) mod clocks;
 pub(crate) mod driver;
 pub(crate) mod inbox;
+mod kept;
 pub mod machine;
 mod outcome;
 pub(crate) mod perform;

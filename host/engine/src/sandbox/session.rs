@@ -138,7 +138,7 @@ impl Driver {
             Ok(true) => {}
             Ok(false) => return Err(GuestRefusal::Unauthorized),
             Err(error) => {
-                self.record = before;
+                *self.record = before;
                 self.job = earlier;
                 return Err(later(&error));
             }
@@ -190,7 +190,7 @@ impl Driver {
         ];
         let cause = failure(ErrorCode::SandboxLost, Step::AwaitGuest.as_str(), text);
         if let Err(error) = self.apply(&Event::GuestLost(cause), None, writes).await {
-            self.record = before;
+            *self.record = before;
             return Err(later(&error));
         }
         Err(GuestRefusal::Unauthorized)
