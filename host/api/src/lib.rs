@@ -9,6 +9,7 @@
 //!   your own client ─┘   (this crate)          └── agentlab-engine, agentlab-store
 //! ```
 
+mod allow;
 mod artifact;
 mod command;
 mod error;
@@ -21,6 +22,7 @@ mod route;
 mod sandbox;
 mod status;
 
+pub use allow::{AllowEntry, AllowError, AllowPorts};
 pub use artifact::{ArtifactKind, ArtifactView};
 pub use command::{CommandRequest, CommandTerminal, CommandUser, CommandView};
 pub use error::{ErrorCode, FieldError, Problem};

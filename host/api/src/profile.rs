@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Vmid;
+use crate::{AllowEntry, Vmid};
 
 /// One profile, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,9 @@ pub enum ChannelKind {
 pub struct Network {
     /// What packets may reach.
     pub mode: NetworkMode,
+    /// Where a sandbox in `allowlist` may go; given with that mode, and with no other.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<AllowEntry>,
     /// Bridge the VM's port is on; the daemon's own when absent, and no other is accepted.
     pub bridge: Option<String>,
     /// NIC model; only `virtio` is supported.

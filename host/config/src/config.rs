@@ -1,6 +1,6 @@
 //! `config.yaml`.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,6 +79,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The embedded QEMU back end.
     pub qemu: QemuConfig,
+    /// The sandboxes' resolver.
+    pub dns: DnsConfig,
     /// Proxmox VE.
     pub proxmox: ProxmoxConfig,
 }
@@ -162,6 +164,16 @@ pub enum Accelerator {
     Kvm,
     /// Translation, everywhere and slower.
     Tcg,
+}
+
+/// `dns:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Whether the daemon runs a resolver on the bridge address. Without, port 53 there is the operator's, and
+    /// `network.mode: allowlist` cannot be enforced.
+    pub enabled: bool,
+    /// Whom it asks; those of the host's `/etc/resolv.conf` when there are none.
+    pub upstreams: Vec<SocketAddr>,
 }
 
 /// `qemu:`.

@@ -253,6 +253,35 @@ fn profiles_are_held_against_the_configuration() {
 }
 
 #[test]
+fn upstreams_are_addresses_of_others() {
+    let upstreams = |text: &str| parse_config(text, "c.yaml").map(|config| config.value.dns.upstreams);
+    let good = upstreams("dns: {upstreams: [9.9.9.9, '192.0.2.7:5353', '2620:fe::fe']}").unwrap();
+    let shown: Vec<String> = good.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["9.9.9.9:53", "192.0.2.7:5353", "[2620:fe::fe]:53"]);
+    for (text, words) in [
+        ("dns: {upstreams: [dns.google]}", "must hold addresses"),
+        ("dns: {upstreams: [0.0.0.0]}", "must hold addresses"),
+        ("dns: {upstreams: ['9.9.9.9:0']}", "must hold addresses"),
+        (
+            "dns: {upstreams: [10.77.0.1]}",
+            "where the resolver itself listens",
+        ),
+        (
+            "dns: {upstreams: [1.1.1.1, 1.0.0.1, 9.9.9.9, 8.8.8.8]}",
+            "at most 3",
+        ),
+        ("dns: {enabled: false, upstreams: [9.9.9.9]}", "would be ignored"),
+    ] {
+        let said = upstreams(text).unwrap_err().to_string();
+        assert!(
+            said.starts_with("c.yaml:1:7: ") || said.starts_with("c.yaml:1:"),
+            "{said}"
+        );
+        assert!(said.contains(words), "{text}: {said}");
+    }
+}
+
+#[test]
 fn the_shipped_file_says_the_defaults_and_names_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/config/config.yaml");
     let text = fs::read_to_string(path).unwrap();
@@ -281,5 +310,8 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
             active.contains(&format!("\n  {key}: ")),
             "qemu.{key} is not named"
         );
+    }
+    for key in crate::keys::of::<crate::network::RawDns>() {
+        assert!(active.contains(&format!("\n  {key}: ")), "dns.{key} is not named");
     }
 }

@@ -1,10 +1,12 @@
 //! The keys that say where guests live and where they reach their host: one subnet, and every address in it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use crate::BridgeAddress;
+use serde::Deserialize;
+
 use crate::check::Check;
 use crate::raw::Raw;
+use crate::{BridgeAddress, DnsConfig};
 
 pub(crate) struct NetworkPart {
     pub(crate) bridge: String,
@@ -67,6 +69,60 @@ impl NetworkPart {
             artifacts,
         }
     }
+}
+
+/// `dns:` as it stands in the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawDns {
+    pub(crate) enabled: Option<bool>,
+    pub(crate) upstreams: Option<Vec<String>>,
+}
+
+/// As many as `resolv.conf(5)` takes.
+const MOST_UPSTREAMS: usize = 3;
+
+impl RawDns {
+    pub(crate) fn into_config(self, bridge: Ipv4Addr, check: &mut Check<'_>) -> DnsConfig {
+        let path = ["dns", "upstreams"];
+        let enabled = self.enabled.unwrap_or(true);
+        let given = self.upstreams.unwrap_or_default();
+        if !enabled && !given.is_empty() {
+            check.fault(&path, "would be ignored: `dns.enabled` is false");
+        }
+        if given.len() > MOST_UPSTREAMS {
+            check.fault(
+                &path,
+                format!("names {}, and at most {MOST_UPSTREAMS} are asked", given.len()),
+            );
+        }
+        let mut upstreams = Vec::new();
+        for text in given.iter().take(MOST_UPSTREAMS) {
+            match upstream(text) {
+                Some(address) if address.ip() == IpAddr::V4(bridge) => {
+                    check.fault(&path, format!("names {address}, where the resolver itself listens"));
+                }
+                Some(address) => upstreams.push(address),
+                None => check.fault(
+                    &path,
+                    format!(
+                        "holds `{}`, and must hold addresses, with a port where it is not 53, such as 9.9.9.9 or 192.0.2.1:5353",
+                        text.escape_debug()
+                    ),
+                ),
+            }
+        }
+        DnsConfig { enabled, upstreams }
+    }
+}
+
+fn upstream(text: &str) -> Option<SocketAddr> {
+    let address = match text.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, 53),
+        Err(_) => text.parse().ok()?,
+    };
+    let usable = address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast();
+    usable.then_some(address)
 }
 
 fn bridge_address(text: &str) -> Result<BridgeAddress, String> {

@@ -150,6 +150,9 @@ fn duplicates(profiles: &[LoadedProfile]) -> Vec<Fault> {
     faults
 }
 
+/// Entries of an allowlist. Each is a handful of elements in the kernel, for each sandbox of the profile.
+const MOST_ALLOWED: usize = 1000;
+
 type Range = (Vec<&'static str>, String);
 
 /// What the schema cannot say: ranges, and values this build does not enforce.
@@ -235,9 +238,21 @@ fn is_name(name: &str) -> bool {
 fn network_faults(profile: &Profile) -> Vec<Range> {
     let mut faults = Vec::new();
     let network = &profile.network;
-    if network.mode == NetworkMode::Allowlist {
-        let reason = "is `allowlist`: this build does not enforce allow lists; use `off` or `nat`".to_owned();
+    let listed = network.allow.len();
+    let path = vec!["network", "allow"];
+    if network.mode != NetworkMode::Allowlist && listed > 0 {
+        let reason = format!(
+            "would be ignored: `network.mode` is `{}`, and only `allowlist` reads it",
+            network.mode
+        );
+        faults.push((path, reason));
+    } else if network.mode == NetworkMode::Allowlist && listed == 0 {
+        let reason = "is `allowlist` without an entry in `network.allow`: name one, or use `off`".to_owned();
         faults.push((vec!["network", "mode"], reason));
+    } else if listed > MOST_ALLOWED {
+        let reason =
+            format!("has {listed} entries, and at most {MOST_ALLOWED} are taken: name networks or wildcards");
+        faults.push((path, reason));
     }
     if network.model.as_deref().is_some_and(|model| model != "virtio") {
         faults.push((

@@ -45,7 +45,7 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest_one() {
     let text = "name: a\ntemplate_vmid: 9000\nnetwork:\n  zzz: 1\n";
     assert_eq!(
         faults(text),
-        "p.yaml:4:3: unknown key `zzz`; known here: `mode`, `bridge`, `model`, `channels`"
+        "p.yaml:4:3: unknown key `zzz`; known here: `mode`, `allow`, `bridge`, `model`, `channels`"
     );
 }
 
@@ -103,6 +103,50 @@ fn values_out_of_range_are_all_named_at_their_keys() {
 }
 
 #[test]
+fn an_allowlist_is_read_entry_by_entry_and_what_is_wrong_is_named_where_it_stands() {
+    let head = "name: a\ntemplate_vmid: 9000\nnetwork:\n";
+    let text = format!(
+        "{head}  mode: allowlist\n  allow:\n    - Example.com\n    - '*.example.org'\n    - 8.8.0.0/16 tcp/443\n    - udp/123\n"
+    );
+    let profile = &parse_profiles(&text, "p.yaml").unwrap()[0].profile;
+    let shown: Vec<String> = profile.network.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        ["example.com", "*.example.org", "8.8.0.0/16 tcp/443", "udp/123"]
+    );
+    for (rest, said) in [
+        ("  allow: [com]\n  mode: allowlist\n", "p.yaml:4:11: "),
+        (
+            "  mode: allowlist\n  allow:\n    - example.com\n    - 8.8.8.8/8\n",
+            "p.yaml:7:7: ",
+        ),
+        (
+            "  mode: allowlist\n",
+            "p.yaml:4:3: `network.mode` is `allowlist` without an entry",
+        ),
+        (
+            "  mode: nat\n  allow: [example.com]\n",
+            "p.yaml:5:3: `network.allow` would be ignored",
+        ),
+        (
+            "  allow: [example.com]\n",
+            "p.yaml:4:3: `network.allow` would be ignored",
+        ),
+    ] {
+        let fault = faults(&format!("{head}{rest}"));
+        assert!(fault.starts_with(said), "{rest:?} gave {fault:?}");
+    }
+    let many: String = (0..10_000)
+        .map(|number| format!("    - n{number}.example.com\n"))
+        .collect();
+    let fault = faults(&format!("{head}  mode: allowlist\n  allow:\n{many}"));
+    assert!(
+        fault.starts_with("p.yaml:5:3: `network.allow` has 10000 entries, and at most 1000"),
+        "{fault}"
+    );
+}
+
+#[test]
 fn documented_keys_that_nothing_enforces_are_refused_by_name() {
     for (block, key) in [
         ("storage:\n  workspace: attach\n", "storage.workspace"),
@@ -113,7 +157,10 @@ fn documented_keys_that_nothing_enforces_are_refused_by_name() {
             "behavior.idle_stop_minutes_default",
         ),
         ("network:\n  firewall: true\n", "network.firewall"),
-        ("network:\n  allow:\n    - example.org\n", "network.allow"),
+        (
+            "network:\n  allow_domains: [example.org]\n",
+            "network.allow_domains",
+        ),
         ("artifacts:\n  retention_days: 3\n", "artifacts.retention_days"),
         ("type: lxc\n", "type"),
     ] {

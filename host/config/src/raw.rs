@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::check::Check;
-use crate::network::NetworkPart;
+use crate::network::{NetworkPart, RawDns};
 use crate::{Accelerator, CloneMode, Config, LogLevel, ProxmoxConfig, QemuConfig};
 
 /// As it stands in the file.
@@ -50,6 +50,7 @@ pub(crate) struct Raw {
     pub(crate) kill_grace_seconds: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
     pub(crate) qemu: RawQemu,
+    pub(crate) dns: RawDns,
     pub(crate) proxmox_backend: Option<String>,
     pub(crate) proxmox_api_url: Option<String>,
     pub(crate) proxmox_api_token: Option<SecretText>,
@@ -147,6 +148,7 @@ impl Raw {
             kill_grace: Duration::from_secs(u64::from(grace)),
             log_level: self.log_level.unwrap_or(LogLevel::Info),
             qemu: self.qemu.into_config(limits.sandboxes, check),
+            dns: self.dns.into_config(network.address.address, check),
         }
     }
 }

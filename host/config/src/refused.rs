@@ -23,22 +23,9 @@ const PROFILE: &[(&str, &str)] = &[
         "network.firewall_group",
         "packets are always filtered; choose with `network.mode`",
     ),
-    (
-        "network.allow",
-        "allow lists are not enforced by this build; use `network.mode: off` or `nat`",
-    ),
-    (
-        "network.allowlist",
-        "allow lists are not enforced by this build; use `network.mode: off` or `nat`",
-    ),
-    (
-        "network.allow_domains",
-        "allow lists are not enforced by this build; use `network.mode: off` or `nat`",
-    ),
-    (
-        "network.allow_cidrs",
-        "allow lists are not enforced by this build; use `network.mode: off` or `nat`",
-    ),
+    ("network.allowlist", "destinations are listed in `network.allow`"),
+    ("network.allow_domains", "names are listed in `network.allow`"),
+    ("network.allow_cidrs", "networks are listed in `network.allow`"),
     (
         "network.tailscale",
         "sandboxes do not join a tailnet in this build",
@@ -93,8 +80,14 @@ const CONFIG: &[(&str, &str)] = &[
         "log_dir",
         "the daemon logs to standard error, which systemd keeps in the journal",
     ),
-    ("snippets_dir", "a seed reaches its guest by SMBIOS, without a snippet"),
-    ("snippet_storage", "a seed reaches its guest by SMBIOS, without a snippet"),
+    (
+        "snippets_dir",
+        "a seed reaches its guest by SMBIOS, without a snippet",
+    ),
+    (
+        "snippet_storage",
+        "a seed reaches its guest by SMBIOS, without a snippet",
+    ),
     (
         "control_listen",
         "the control API is served on the Unix socket only",
@@ -146,7 +139,10 @@ const CONFIG: &[(&str, &str)] = &[
     ("secrets_bundle", "secrets are not delivered by this build"),
     ("secrets_age_key_path", "secrets are not delivered by this build"),
     ("secrets_sops_path", "secrets are not delivered by this build"),
-    ("proxmox_api_shell_fallback", "everything goes over the API; `backend: shell` does without it"),
+    (
+        "proxmox_api_shell_fallback",
+        "everything goes over the API; `backend: shell` does without it",
+    ),
     (
         "orphan_grace_period",
         "a machine is destroyed only when its stamp proves that it is ours",

@@ -66,6 +66,8 @@ impl Config {
             "qemu.concurrent_starts": qemu.concurrent_starts,
             "qemu.uid_first": qemu.uid_first,
             "qemu.uid_count": qemu.uid_count,
+            "dns.enabled": dns.enabled,
+            "dns.upstreams": dns.upstreams,
         ];
         compared
             .into_iter()
@@ -119,6 +121,8 @@ qemu: {tb_size_mb: 77}                   restart
 qemu: {concurrent_starts: 7}             restart
 qemu: {uid_first: 1900000007}            restart
 qemu: {uid_count: 77}                    restart
+dns: {enabled: false}                    restart
+dns: {upstreams: [192.0.2.7]}            restart
 ";
 
     #[test]
@@ -150,6 +154,9 @@ qemu: {uid_count: 77}                    restart
         }
         for key in crate::keys::of::<crate::raw::RawQemu>() {
             assert!(KEYS.contains(&format!("{{{key}: ")), "qemu.{key}");
+        }
+        for key in crate::keys::of::<crate::network::RawDns>() {
+            assert!(KEYS.contains(&format!("dns: {{{key}: ")), "dns.{key}");
         }
     }
 
