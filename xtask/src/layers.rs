@@ -17,7 +17,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     // hands
     ("agentlab-backend", &["agentlab-api", "agentlab-protocol"]),
     ("agentlab-store", &["agentlab-api"]),
-    ("agentlab-client", &["agentlab-api"]),
+    ("agentlab-client", &["agentlab-api", "agentlab-protocol"]),
     ("agentlab-template", &[]),
     ("agentlab-resolver", &[]),
     // judgement

@@ -104,6 +104,26 @@ impl Printer {
             .map_err(CommandError::Output)
     }
 
+    /// Bytes that go to a program: as they are.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), CommandError> {
+        let stdout = self.stdout.borrow();
+        let mut stdout = stdout.as_inner().lock();
+        stdout
+            .write_all(bytes)
+            .and_then(|()| stdout.flush())
+            .map_err(CommandError::Output)
+    }
+
+    /// The same for standard error.
+    pub(crate) fn error_bytes(&self, bytes: &[u8]) -> Result<(), CommandError> {
+        let stderr = self.stderr.borrow();
+        stderr
+            .as_inner()
+            .lock()
+            .write_all(bytes)
+            .map_err(CommandError::Output)
+    }
+
     /// A line that the next output replaces; only where a person looks.
     pub(crate) fn transient(&self, text: &str) -> Result<(), CommandError> {
         // A terminal without colour may be one without cursor, too.

@@ -76,6 +76,58 @@ fn colour(text: &str) -> Option<usize> {
     (body.as_bytes().get(numbers) == Some(&b'm')).then_some(2 + numbers + 1)
 }
 
+/// Output that comes in pieces, made safe as it comes: what a piece breaks off in the middle waits for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Flowing {
+    waiting: Vec<u8>,
+}
+
+impl Flowing {
+    /// All that can be shown so far.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
+        self.waiting.extend_from_slice(bytes);
+        let keep = unfinished(&self.waiting);
+        let rest = self.waiting.split_off(self.waiting.len() - keep);
+        let text = String::from_utf8_lossy(&std::mem::replace(&mut self.waiting, rest)).into_owned();
+        escape_lines(&text)
+    }
+}
+
+/// How many bytes at the end may mean something else together with what follows: half a character, a carriage return
+/// before a line end, half a colour.
+fn unfinished(bytes: &[u8]) -> usize {
+    let tail = &bytes[bytes.len().saturating_sub(32)..];
+    if let Some(at) = tail.iter().rposition(|byte| *byte == 0x1b) {
+        let body = &tail[at + 1..];
+        let numbers = body.strip_prefix(b"[").unwrap_or(body);
+        let begun = body.is_empty() || body.starts_with(b"[");
+        if begun
+            && numbers
+                .iter()
+                .all(|byte| byte.is_ascii_digit() || b";:".contains(byte))
+        {
+            return tail.len() - at;
+        }
+    }
+    if tail.ends_with(b"\r") {
+        return 1;
+    }
+    match std::str::from_utf8(tail) {
+        // `None`: it breaks off in the middle of a character.
+        Err(error) if error.error_len().is_none() => tail.len() - error.valid_up_to(),
+        Ok(_) | Err(_) => tail
+            .iter()
+            .rposition(|byte| *byte >= 0xc0)
+            .map(|at| tail.len() - at)
+            .filter(|length| {
+                let first = tail[tail.len() - length];
+                let whole = first.leading_ones();
+                usize::try_from(whole).is_ok_and(|whole| whole <= 4 && *length < whole)
+            })
+            .unwrap_or(0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -109,6 +161,27 @@ mod tests {
         );
         assert_eq!(escape("\u{1b}[31"), "\\x1b[31");
         assert_eq!(escape_lines("a\r\nb\u{1b}\n"), "a\nb\\x1b\n");
+    }
+
+    #[test]
+    fn output_in_pieces_is_as_safe_as_a_whole_one() {
+        let text = "caf\u{e9} \u{1b}[1;31mred\u{1b}[0m\r\nnext \u{1f600}\u{1b}[2J end\n";
+        for size in 1..text.len() {
+            let mut flowing = Flowing::default();
+            let shown: String = text
+                .as_bytes()
+                .chunks(size)
+                .map(|piece| flowing.push(piece))
+                .collect();
+            assert_eq!(shown, escape_lines(text), "in pieces of {size}");
+        }
+        let mut flowing = Flowing::default();
+        assert_eq!(
+            flowing.push(b"prompt> "),
+            "prompt> ",
+            "it is shown without its line end"
+        );
+        assert_eq!(flowing.push(b"\xff\xfe\xc3"), "\u{fffd}\u{fffd}");
     }
 
     proptest! {

@@ -10,6 +10,7 @@
 
 mod artifact;
 mod bundle;
+mod command;
 mod connection;
 mod error;
 mod event;
@@ -24,6 +25,8 @@ mod stream;
 
 use std::path::{Path, PathBuf};
 
+pub use agentlab_protocol::command::Frame as CommandFrame;
+pub use command::{Command, CommandInput, CommandOutput};
 pub use error::ClientError;
 pub use log::LogPage;
 pub use sse::{Frame, Parser, SseError};

@@ -1,6 +1,6 @@
 //! Sandboxes. A selector is a UUID, a VMID or a name.
 
-use agentlab_api::{SandboxList, SandboxView};
+use agentlab_api::{SandboxList, SandboxRequest, SandboxView};
 use http_body_util::BodyExt;
 
 use crate::connection::{Call, chain};
@@ -22,6 +22,14 @@ impl Client {
         let all = include_destroyed.then(|| "include_destroyed=true".to_owned());
         let query = page_query(all, cursor, limit);
         self.call(Call::get(format!("/v1/sandboxes{query}"))).await
+    }
+
+    /// Asks for a sandbox without a job; answered at once, made by the daemon.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn create_sandbox(&self, request: &SandboxRequest) -> Result<SandboxView> {
+        self.call(Call::post("/v1/sandboxes", request)?).await
     }
 
     /// One sandbox.

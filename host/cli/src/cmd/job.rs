@@ -54,13 +54,13 @@ pub(crate) struct List {
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Its id
-    job: JobId,
+    pub(super) job: JobId,
     /// Go on until the job is over, then exit as `job run` does; with --json one log record a line
     #[arg(long, short)]
-    follow: bool,
+    pub(super) follow: bool,
     /// Only what the agent printed, without events and marks
     #[arg(long)]
-    plain: bool,
+    pub(super) plain: bool,
 }
 
 impl JobCommand {
@@ -119,7 +119,7 @@ impl List {
 }
 
 impl Logs {
-    async fn run(self, context: &Context) -> CommandResult {
+    pub(super) async fn run(self, context: &Context) -> CommandResult {
         let printer = &context.printer;
         if self.follow && !printer.json() {
             let job = context.client.job(&self.job).await?;

@@ -244,7 +244,7 @@ fn local_directory(repo: &str) -> Result<Option<PathBuf>, CommandError> {
 }
 
 /// Clap's parser of times: `90s`, `10m`, `1h 30m`, ISO 8601.
-fn seconds(text: &str) -> Result<u32, String> {
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
     let wrong = || "write a time such as 90s, 10m or 1h 30m".to_owned();
     let duration: SignedDuration = text.trim().parse().map_err(|_| wrong())?;
     match u32::try_from(duration.as_secs()) {

@@ -1,14 +1,19 @@
 //! One file per noun. A command parses, calls, prints; what a job means is decided by the daemon.
 
+mod attach;
 mod completion;
+mod cp;
+mod exec;
 mod job;
 mod job_apply;
 mod job_artifacts;
 mod job_review;
 mod job_run;
+mod logs;
 mod profile;
 mod program;
 mod sandbox;
+mod sandbox_new;
 mod status;
 
 use std::ffi::OsString;
@@ -29,6 +34,14 @@ pub(crate) enum Command {
     /// Look at VMs and end them
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
+    /// Run a command in a sandbox, through its guest channel
+    Exec(exec::Exec),
+    /// Copy a file into a sandbox or out of it
+    Cp(cp::Cp),
+    /// A shell in a sandbox, on this terminal
+    Attach(attach::Attach),
+    /// What a job's agent prints, or what happens to a sandbox
+    Logs(logs::Logs),
     /// What sandboxes are made of and what they may do
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
@@ -48,6 +61,9 @@ pub(crate) enum Command {
     },
     /// Print completions for a shell
     Completion(completion::Completion),
+    /// Same as `sandbox new`
+    #[command(name = "new", hide = true)]
+    SandboxNew(sandbox_new::New),
     /// Same as `sandbox list`
     #[command(name = "ls", hide = true)]
     SandboxList(sandbox::List),
@@ -76,6 +92,11 @@ impl Command {
             | Self::Job(_)
             | Self::Sandbox(_)
             | Self::Profile(_)
+            | Self::Exec(_)
+            | Self::Cp(_)
+            | Self::Attach(_)
+            | Self::Logs(_)
+            | Self::SandboxNew(_)
             | Self::SandboxList(_)
             | Self::SandboxDestroy(_) => None,
         }
@@ -88,6 +109,11 @@ impl Command {
             Self::Job(command) => command.run(context).await,
             Self::Sandbox(command) => command.run(context).await,
             Self::Profile(command) => command.run(context).await,
+            Self::Exec(exec) => exec.run(context).await,
+            Self::Cp(cp) => cp.run(context).await,
+            Self::Attach(attach) => attach.run(context).await,
+            Self::Logs(logs) => logs.run(context).await,
+            Self::SandboxNew(new) => new.run(context).await,
             Self::SandboxList(list) => list.run(context).await,
             Self::SandboxDestroy(destroy) => destroy.run(context).await,
             Self::Net { .. } | Self::Template { .. } | Self::Completion(_) => Ok(crate::ExitStatus::Success),

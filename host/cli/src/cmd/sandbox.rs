@@ -12,6 +12,8 @@ use crate::{CommandResult, Context, ExitStatus};
 /// Verbs. A sandbox is named by its VMID, its name or its UUID.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SandboxCommand {
+    /// Make a sandbox to work in, without a job, and wait until it runs
+    New(super::sandbox_new::New),
     /// Sandboxes, newest first
     #[command(visible_alias = "ls")]
     List(List),
@@ -56,18 +58,19 @@ pub(crate) struct Destroy {
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// VMID, name or UUID
-    sandbox: String,
+    pub(super) sandbox: String,
     /// Go on as things happen; with --json one event a line
     #[arg(long, short, conflicts_with = "console")]
-    follow: bool,
+    pub(super) follow: bool,
     /// The end of the VM's serial console instead of events
     #[arg(long)]
-    console: bool,
+    pub(super) console: bool,
 }
 
 impl SandboxCommand {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
         match self {
+            Self::New(new) => new.run(context).await,
             Self::List(list) => list.run(context).await,
             Self::Show { sandbox } => {
                 let view = context.client.sandbox(&sandbox).await?;
@@ -148,7 +151,7 @@ impl Destroy {
 }
 
 impl Logs {
-    async fn run(self, context: &Context) -> CommandResult {
+    pub(super) async fn run(self, context: &Context) -> CommandResult {
         let printer = &context.printer;
         if self.console {
             let bytes = context.client.console(&self.sandbox).await?;
@@ -208,7 +211,7 @@ fn lease(view: &SandboxView) -> String {
     }
 }
 
-fn show(context: &Context, view: &SandboxView) -> Result<(), CommandError> {
+pub(super) fn show(context: &Context, view: &SandboxView) -> Result<(), CommandError> {
     if context.printer.json() {
         return context.printer.document(view);
     }

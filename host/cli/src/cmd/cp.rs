@@ -1,0 +1,206 @@
+//! `agentlab cp`: one file into a sandbox, or out of it, through the guest channel.
+//!
+//! Directories are not copied out: unpacking what a guest packed is how files land where nobody meant them to.
+
+use std::path::{Path, PathBuf};
+
+use agentlab_api::{CommandRequest, CommandUser};
+use agentlab_client::{CommandFrame, CommandOutput};
+use clap::Args;
+use tokio::io::AsyncWriteExt as _;
+
+use super::exec::{User, feed, gone};
+use crate::error::CommandError;
+use crate::{CommandResult, Context, ExitStatus};
+
+/// Puts its input beside the target first, so that nobody sees half a file.
+const RECEIVE: &str = r#"set -eu; if [ -d "$1" ]; then set -- "$1/$2" "$2"; fi; t="$1.agentlab.$$"
+trap 'rm -f -- "$t"' EXIT; cat > "$t"; if [ -n "${3:-}" ]; then chmod "$3" -- "$t"; fi; mv -f -- "$t" "$1""#;
+const SEND: &str = r#"if [ -d "$1" ]; then echo "$1 is a directory" >&2; exit 1; fi; exec cat -- "$1""#;
+
+/// `cp`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A place in a sandbox is written SANDBOX:PATH; relative paths begin at the repository, or at the home \
+                  directory. For directories: `agentlab exec SANDBOX -- tar -c DIR > dir.tar`."
+)]
+pub(crate) struct Cp {
+    /// From
+    source: String,
+    /// To
+    target: String,
+    /// Who reads or writes it in the guest
+    #[arg(long, short, value_enum, default_value_t)]
+    user: User,
+}
+
+enum Place<'a> {
+    Here(&'a Path),
+    Guest { sandbox: &'a str, path: &'a str },
+}
+
+impl<'a> Place<'a> {
+    /// `name:path`, unless something before the colon says that it is a path.
+    fn parse(text: &'a str) -> Self {
+        match text.split_once(':') {
+            Some((sandbox, path)) if !sandbox.is_empty() && !sandbox.contains(['/', '.']) => Self::Guest {
+                sandbox,
+                path: if path.is_empty() { "." } else { path },
+            },
+            _ => Self::Here(Path::new(text)),
+        }
+    }
+}
+
+impl Cp {
+    pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        match (Place::parse(&self.source), Place::parse(&self.target)) {
+            (Place::Here(from), Place::Guest { sandbox, path }) => {
+                send(context, from, (sandbox, path), self.user).await
+            }
+            (Place::Guest { sandbox, path }, Place::Here(to)) => {
+                receive(context, (sandbox, path), to, self.user).await
+            }
+            (Place::Here(_), Place::Here(_)) => Err(CommandError::usage("Neither place is in a sandbox")
+                .with_hint("write one of them SANDBOX:PATH, such as 1000:notes.txt")),
+            (Place::Guest { .. }, Place::Guest { .. }) => {
+                Err(CommandError::usage("Both places are in sandboxes")
+                    .with_hint("copy by way of a file here"))
+            }
+        }
+    }
+}
+
+fn shell(script: &str, arguments: &[&str], user: User) -> CommandRequest {
+    let words = ["/bin/sh", "-c", script, "sh"];
+    CommandRequest {
+        words: words
+            .iter()
+            .chain(arguments)
+            .map(|word| (*word).to_owned())
+            .collect(),
+        user: CommandUser::from(user),
+        directory: None,
+        terminal: None,
+    }
+}
+
+async fn send(context: &Context, from: &Path, (sandbox, path): (&str, &str), user: User) -> CommandResult {
+    let file_error = |action| {
+        move |source| CommandError::File {
+            action,
+            path: from.display().to_string(),
+            source,
+        }
+    };
+    let file = tokio::fs::File::open(from).await.map_err(file_error("Opening"))?;
+    let seen = file.metadata().await.map_err(file_error("Looking at"))?;
+    if seen.is_dir() {
+        return Err(CommandError::usage(format!("{} is a directory", from.display()))
+            .with_hint("`tar -c DIR | agentlab exec -i SANDBOX -- tar -x` copies one"));
+    }
+    let name = from.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_else(|| "file".to_owned());
+    let mode = mode(&seen);
+    let request = shell(RECEIVE, &[path, &name, &mode], user);
+    let (input, mut output) = context.client.command(sandbox, &request).await?.split();
+    let mut fed = std::pin::pin!(feed(&input, file));
+    let mut words = Vec::new();
+    let code = {
+        let mut ended = std::pin::pin!(collect(&mut output, None, &mut words));
+        let mut done = false;
+        loop {
+            tokio::select! {
+                code = &mut ended => break code?,
+                () = &mut fed, if !done => done = true,
+            }
+        }
+    };
+    judge(code, &words)
+}
+
+#[cfg(unix)]
+fn mode(seen: &std::fs::Metadata) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    format!("{:o}", seen.permissions().mode() & 0o777)
+}
+
+async fn receive(context: &Context, (sandbox, path): (&str, &str), to: &Path, user: User) -> CommandResult {
+    let target: PathBuf = if to.is_dir() {
+        let name = Path::new(path)
+            .file_name()
+            .ok_or_else(|| CommandError::usage(format!("`{path}` does not end in a file's name")))?;
+        to.join(name)
+    } else {
+        to.to_owned()
+    };
+    let file_error = |action| {
+        let path = target.display().to_string();
+        move |source| CommandError::File { action, path, source }
+    };
+    let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let temporary = tempfile::NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))
+        .map_err(file_error("Writing beside"))?;
+    let request = shell(SEND, &[path], user);
+    let (input, mut output) = context.client.command(sandbox, &request).await?.split();
+    input.send(&CommandFrame::InputEnd).await;
+    let copy = temporary.reopen().map_err(file_error("Writing beside"))?;
+    let mut copy = tokio::fs::File::from_std(copy);
+    let mut words = Vec::new();
+    let code = collect(&mut output, Some(&mut copy), &mut words).await?;
+    copy.flush().await.map_err(file_error("Writing"))?;
+    if code == 0 {
+        temporary
+            .persist(&target)
+            .map_err(|error| file_error("Writing")(error.error))?;
+    }
+    judge(code, &words)
+}
+
+/// Takes output and words of a copy to its end; its exit code.
+async fn collect(
+    output: &mut CommandOutput,
+    mut into: Option<&mut tokio::fs::File>,
+    words: &mut Vec<u8>,
+) -> Result<u8, CommandError> {
+    loop {
+        match output.next().await? {
+            Some(CommandFrame::Output(bytes)) => {
+                if let Some(file) = into.as_mut() {
+                    file.write_all(&bytes).await.map_err(CommandError::Output)?;
+                }
+            }
+            Some(CommandFrame::Error(bytes)) if words.len() < 4096 => words.extend_from_slice(&bytes),
+            Some(CommandFrame::Exit(code)) => return Ok(code),
+            Some(CommandFrame::Failed(message)) => return Err(CommandError::Refused { message, hint: None }),
+            Some(_) => {}
+            None => return Err(gone()),
+        }
+    }
+}
+
+fn judge(code: u8, words: &[u8]) -> CommandResult {
+    if code == 0 {
+        return Ok(ExitStatus::Success);
+    }
+    let words = String::from_utf8_lossy(words);
+    Err(CommandError::Refused {
+        message: format!("The guest could not copy it: {}", words.trim()),
+        hint: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_a_sandbox_is_told_from_a_path() {
+        for text in ["1000:x", "name:/etc/passwd", "name:"] {
+            assert!(matches!(Place::parse(text), Place::Guest { .. }), "{text}");
+        }
+        for text in ["x", "./1000:x", "/a:b", "..:x", ":x"] {
+            assert!(matches!(Place::parse(text), Place::Here(_)), "{text}");
+        }
+    }
+}
