@@ -51,6 +51,8 @@ pub(crate) enum Lost {
     Unsent(String),
     /// It was sent, and whether it took effect is not known.
     Unanswered(String),
+    /// The same, after all of our patience.
+    Late(String),
 }
 
 /// An answer, read to its end.
@@ -79,13 +81,16 @@ struct Lanes {
 pub(crate) struct Http {
     url: ApiUrl,
     name: ServerName<'static>,
-    authorization: HeaderValue,
+    pub(super) authorization: HeaderValue,
     host: HeaderValue,
-    patience: Duration,
+    pub(super) patience: Duration,
     verifier: Arc<Verifier>,
     tls: Tls,
     idle: Mutex<Vec<(Instant, Line)>>,
     lanes: Mutex<HashMap<String, Arc<Lanes>>>,
+    /// Asked instead of the server.
+    #[cfg(feature = "in-process")]
+    pub(super) in_process: Option<Arc<dyn super::in_process::InProcess>>,
 }
 
 /// A connector that can be shown.
@@ -127,6 +132,8 @@ impl Http {
             tls: Tls(TlsConnector::from(Arc::new(config))),
             idle: Mutex::default(),
             lanes: Mutex::default(),
+            #[cfg(feature = "in-process")]
+            in_process: None,
         })
     }
 
@@ -141,7 +148,7 @@ impl Http {
         lanes.entry(node.to_owned()).or_insert_with(new).clone()
     }
 
-    /// Makes a call. A question whose connection broke is asked once more; nothing else is repeated.
+    /// Makes a call, once.
     pub(crate) async fn call(&self, request: &Request) -> Result<Answer, Lost> {
         if request
             .body
@@ -159,17 +166,14 @@ impl Http {
             false => lanes.changes.acquire().await.ok(),
         };
         let _call = lanes.calls.acquire().await;
-        let answer = self.once(request).await;
-        match answer {
-            Err(Lost::Unanswered(words)) if request.is_question() => {
-                tracing::debug!(words, target = request.target, "asking again");
-                self.once(request).await
-            }
-            other => other,
-        }
+        self.once(request).await
     }
 
     async fn once(&self, request: &Request) -> Result<Answer, Lost> {
+        #[cfg(feature = "in-process")]
+        if let Some(server) = &self.in_process {
+            return super::in_process::ask(self, &**server, request).await;
+        }
         let mut line = self.take_idle();
         loop {
             let is_new = line.is_none();
@@ -186,7 +190,7 @@ impl Http {
                 // The server had closed it; nothing went out.
                 Ok(Err(Lost::Unsent(_))) if !is_new => continue,
                 Ok(Err(lost)) => Err(lost),
-                Err(_) => Err(Lost::Unanswered(format!(
+                Err(_) => Err(Lost::Late(format!(
                     "no answer within {} s",
                     self.patience.as_secs_f32()
                 ))),

@@ -8,6 +8,8 @@
 //! ```
 
 mod http;
+#[cfg(feature = "in-process")]
+mod in_process;
 mod request;
 mod settings;
 mod task;
@@ -20,6 +22,8 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+#[cfg(feature = "in-process")]
+pub use in_process::{Asked, InProcess, Said, connect_in_process};
 pub use settings::{ApiToken, ApiUrl, Fingerprint, ProxmoxSettings, Trust};
 
 use crate::pve::{Change, Kind, Pve, Read, Refusal, Wire, with_jitter};
@@ -50,26 +54,70 @@ struct Rest {
     http: Http,
 }
 
+/// A refusal, and whether all of our patience went into it.
+struct Lossy {
+    refusal: Refusal,
+    late: bool,
+}
+
+impl From<Refusal> for Lossy {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, late: false }
+    }
+}
+
+/// How often a question is asked whose answer was lost on the way. A server that let us wait is not asked again.
+const ASKED: u32 = 3;
+const BEFORE_ASKING_AGAIN: Duration = Duration::from_millis(150);
+
 impl Rest {
+    /// One call. What certainly had no effect, and what has none by its nature, is repeated; nothing else is.
     async fn call(&self, request: &Request) -> Result<Value, Refusal> {
+        let mut tries = 1;
+        loop {
+            let refusal = match self.once(request).await {
+                Ok(data) => return Ok(data),
+                Err(refusal) => refusal,
+            };
+            let again = match &refusal {
+                Lossy { late: true, .. } => false,
+                // A token that is right is refused now and then.
+                Lossy { refusal, .. } if refusal.kind == Kind::Unauthenticated => tries < 2,
+                Lossy { refusal, .. } => {
+                    request.is_question() && refusal.kind == Kind::Unknown && tries < ASKED
+                }
+            };
+            if !again {
+                return Err(refusal.refusal);
+            }
+            tries += 1;
+            sleep(with_jitter(BEFORE_ASKING_AGAIN)).await;
+        }
+    }
+
+    async fn once(&self, request: &Request) -> Result<Value, Lossy> {
         let answer = match self.http.call(request).await {
             Ok(answer) => answer,
-            Err(Lost::Unsent(words)) => return Err(Refusal::unreached(words)),
-            Err(Lost::Unanswered(words)) => return Err(Refusal::unknown(words)),
+            Err(Lost::Unsent(words)) => return Err(Refusal::unreached(words).into()),
+            Err(Lost::Unanswered(words)) => return Err(Refusal::unknown(words).into()),
+            Err(Lost::Late(words)) => {
+                return Err(Lossy {
+                    refusal: Refusal::unknown(words),
+                    late: true,
+                });
+            }
         };
         if answer.status != 200 {
             let refusal = Refusal::answered(answer.status, &answer.reason, &answer.body);
             tracing::debug!(target = request.target, status = answer.status, %refusal, "refused");
-            return Err(refusal);
+            return Err(refusal.into());
         }
         match serde_json::from_slice::<Value>(&answer.body) {
             Ok(Value::Object(mut whole)) if whole.contains_key("data") => {
                 Ok(whole.remove("data").unwrap_or(Value::Null))
             }
-            Ok(_) => Err(Refusal::unknown(
-                "the answer holds no `data`; is this a Proxmox VE?",
-            )),
-            Err(error) => Err(Refusal::unknown(format!("the answer is no JSON: {error}"))),
+            Ok(_) => Err(Refusal::unknown("the answer holds no `data`; is this a Proxmox VE?").into()),
+            Err(error) => Err(Refusal::unknown(format!("the answer is no JSON: {error}")).into()),
         }
     }
 

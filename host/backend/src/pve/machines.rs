@@ -379,6 +379,13 @@ impl<W: Wire> Pve<W> {
     }
 }
 
+/// The line `agentlab-runner: 0.1.0` of a template's description: which runner was baked in.
+fn runner_version(description: &str) -> Option<String> {
+    let mut lines = description.lines();
+    let version = lines.find_map(|line| line.trim().strip_prefix("agentlab-runner:"))?.trim();
+    (!version.is_empty()).then(|| version.to_owned())
+}
+
 fn is_about_tags(refusal: &Refusal) -> bool {
     if let Kind::Invalid(errors) = &refusal.kind {
         return errors.iter().any(|(key, _)| key == "tags");
@@ -461,28 +468,26 @@ impl<W: Wire> Machines for Pve<W> {
     async fn templates(&self) -> Result<Vec<Template>> {
         let unreachable = |refusal: Refusal| refusal.into_unreachable(self.wire.kind(), "templates");
         let (first, last) = self.options.vmids;
-        let mut templates = Vec::new();
-        for (vmid, _, name) in self.template_nodes().await.map_err(unreachable)? {
-            if !(first..=last).contains(&vmid) {
-                templates.push(Template {
-                    id: name.clone(),
-                    name,
-                    vmid,
-                    runner_version: None,
-                });
+        let is_template = |vmid: &Vmid| !(first..=last).contains(vmid);
+        let mut places = self.template_nodes().await.map_err(unreachable)?;
+        // What pvestatd has not told the cluster yet, the node itself knows.
+        let node = self.node().await?.to_owned();
+        for (vmid, listed) in self.listed(Duration::from_secs(1)).await? {
+            let is_known = places.iter().any(|(known, _, _)| *known == vmid);
+            if listed.is_template && !is_known {
+                places.push((vmid, node.clone(), listed.name));
             }
         }
-        // What pvestatd has not told the cluster yet, the node itself knows.
-        for (vmid, listed) in self.listed(Duration::from_secs(1)).await? {
-            let is_known = templates.iter().any(|template| template.vmid == vmid);
-            if listed.is_template && !is_known && !(first..=last).contains(&vmid) {
-                templates.push(Template {
-                    id: listed.name.clone(),
-                    name: listed.name,
-                    vmid,
-                    runner_version: None,
-                });
-            }
+        let mut templates = Vec::new();
+        for (vmid, node, name) in places.into_iter().filter(|(vmid, _, _)| is_template(vmid)) {
+            // Only its own configuration tells, and not everybody may read that.
+            let record = self.record(&node, vmid).await.ok();
+            templates.push(Template {
+                id: name.clone(),
+                name,
+                vmid,
+                runner_version: record.and_then(|record| runner_version(&record.description())),
+            });
         }
         templates.sort_by_key(|template| template.vmid);
         Ok(templates)

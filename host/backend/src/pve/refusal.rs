@@ -75,6 +75,9 @@ const SENTENCES: &[(&[&str], Kind)] = &[
     (&["got lock request timeout"], Kind::LockTimeout),
     (&["-locked command timed out"], Kind::LockTimeout),
     (&["no quorum"], Kind::NoQuorum),
+    // Its own file system is read-only then, also for root.
+    (&["/etc/pve/", "Permission denied"], Kind::NoQuorum),
+    (&["/etc/pve/", "Read-only file system"], Kind::NoQuorum),
     (&["checksum mismatch (file change by other user?)"], Kind::Digest),
     (&["detected modified configuration"], Kind::Digest),
     (&["config file already exists"], Kind::Taken),
@@ -162,10 +165,12 @@ impl Refusal {
     /// From the end of a task that is neither `OK` nor `WARNINGS: n`.
     #[cfg(feature = "proxmox")]
     pub(crate) fn task(exit_status: &str, log: &[String]) -> Self {
-        let kind = match exit_status {
-            // Its worker was killed; how far it came is not known.
-            "unexpected status" => Kind::Unknown,
-            _ => sort(exit_status, Vec::new()),
+        // Its worker was killed, or its log is gone: how far it came is not known.
+        let is_lost = exit_status == "unexpected status" || exit_status.starts_with("unable to read tail");
+        let kind = if is_lost {
+            Kind::Unknown
+        } else {
+            sort(exit_status, Vec::new())
         };
         let before: Vec<&str> = log
             .iter()
@@ -188,15 +193,21 @@ impl Refusal {
             .map(str::trim)
             .filter(|line| !line.is_empty() && !is_noise(line))
             .collect();
-        let errors = match lines.split_first() {
-            Some((first, rest)) if first.starts_with("400 ") => {
-                let named = rest.iter().filter_map(|line| line.split_once(": "));
-                named
-                    .map(|(key, words)| (key.to_owned(), words.to_owned()))
-                    .collect()
-            }
-            Some(_) | None => Vec::new(),
+        let named = |line: &&str| {
+            let (key, words) = line.split_once(": ")?;
+            // Versions differ in the options that their programs know.
+            Some(if key == "Unknown option" {
+                (words.to_owned(), key.to_owned())
+            } else {
+                (key.to_owned(), words.to_owned())
+            })
         };
+        let is_invalid = lines.iter().any(|line| line.starts_with("400 "));
+        let errors = lines
+            .iter()
+            .filter(|line| is_invalid && !line.starts_with("400 "))
+            .filter_map(named)
+            .collect();
         let words = lines.join(" ");
         Self::new(sort(&words, errors), words)
     }
@@ -234,6 +245,8 @@ impl Refusal {
                 reason: self.words,
                 hint,
             },
+            // PVE says so now and then of a token that is right, after 3 s; of one that is wrong it says so again.
+            Kind::Unauthenticated => self.into_unreachable(backend, action),
             Kind::Unreached | Kind::Unknown | Kind::NoNode => self.into_unreachable(backend, action),
             Kind::NoQuorum => BackendError::Unreachable {
                 backend,
@@ -241,7 +254,6 @@ impl Refusal {
                 reason: format!("the cluster is not quorate: {}", self.words),
             },
             Kind::Permission(_)
-            | Kind::Unauthenticated
             | Kind::RootOnly
             | Kind::NoPool
             | Kind::NoStorage

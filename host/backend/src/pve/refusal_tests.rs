@@ -150,6 +150,10 @@ fn parameters_are_named_and_a_taken_number_is_told_from_a_wrong_one() {
         "{refused:?}"
     );
     assert!(!refused.words.contains("[OPTIONS]"), "{refused}");
+    let refused =
+        Refusal::command("Unknown option: allow-ksm\n400 unable to parse option\nqm set <vmid> [OPTIONS]\n");
+    let named = vec![("allow-ksm".to_owned(), "Unknown option".to_owned())];
+    assert_eq!(refused.kind, Kind::Invalid(named));
     let body =
         br#"{"errors":{"upid":"no such task"},"data":null,"message":"Parameter verification failed.\n"}"#;
     assert_eq!(Refusal::answered(400, "", body).kind, Kind::NoTask);
@@ -163,5 +167,7 @@ fn what_a_task_logged_comes_with_its_end_and_cannot_draw_on_a_terminal() {
     ];
     let refusal = Refusal::task("boom", &log);
     assert_eq!(refusal.words, "boom; its log: create linked clone\\u{1b}[2J");
-    assert_eq!(Refusal::task("unexpected status", &[]).kind, Kind::Unknown);
+    for lost in ["unexpected status", "unable to read tail (got 0 bytes)"] {
+        assert_eq!(Refusal::task(lost, &[]).kind, Kind::Unknown, "{lost}");
+    }
 }
