@@ -26,7 +26,7 @@ test:
 
 build: runner
 	@echo "build: release binaries"
-	@$(TOOLCHAIN) cargo build --quiet --locked --release --package agentlabd --package agentlab --package agentlab-netpolicy --package agentlab-template
+	@$(TOOLCHAIN) cargo build --quiet --locked --release --package agentlabd --package agentlab --package agentlab-netpolicy --package agentlab-resolver --package agentlab-template
 
 runner:
 	@echo "build: agent-runner, static"

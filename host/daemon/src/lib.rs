@@ -32,6 +32,7 @@ pub use daemon::Daemon;
 pub use error::StartError;
 pub use flags::Flags;
 pub use log::Log;
+pub use network::EnforcedNetwork;
 pub use reload::Reload;
 pub use run::{Surroundings, run, run_in};
 pub use wire::World;

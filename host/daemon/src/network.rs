@@ -8,8 +8,12 @@
 //!   engine ◄── disturbed, denied ◄── what was found
 //! ```
 
+mod allow;
 mod denials;
+mod names;
+mod resolver;
 mod watch;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use agentlab_api::Vmid;
+use agentlab_api::{AllowEntry, Vmid};
 use agentlab_config::{BackendKind, Config};
 use agentlab_engine::port::{Denied, Disturbance, Network, NetworkError, Port, Trust};
 use agentlab_netpolicy as policy;
@@ -25,11 +29,14 @@ use agentlab_netpolicy::{
     Binding, BridgeSpec, EnforceError, Enforcer, GuestPort, GuestService, HostPolicy, IfName, LinkHint,
     LinkWatch, PortChange, Protocol, Refusal, RefusalWatch, RefusedPacket,
 };
+use agentlab_resolver::budget::Limits;
 use async_trait::async_trait;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Mutex, oneshot};
 
 use self::denials::Denials;
+use self::names::OwnNetworks;
+use self::resolver::Resolver;
 use self::watch::Watch;
 use crate::ears::Ears;
 use crate::error::StartError;
@@ -49,6 +56,7 @@ struct Watched {
     denials: Denials,
     is_broken: bool,
     looked: Instant,
+    own: OwnNetworks,
 }
 
 impl Watched {
@@ -64,6 +72,7 @@ impl Watched {
             denials: Denials::default(),
             is_broken: false,
             looked: Instant::now(),
+            own: OwnNetworks::default(),
         }
     }
 
@@ -143,7 +152,7 @@ impl Watched {
 
 /// The policy of this host. Dropping it removes nothing: closed means sealed.
 #[derive(Debug)]
-pub(crate) struct EnforcedNetwork {
+pub struct EnforcedNetwork {
     queue: Sender<Task>,
     /// Whether machines bring their own cables, under the same names.
     hypervisor_makes_taps: bool,
@@ -151,14 +160,30 @@ pub(crate) struct EnforcedNetwork {
     found: Mutex<UnboundedReceiver<Disturbance>>,
     denied: Mutex<UnboundedReceiver<Denied>>,
     ears: Option<Ears>,
+    resolver: Resolver,
+    /// Where sandboxes in `allowlist` may go.
+    lists: std::sync::Mutex<BTreeMap<Vmid, Vec<AllowEntry>>>,
     _watch: Watch,
+    _lock: Option<policy::WriterLock>,
 }
 
 impl EnforcedNetwork {
     /// Makes bridge, address and policy stand, or adopts what stands.
-    pub(crate) async fn start(config: &Config) -> Result<Self, StartError> {
+    ///
+    /// # Errors
+    /// The policy cannot be enforced on this host.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_with(config, Limits::default()).await
+    }
+
+    /// The same with other limits of what guests may ask. Tests do not wait for minutes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(config: &Config, limits: Limits) -> Result<Self, StartError> {
         let host = host_policy(config).map_err(StartError::Network)?;
         let failed = |error: &EnforceError| StartError::Network(chain(error));
+        let lock = writer::lock(config).await?;
         // Open before anything is looked at: what happens meanwhile is heard.
         let links = LinkWatch::open().map_err(|error| failed(&error))?;
         let refusals = RefusalWatch::open(host.denial_group)
@@ -166,12 +191,14 @@ impl EnforcedNetwork {
             .ok();
         let (queue, tasks) = channel();
         let (finder, found) = unbounded_channel();
+        let told = finder.clone();
         let (teller, denied) = unbounded_channel();
         let (started, outcome) = oneshot::channel();
         std::thread::Builder::new()
             .name("policy".into())
             .spawn(move || match Enforcer::start(host) {
-                Ok(enforcer) => {
+                Ok(mut enforcer) => {
+                    writer::restore(&mut enforcer);
                     // Nobody waits any more when the daemon is stopped meanwhile; the queue is gone too then.
                     let _ = started.send(Ok(()));
                     work(Watched::new(enforcer, finder, teller), &tasks);
@@ -184,8 +211,12 @@ impl EnforcedNetwork {
         match outcome.await {
             Ok(Ok(())) => Ok(Self {
                 hypervisor_makes_taps: config.backend != BackendKind::Qemu,
+                _lock: lock,
                 _watch: Watch::start(queue.clone(), links, refusals)
                     .map_err(|error| StartError::Network(format!("links cannot be watched: {error}")))?,
+                // The bridge has its address by now.
+                resolver: Resolver::start(config, limits, queue.clone(), told),
+                lists: std::sync::Mutex::default(),
                 queue,
                 found: Mutex::new(found),
                 denied: Mutex::new(denied),
@@ -206,13 +237,28 @@ impl EnforcedNetwork {
         action: &'static str,
         work: impl FnOnce(&mut Enforcer) -> Result<T, EnforceError> + Send + 'static,
     ) -> Result<T, NetworkError> {
+        self.call_watched(action, |watched| work(&mut watched.enforcer))
+            .await
+    }
+
+    fn lists(&self) -> std::sync::MutexGuard<'_, BTreeMap<Vmid, Vec<AllowEntry>>> {
+        self.lists
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn call_watched<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&mut Watched) -> Result<T, EnforceError> + Send + 'static,
+    ) -> Result<T, NetworkError> {
         let gone = || NetworkError::Unenforced {
             action,
             reason: "the policy's thread has ended".into(),
         };
         let (reply, answer) = oneshot::channel();
         let task: Task = Box::new(move |watched| {
-            let _ = reply.send(work(&mut watched.enforcer));
+            let _ = reply.send(work(watched));
         });
         self.queue.send(task).map_err(|_| gone())?;
         answer
@@ -305,27 +351,37 @@ fn sealed(port: &Port) -> Result<GuestPort, NetworkError> {
     })
 }
 
-fn level(trust: Trust) -> Result<policy::Trust, NetworkError> {
-    Ok(match trust {
+fn level(trust: Trust, list: &[AllowEntry]) -> policy::Trust {
+    match trust {
         Trust::Sealed => policy::Trust::Sealed,
         Trust::BootstrapOnly => policy::Trust::BootstrapOnly,
         Trust::Off => policy::Trust::Off,
         Trust::Nat => policy::Trust::Nat,
-        Trust::Allowlist => {
-            return Err(NetworkError::Unsupported {
-                mode: "allowlist".into(),
-                reason: "profiles of this version cannot name destinations".into(),
-            });
-        }
-    })
+        Trust::Allowlist => policy::Trust::Allowlist(allow::destinations(list)),
+    }
+}
+
+/// What a guest of a level may ask for: nothing, the names of its list, or anything.
+fn asks(trust: Trust, list: &[AllowEntry]) -> Option<Option<Vec<String>>> {
+    match trust {
+        Trust::Sealed | Trust::BootstrapOnly | Trust::Off => None,
+        Trust::Nat => Some(None),
+        Trust::Allowlist => Some(Some(allow::names(list))),
+    }
 }
 
 #[async_trait]
 impl Network for EnforcedNetwork {
     async fn supports(&self, trust: Trust) -> Result<(), NetworkError> {
-        let trust = level(trust)?;
-        self.call("looking at the host", move |enforcer| enforcer.supports(&trust))
-            .await
+        let wanted = level(trust, &[]);
+        let mode = wanted.word().to_owned();
+        self.call("looking at the host", move |enforcer| enforcer.supports(&wanted))
+            .await?;
+        if asks(trust, &[]).is_none() {
+            return Ok(());
+        }
+        let works = self.resolver.works(trust == Trust::Allowlist).await;
+        works.map_err(|reason| NetworkError::Unresolved { mode, reason })
     }
 
     async fn attach(&self, port: &Port) -> Result<Option<OwnedFd>, NetworkError> {
@@ -347,27 +403,67 @@ impl Network for EnforcedNetwork {
         self.call("adopting", move |enforcer| enforcer.adopt(&port)).await
     }
 
+    async fn allow(&self, vmid: Vmid, list: &[AllowEntry]) -> Result<(), NetworkError> {
+        self.lists().insert(vmid, list.to_vec());
+        Ok(())
+    }
+
     async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError> {
-        let (name, trust) = (port_name(vmid)?, level(trust)?);
-        self.call("changing trust", move |enforcer| enforcer.set_trust(&name, trust))
-            .await
+        let name = port_name(vmid)?;
+        let list = self.lists().get(&vmid).cloned().unwrap_or_default();
+        let (level, asks) = (level(trust, &list), asks(trust, &list));
+        let resolver = self.resolver.clone();
+        self.call_watched("changing trust", move |watched| {
+            let address = watched.address_of(vmid);
+            // The resolver knows it before it is let through, and until it is not let through any more.
+            if let (Some(address), Some(names)) = (address, asks.clone()) {
+                resolver.admit(address, names);
+            }
+            let changed = watched.enforcer.set_trust(&name, level);
+            if let Some(address) = address
+                && (asks.is_none() || changed.is_err())
+            {
+                resolver.forget(address);
+            }
+            changed
+        })
+        .await
     }
 
     async fn detach(&self, vmid: Vmid) -> Result<(), NetworkError> {
         let name = port_name(vmid)?;
-        if self.hypervisor_makes_taps {
-            // The link is its machine's, and goes with it.
-            return self
-                .call("unbinding", move |enforcer| enforcer.unbind(&name))
-                .await;
-        }
-        self.call("detaching", move |enforcer| enforcer.detach(&name))
-            .await
+        self.lists().remove(&vmid);
+        let (resolver, hypervisor_makes_taps) = (self.resolver.clone(), self.hypervisor_makes_taps);
+        self.call_watched("detaching", move |watched| {
+            let address = watched.address_of(vmid);
+            if hypervisor_makes_taps {
+                // The link is its machine's, and goes with it.
+                watched.enforcer.unbind(&name)?;
+            } else {
+                watched.enforcer.detach(&name)?;
+            }
+            if let Some(address) = address {
+                resolver.forget(address);
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
         let names = self.call("listing", Enforcer::attached).await?;
         Ok(names.iter().filter_map(port_vmid).collect())
+    }
+
+    async fn operate(&self, order: &str) -> Result<String, NetworkError> {
+        const ACTION: &str = "an operator's order";
+        let failed = |error: serde_json::Error| NetworkError::Unenforced {
+            action: ACTION,
+            reason: error.to_string(),
+        };
+        let order = serde_json::from_str(order).map_err(failed)?;
+        let done = self.call(ACTION, move |enforcer| writer::obey(enforcer, &order));
+        serde_json::to_string(&done.await?).map_err(failed)
     }
 
     async fn denied(&self) -> Denied {

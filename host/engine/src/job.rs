@@ -119,6 +119,10 @@ impl Engine {
                             "set `uplink` in config.yaml to the interface towards the Internet, or \
                          `network: {mode: \"off\"}` in the profile",
                         )
+                    } else if matches!(error, NetworkError::Unresolved { .. }) {
+                        problem.with_hint(
+                            "`agentlab status` says whether names are resolved; `dns` in config.yaml says by whom",
+                        )
                     } else {
                         problem.with_hint(format!(
                             "profile `{}` asks for network mode {}; `agentlab net verify` tells what differs",

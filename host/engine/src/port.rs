@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use agentlab_api::{SandboxId, Vmid};
+use agentlab_api::{AllowEntry, SandboxId, Vmid};
 use agentlab_backend::{ByteStream, MacAddress};
 use async_trait::async_trait;
 use serde::Serialize;
@@ -45,6 +45,14 @@ pub enum NetworkError {
         /// Whole chain of causes.
         reason: String,
     },
+    /// Guests of this level ask for names, and nobody would answer.
+    #[error("Network mode `{mode}` cannot be enforced here: names are not resolved: {reason}")]
+    Unresolved {
+        /// The mode.
+        mode: String,
+        /// Why.
+        reason: String,
+    },
     /// This host has no such trust level configured.
     #[error("Network mode `{mode}` cannot be enforced here: {reason}")]
     Unsupported {
@@ -64,6 +72,10 @@ pub enum Disturbance {
     Broken(String),
     /// It stands again after that.
     Whole,
+    /// Names of sandboxes are not resolved any more, for this reason.
+    Unresolved(String),
+    /// They are again.
+    Resolved,
 }
 
 /// What a guest was refused.
@@ -101,6 +113,12 @@ pub trait Network: Send + Sync {
         })
     }
 
+    /// Says where a sandbox may go with [`Trust::Allowlist`], before its trust is that; again after every restart. The
+    /// default has no such level.
+    async fn allow(&self, _vmid: Vmid, _list: &[AllowEntry]) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
     /// Changes what a bound cable may pass; live flows that the new level forbids are cut.
     async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError>;
 
@@ -109,6 +127,14 @@ pub trait Network: Send + Sync {
 
     /// VMIDs with a binding or a cable.
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError>;
+
+    /// Does what an operator asks for, in the policy's own words, and answers in them. The default knows no orders.
+    async fn operate(&self, _order: &str) -> Result<String, NetworkError> {
+        Err(NetworkError::Unenforced {
+            action: "an operator's order",
+            reason: "this packet policy takes none".into(),
+        })
+    }
 
     /// Waits until a guest was refused something, and says what: now and then, however much it is. One caller at a
     /// time. The default is never told.

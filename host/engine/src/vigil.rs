@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use agentlab_api::{ErrorCode, Problem};
+
 use crate::engine::Engine;
 use crate::event;
 use crate::guest::{GuestRefusal, GuestSession};
@@ -11,6 +13,7 @@ use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 
 const BROKEN: &str = "The packet policy does not stand";
+const UNRESOLVED: &str = "Names of sandboxes are not resolved";
 /// Differences named in one event; a flushed table is hundreds.
 const NAMED: usize = 5;
 
@@ -54,6 +57,15 @@ async fn tell(shared: &Shared, denied: &Denied) {
 }
 
 impl Engine {
+    /// Has the packet policy do what an operator asks for, in its own words.
+    ///
+    /// # Errors
+    /// It refused: what it would contradict, or what the kernel said.
+    pub async fn operate_network(&self, order: &str) -> Result<String, Problem> {
+        let done = self.shared.network.operate(order).await;
+        done.map_err(|error| Problem::new(ErrorCode::StateConflict, error.to_string()))
+    }
+
     /// What the packet policy refused a guest lately, latest first.
     ///
     /// # Errors
@@ -80,19 +92,26 @@ fn sentence(shared: &Shared, disturbance: &Disturbance) -> Option<String> {
                 "The packet policy was changed from outside and is repaired: {named}"
             ))
         }
-        Disturbance::Broken(reason) => {
-            let text = format!("{BROKEN}: {reason}");
-            let standing = shared.alarms();
-            if standing.contains(&text) {
-                return None;
-            }
-            shared.clear(BROKEN);
-            shared.raise(&text);
-            Some(text)
+        Disturbance::Broken(reason) => alarm(shared, BROKEN, reason),
+        Disturbance::Unresolved(reason) => alarm(shared, UNRESOLVED, reason),
+        Disturbance::Resolved => {
+            shared.clear(UNRESOLVED);
+            Some("Names of sandboxes are resolved again".to_owned())
         }
         Disturbance::Whole => {
             shared.clear(BROKEN);
             Some("The packet policy stands again".to_owned())
         }
     }
+}
+
+/// Raises an alarm in place of the one about the same; `None` when it stands already.
+fn alarm(shared: &Shared, about: &str, reason: &str) -> Option<String> {
+    let text = format!("{about}: {reason}");
+    if shared.alarms().contains(&text) {
+        return None;
+    }
+    shared.clear(about);
+    shared.raise(&text);
+    Some(text)
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::message::{FromResolver, ToResolver, receive, send};
-use crate::serve::{Resolver, serve_tcp, serve_udp};
+use crate::serve::{Resolver, look_after_upstreams, serve_tcp, serve_udp};
 use crate::upstream::Upstreams;
 
 /// Serves until the daemon closes the line, or dies, which is the same.
@@ -48,7 +48,11 @@ pub fn run(line: UnixStream) -> io::Result<()> {
         let mut tasks: JoinSet<io::Result<()>> = JoinSet::new();
         tasks.spawn(speak(writes, said));
         tasks.spawn(listen(reads, Arc::clone(&resolver)));
-        let (one, other) = (Arc::clone(&resolver), resolver);
+        let (one, other, third) = (Arc::clone(&resolver), Arc::clone(&resolver), resolver);
+        tasks.spawn(async move {
+            look_after_upstreams(third).await;
+            Ok(())
+        });
         tasks.spawn(async move {
             serve_udp(one, udp).await;
             Ok(())

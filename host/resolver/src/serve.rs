@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::Record;
+use hickory_proto::rr::{Name, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +32,8 @@ const MOST_STREAMS_OF_GUEST: usize = 8;
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long a wish to open addresses waits for the daemon. The guest has given up by then.
 const OPENING: Duration = Duration::from_secs(5);
+/// Between two looks at the upstreams.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long a negative or unlimited answer in `nat` is kept.
 const NEGATIVE_SECONDS: u32 = 5;
 const MOST_FORWARDED_SECONDS: u32 = 300;
@@ -284,6 +286,29 @@ impl Resolver {
     fn somebody_answers(&self) {
         if self.failing.swap(false, Ordering::Relaxed) {
             self.tell_upstreams(None);
+        }
+    }
+}
+
+/// Looks now and then whether upstreams that fell silent answer again, and whether the host has others. Never ends.
+pub(crate) async fn look_after_upstreams(resolver: Arc<Resolver>) {
+    let mut told = resolver.upstreams.list();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = resolver.upstreams.list();
+        if now != told {
+            told = now;
+            resolver.failing.store(false, Ordering::Relaxed);
+            resolver.tell_upstreams(None);
+        }
+        if resolver.failing.load(Ordering::Relaxed)
+            && resolver
+                .upstreams
+                .ask(&Name::root(), RecordType::NS, false)
+                .await
+                .is_ok()
+        {
+            resolver.somebody_answers();
         }
     }
 }

@@ -35,21 +35,31 @@ impl Denials {
         why: Refusal,
         now: Instant,
     ) -> Option<Denied> {
+        self.note(vmid, packet.target(), (why.word(), why.hint()), now)
+    }
+
+    /// The same for whatever else a sandbox was refused, with the rule and its hint.
+    pub(super) fn note(
+        &mut self,
+        vmid: Vmid,
+        target: String,
+        (rule, hint): (&'static str, &'static str),
+        now: Instant,
+    ) -> Option<Denied> {
         let of = self.sandboxes.entry(vmid).or_default();
-        let target = packet.target();
         let known = of.recent.iter().position(|denied| denied.target == target);
         let mut denied = known
             .and_then(|place| of.recent.remove(place))
             .unwrap_or_else(|| Denied {
                 vmid,
                 target,
-                rule: why.word(),
-                hint: why.hint(),
+                rule,
+                hint,
                 count: 0,
             });
         denied.count += 1;
-        denied.rule = why.word();
-        denied.hint = why.hint();
+        denied.rule = rule;
+        denied.hint = hint;
         if of.recent.len() >= REMEMBERED {
             of.recent.pop_front();
         }

@@ -387,6 +387,10 @@ pub(crate) async fn enforce(
     trust: Trust,
     rebind: bool,
 ) -> Result<(), NetworkError> {
+    if trust == Trust::Allowlist {
+        let list = &record.profile.network.allow;
+        within_network(shared.network.allow(record.vmid, list)).await?;
+    }
     match within_network(shared.network.set_trust(record.vmid, trust)).await {
         Err(error) if rebind => {
             tracing::warn!(sandbox = %record.id, %error, "binding the cable anew");

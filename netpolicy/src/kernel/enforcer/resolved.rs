@@ -10,7 +10,7 @@ use super::Enforcer;
 use crate::kernel::encode::Transaction;
 use crate::kernel::error::EnforceError;
 use crate::ruleset::{Element, Family, Lasts, Value};
-use crate::{Binding, GuestPort, IfName, Ruleset, Trust, rules};
+use crate::{Binding, Cidr, GuestPort, IfName, Ruleset, Trust, rules};
 
 /// An address that lasts no time would be refused, and one that lasts for ever would outlive what it was allowed for.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -51,6 +51,15 @@ impl Enforcer {
         self.kernel
             .netfilter
             .commit(&Transaction::renew(&self.shape, set, &elements, false))
+    }
+
+    /// Networks that the host itself is part of, its bridge apart: no name may stand for one of their addresses.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn own_networks(&self) -> Result<Vec<Cidr>, EnforceError> {
+        let networks = self.kernel.links.networks(&self.host.bridge.name)?;
+        Ok(networks.into_iter().map(|(network, _)| network).collect())
     }
 
     /// Closes what names opened to a guest.

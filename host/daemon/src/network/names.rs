@@ -1,0 +1,87 @@
+//! What the policy's thread does for the resolver: opens what names stand for, and counts what got no answer.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use agentlab_api::Vmid;
+use agentlab_netpolicy::{Binding, Cidr, GuestPort};
+use agentlab_resolver::judge::Why;
+use agentlab_resolver::message::MOST_ADDRESSES;
+
+use super::{Watched, allow, port_vmid};
+use crate::http::problem::chain;
+
+/// How long the host's own networks are taken to be what they were.
+const LASTS: Duration = Duration::from_secs(5);
+
+/// Networks that the host itself is part of, and when they were looked at.
+#[derive(Debug, Default)]
+pub(super) struct OwnNetworks(Option<(Instant, Vec<Cidr>)>);
+
+impl Watched {
+    /// Opens to a guest what a name of its allowlist stands for, if it may be: the resolver that asks is not trusted.
+    pub(super) fn open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> bool {
+        let opened = self.try_open(guest, addresses, seconds);
+        if let Err(reason) = &opened {
+            tracing::warn!(%guest, reason, "Addresses that a name stands for stay closed");
+        }
+        opened.is_ok()
+    }
+
+    fn try_open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> Result<(), String> {
+        if addresses.len() > MOST_ADDRESSES {
+            return Err("there are more of them than one answer opens".into());
+        }
+        let known = self.own.0.take().filter(|(at, _)| at.elapsed() < LASTS);
+        let own = match known {
+            Some(own) => own,
+            None => {
+                let networks = self.enforcer.own_networks().map_err(|error| chain(&error))?;
+                (Instant::now(), networks)
+            }
+        };
+        let is_own = allow::any_within(&own.1, addresses);
+        self.own.0 = Some(own);
+        if is_own {
+            return Err("one of them is in a network of the host's own".into());
+        }
+        let name = self.known().find(|(port, _)| port.address == guest);
+        let name = name
+            .map(|(port, _)| port.name.clone())
+            .ok_or("no port has the guest's address")?;
+        let time = Duration::from_secs(u64::from(seconds));
+        let resolved = self.enforcer.resolve(&name, addresses, time);
+        resolved.map_err(|error| chain(&error))
+    }
+
+    /// Counts a question of a guest that got no answer, and tells the engine now and then.
+    pub(super) fn unanswered(&mut self, guest: Ipv4Addr, question: &str, why: Why) {
+        let whose = self.known().find(|(port, _)| port.address == guest);
+        let Some(vmid) = whose.and_then(|(_, vmid)| vmid) else {
+            return;
+        };
+        // It is printable already, if the resolver is what it should be.
+        let question: String = question.escape_default().take(160).collect();
+        tracing::debug!(%vmid, question, why = why.word(), "Name not resolved");
+        let target = format!("name {question}");
+        let rule = (why.word(), why.hint());
+        if let Some(denied) = self.denials.note(vmid, target, rule, Instant::now()) {
+            // Nobody listens any more when the engine has stopped.
+            let _ = self.teller.send(denied);
+        }
+    }
+
+    /// Where the guest of a sandbox speaks from.
+    pub(super) fn address_of(&self, vmid: Vmid) -> Option<Ipv4Addr> {
+        self.known()
+            .find(|(_, of)| *of == Some(vmid))
+            .map(|(port, _)| port.address)
+    }
+
+    fn known(&self) -> impl Iterator<Item = (&GuestPort, Option<Vmid>)> {
+        self.enforcer.bindings().filter_map(|binding| match binding {
+            Binding::Known(port) => Some((port, port_vmid(&port.name))),
+            Binding::SealedName(_) => None,
+        })
+    }
+}
