@@ -8,6 +8,7 @@ use agentlab_protocol::message::{Heartbeat, Phase, RedeemAnswer};
 use crate::console::say;
 use crate::job::{Layout, prepare_for_operator};
 use crate::link::{Link, LinkError};
+use crate::vitals;
 
 /// Makes the machine ready for a person, then sends heartbeats for as long as the session is good.
 ///
@@ -24,6 +25,7 @@ pub async fn hold(link: &Link, answer: &RedeemAnswer, layout: &Layout) -> Result
             .heartbeat(Heartbeat {
                 phase: Phase::Idle,
                 message: String::new(),
+                vitals: Some(vitals::read(&layout.work)),
             })
             .await
         {

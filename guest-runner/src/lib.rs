@@ -21,3 +21,4 @@ pub mod seed;
 mod sys_mount;
 mod sys_net;
 mod sys_port;
+pub mod vitals;

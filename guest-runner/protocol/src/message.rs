@@ -194,6 +194,44 @@ impl fmt::Display for Phase {
     }
 }
 
+/// How the guest's machine is. A guest's word: worth an event, never a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vitals {
+    /// Average of a minute, in hundredths.
+    pub load_hundredths: u32,
+    /// Memory there is.
+    pub memory_total_bytes: u64,
+    /// Memory that can still be had.
+    pub memory_available_bytes: u64,
+    /// Size of the disk that is worked on.
+    pub disk_total_bytes: u64,
+    /// What is free of it.
+    pub disk_free_bytes: u64,
+    /// Processes that the kernel has killed for want of memory, since it began.
+    pub oom_kills: u64,
+    /// Processes there are.
+    pub processes: u32,
+    /// How long the agent has neither printed anything nor used the processor.
+    pub quiet_seconds: u32,
+}
+
+/// Why a job failed, as far as its guest can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCause {
+    /// The repository did not come.
+    Clone,
+    /// The agent ended with another status than 0.
+    AgentExit,
+    /// The kernel killed processes for want of memory meanwhile.
+    Oom,
+    /// The disk is full.
+    DiskFull,
+    /// What was ordered could not be enforced, so nothing was begun.
+    Policy,
+}
+
 /// Sent every `heartbeat_seconds`, and at once when the phase changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -203,6 +241,9 @@ pub struct Heartbeat {
     /// One line for people.
     #[serde(default)]
     pub message: String,
+    /// How its machine is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vitals: Option<Vitals>,
 }
 
 /// Answer to a heartbeat.
@@ -272,6 +313,9 @@ pub struct Report {
     /// Phase it failed in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_phase: Option<Phase>,
+    /// Why it failed, in one word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<FailureCause>,
     /// Why, with git's or the kernel's own words, at most 4,000 characters, redacted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

@@ -71,6 +71,8 @@ struct State {
     behind: bool,
     dropped: u64,
     next: u64,
+    /// Bytes logged so far.
+    written: u64,
     /// Beginning of the agent's error output: where bubblewrap says why it did not start.
     first_words: String,
 }
@@ -93,6 +95,7 @@ impl JobLog {
                 behind: false,
                 dropped: 0,
                 next: 0,
+                written: 0,
                 first_words: String::new(),
             })),
             filled: Arc::new(Notify::new()),
@@ -103,6 +106,11 @@ impl JobLog {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much was logged so far, whatever became of it.
+    pub(crate) fn written(&self) -> u64 {
+        self.state().written
     }
 
     /// What is taken out of everything.
@@ -231,6 +239,9 @@ impl JobLog {
 impl State {
     /// Takes one piece into the file and the queue, within the bound.
     fn append(&mut self, stream: Stream, mut text: String) {
+        self.written = self
+            .written
+            .saturating_add(u64::try_from(text.len()).unwrap_or(0));
         if stream == Stream::Stderr && self.first_words.is_empty() {
             self.first_words = text.chars().take(400).collect();
         }

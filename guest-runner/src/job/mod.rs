@@ -11,6 +11,7 @@
 
 mod adapter;
 mod agent;
+mod cause;
 mod collect;
 mod files;
 mod git;
@@ -30,8 +31,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_protocol::message::{
-    ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, JobOrder, Phase, REPORT_NAME, RedeemAnswer, Report,
-    ReportStatus, Repository, VERSION,
+    ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, JobOrder, Phase, REPORT_NAME,
+    RedeemAnswer, Report, ReportStatus, Repository, VERSION,
 };
 use tokio::sync::watch;
 
@@ -47,6 +48,7 @@ use self::upload::Upload;
 use crate::link::LinkError;
 use crate::redact::Needles;
 use crate::secrets::{SecretDir, SecretsError, secret_values};
+use crate::vitals;
 
 /// Longest message of a report, in characters.
 const MAX_MESSAGE: usize = 4000;
@@ -145,10 +147,11 @@ pub async fn run<H: HostLink>(order: JobOrder, answer: &RedeemAnswer, host: H, l
         log: &log,
         phase,
         cancelled,
+        oom_kills: vitals::oom_kills(),
     };
     tokio::select! {
         outcome = job.perform(report) => outcome,
-        never = heartbeat::beat(&host, every, phases, &cancel) => match never {},
+        never = heartbeat::beat(&host, &layout.work, &log, every, phases, &cancel) => match never {},
         never = log.ship(&host) => match never {},
     }
 }
@@ -161,6 +164,8 @@ struct Job<'a, H> {
     log: &'a JobLog,
     phase: watch::Sender<Phase>,
     cancelled: watch::Receiver<bool>,
+    /// Processes killed for want of memory before it began.
+    oom_kills: u64,
 }
 
 /// Why a job stopped before its agent ended.
@@ -183,6 +188,11 @@ impl<H: HostLink> Job<'_, H> {
                 Work::default()
             }
         };
+        report.cause = cause::of(
+            &report,
+            vitals::disk(&self.layout.work),
+            vitals::oom_kills() > self.oom_kills,
+        );
         self.upload(&mut report, work).await;
         self.enter(Phase::Report);
         self.log.shipped(LOG_PATIENCE).await;
@@ -282,6 +292,7 @@ impl<H: HostLink> Job<'_, H> {
                 if report.inner_sandbox != "none" && end.exit_code == 1 && self.sandbox_failed() =>
             {
                 report.inner_sandbox = "none".to_owned();
+                report.cause = Some(FailureCause::Policy);
                 report.failed_phase = Some(Phase::Agent);
                 report.exit_code = None;
                 let words = format!("The inner sandbox did not start: {}", self.log.first_words());
@@ -460,6 +471,7 @@ fn empty_report(order: &JobOrder) -> Report {
         job: order.job.clone(),
         status: ReportStatus::Failed,
         failed_phase: None,
+        cause: None,
         message: None,
         exit_code: None,
         base_commit: None,

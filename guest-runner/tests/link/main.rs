@@ -31,6 +31,7 @@ mod tests {
         Heartbeat {
             phase: Phase::Agent,
             message: "working".to_owned(),
+            vitals: None,
         }
     }
 
@@ -40,6 +41,7 @@ mod tests {
             job: "job_000000000000".to_owned(),
             status: ReportStatus::Completed,
             failed_phase: None,
+            cause: None,
             message: None,
             exit_code: Some(0),
             base_commit: None,

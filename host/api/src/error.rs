@@ -44,6 +44,12 @@ pub enum ErrorCode {
     AgentFailed,
     /// The agent was still running at its deadline.
     AgentTimeout,
+    /// The guest's kernel killed processes for want of memory.
+    OutOfMemory,
+    /// The guest's disk is full.
+    GuestDiskFull,
+    /// What the profile orders could not be enforced in the guest, so nothing was begun.
+    PolicyUnenforced,
     /// The VM went away under a running job.
     SandboxLost,
     /// An operator cancelled it.
@@ -72,6 +78,9 @@ impl ErrorCode {
             Self::Internal
             | Self::AgentFailed
             | Self::AgentTimeout
+            | Self::OutOfMemory
+            | Self::GuestDiskFull
+            | Self::PolicyUnenforced
             | Self::SandboxLost
             | Self::RepositoryUnavailable => 500,
             Self::BackendFailed | Self::NetworkUnenforced => 502,
@@ -106,6 +115,9 @@ impl ErrorCode {
             Self::RepositoryUnavailable => "repository_unavailable",
             Self::AgentFailed => "agent_failed",
             Self::AgentTimeout => "agent_timeout",
+            Self::OutOfMemory => "out_of_memory",
+            Self::GuestDiskFull => "guest_disk_full",
+            Self::PolicyUnenforced => "policy_unenforced",
             Self::SandboxLost => "sandbox_lost",
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",

@@ -27,6 +27,8 @@ pub enum EventKind {
     SandboxRedeemed,
     /// A file arrived.
     ArtifactStored,
+    /// A guest's machine or agent is in trouble, by its own word: memory, disk, or an agent that does nothing.
+    SandboxTrouble,
     /// A lease is about to end.
     LeaseExpiring,
     /// The packet policy refused a guest something.
@@ -50,6 +52,7 @@ impl EventKind {
             Self::SandboxStep => "sandbox.step",
             Self::SandboxRedeemed => "sandbox.redeemed",
             Self::ArtifactStored => "artifact.stored",
+            Self::SandboxTrouble => "sandbox.trouble",
             Self::LeaseExpiring => "lease.expiring",
             Self::NetworkDenied => "network.denied",
             Self::Alarm => "alarm",
@@ -69,6 +72,7 @@ impl From<String> for EventKind {
             "sandbox.step" => Self::SandboxStep,
             "sandbox.redeemed" => Self::SandboxRedeemed,
             "artifact.stored" => Self::ArtifactStored,
+            "sandbox.trouble" => Self::SandboxTrouble,
             "lease.expiring" => Self::LeaseExpiring,
             "network.denied" => Self::NetworkDenied,
             "alarm" => Self::Alarm,

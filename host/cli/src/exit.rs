@@ -67,6 +67,9 @@ impl ExitStatus {
             | ErrorCode::NetworkUnenforced
             | ErrorCode::RepositoryUnavailable
             | ErrorCode::AgentFailed
+            | ErrorCode::OutOfMemory
+            | ErrorCode::GuestDiskFull
+            | ErrorCode::PolicyUnenforced
             | ErrorCode::SandboxLost
             | ErrorCode::Cancelled
             | ErrorCode::Internal => Self::Failure,

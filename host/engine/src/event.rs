@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use agentlab_api::{EventKind, JobState, SandboxState};
+use agentlab_protocol::message::Vitals;
 use agentlab_store::{JobRecord, NewEvent, SandboxRecord, Write};
 use serde_json::{Value, json};
 
 use crate::port::Denied;
 use crate::sandbox::step::Step;
+use crate::sandbox::vitals::Sign;
 
 /// How a step went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,6 +199,41 @@ pub(crate) fn job_progress(job: &JobRecord, phase: &str, said: &str) -> Write {
         message,
         json!({"phase": phase, "message": said}),
     )
+}
+
+/// A guest's machine, or its agent, is in trouble or out of it again, by the guest's own word.
+pub(crate) fn trouble(record: &SandboxRecord, sign: Sign, vitals: &Vitals) -> Write {
+    let mib = |bytes: u64| bytes >> 20;
+    let (word, message) = match sign {
+        Sign::OutOfMemory => (
+            "out_of_memory",
+            format!(
+                "The guest of {} killed processes for want of memory; {} of {} MiB are available",
+                record.vmid,
+                mib(vitals.memory_available_bytes),
+                mib(vitals.memory_total_bytes)
+            ),
+        ),
+        Sign::DiskLow => (
+            "disk_low",
+            format!(
+                "The disk of {} is nearly full: {} of {} MiB are free",
+                record.vmid,
+                mib(vitals.disk_free_bytes),
+                mib(vitals.disk_total_bytes)
+            ),
+        ),
+        Sign::Stuck => (
+            "stuck",
+            format!(
+                "The agent in {} has neither printed nor computed anything for {} s",
+                record.vmid, vitals.quiet_seconds
+            ),
+        ),
+        Sign::MovesAgain => ("moves_again", format!("The agent in {} moves again", record.vmid)),
+    };
+    let data = json!({"vmid": record.vmid, "sign": word, "vitals": vitals});
+    event(EventKind::SandboxTrouble, record, message, data)
 }
 
 /// A job is final.

@@ -2,7 +2,7 @@
 
 use agentlab_api::{ArtifactKind, ErrorCode, Failure, JobOutcome, JobState};
 use agentlab_protocol::message::{
-    ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, LOG_NAME, PATCH_NAME, Phase, REPORT_NAME,
+    ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, LOG_NAME, PATCH_NAME, Phase, REPORT_NAME,
     Report, ReportStatus,
 };
 use agentlab_store::{ArtifactRecord, JobRecord};
@@ -105,7 +105,7 @@ fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobS
                 code,
                 stage: stage.to_owned(),
                 message: text,
-                hint: None,
+                hint: hint_of(code),
             }),
         )
     };
@@ -141,12 +141,7 @@ fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobS
         }
         ReportStatus::Failed | ReportStatus::Cancelled => {
             let phase = report.failed_phase.unwrap_or(Phase::Agent);
-            let code = match phase {
-                Phase::Repository => ErrorCode::RepositoryUnavailable,
-                Phase::Idle | Phase::Agent | Phase::Collect | Phase::Upload | Phase::Report => {
-                    ErrorCode::AgentFailed
-                }
-            };
+            let code = code_of(report.cause, phase);
             let text = said.unwrap_or_else(|| match report.exit_code {
                 Some(status) => format!("The agent ended with status {status}"),
                 None => "The guest gave no reason".to_owned(),
@@ -154,6 +149,32 @@ fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobS
             failed(code, stage_of(phase), text)
         }
     }
+}
+
+/// The guest's word for it, or else what the phase says.
+fn code_of(cause: Option<FailureCause>, phase: Phase) -> ErrorCode {
+    match (cause, phase) {
+        (Some(FailureCause::Clone), _) | (None, Phase::Repository) => ErrorCode::RepositoryUnavailable,
+        (Some(FailureCause::Oom), _) => ErrorCode::OutOfMemory,
+        (Some(FailureCause::DiskFull), _) => ErrorCode::GuestDiskFull,
+        (Some(FailureCause::Policy), _) => ErrorCode::PolicyUnenforced,
+        (Some(FailureCause::AgentExit), _)
+        | (None, Phase::Idle | Phase::Agent | Phase::Collect | Phase::Upload | Phase::Report) => {
+            ErrorCode::AgentFailed
+        }
+    }
+}
+
+/// What to change before it runs again.
+fn hint_of(code: ErrorCode) -> Option<String> {
+    let text = if code == ErrorCode::OutOfMemory {
+        "give the profile more `resources.memory_mb`"
+    } else if code == ErrorCode::GuestDiskFull {
+        "give the profile a larger `storage.root_size_gb`"
+    } else {
+        return None;
+    };
+    Some(text.to_owned())
 }
 
 /// What a reported success is worth.
@@ -267,6 +288,7 @@ mod tests {
             job: "job_0123456789ab".into(),
             status,
             failed_phase: None,
+            cause: None,
             message: None,
             exit_code,
             base_commit: Some("z".repeat(40)),

@@ -184,7 +184,10 @@ fn fields(job: &JobView, artifacts: &[ArtifactView]) -> Fields {
 
 fn style(event: &Event) -> Style {
     match &event.kind {
-        EventKind::Alarm | EventKind::LeaseExpiring | EventKind::NetworkDenied => CAUTION,
+        EventKind::Alarm
+        | EventKind::LeaseExpiring
+        | EventKind::NetworkDenied
+        | EventKind::SandboxTrouble => CAUTION,
         EventKind::JobFinished => match event.data.get("state").and_then(serde_json::Value::as_str) {
             Some("COMPLETED") => GOOD,
             Some(_) => BAD,

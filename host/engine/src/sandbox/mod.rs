@@ -18,4 +18,5 @@ pub(crate) mod reserve;
 pub(crate) mod session;
 pub mod step;
 mod unwind;
+pub(crate) mod vitals;
 mod watch;

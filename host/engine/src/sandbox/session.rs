@@ -19,6 +19,7 @@ use super::inbox::Redemption;
 use super::machine::{Event, State};
 use super::perform::{chain, failure};
 use super::step::Step;
+use super::vitals::Watchdog;
 use crate::event::{self, StepEnd};
 use crate::guest::{GuestRefusal, within_quota};
 use crate::journal::Point;
@@ -39,6 +40,7 @@ const PIECE_BYTES: usize = 256 << 10;
 pub(crate) struct Progress {
     phase: Option<Phase>,
     told: u32,
+    watchdog: Watchdog,
     written: Option<Instant>,
     /// Where the log ended after the last batch.
     log_end: Option<u64>,
@@ -285,6 +287,17 @@ impl Driver {
             self.progress.told += 1;
             let said = report::clean_line(&beat.message, 200);
             writes.push(event::job_progress(job, &beat.phase.to_string(), &said));
+        }
+        if let Some(vitals) = &beat.vitals {
+            let signs = self.progress.watchdog.look(vitals);
+            for sign in signs {
+                // A guest that makes trouble come and go is not worth more either.
+                if self.progress.told >= PROGRESS_EVENTS {
+                    break;
+                }
+                self.progress.told += 1;
+                writes.push(event::trouble(&self.record, sign, vitals));
+            }
         }
         if !writes.is_empty() || self.progress.written.is_none_or(|at| at.elapsed() >= HEARD_EVERY) {
             let mut record = self.record.clone();

@@ -164,6 +164,7 @@ async fn work_that_did_not_arrive_fails_the_job_and_its_only_copy_is_kept_sealed
         job: job.id.to_string(),
         status: ReportStatus::Completed,
         failed_phase: None,
+        cause: None,
         message: None,
         exit_code: Some(0),
         base_commit: None,

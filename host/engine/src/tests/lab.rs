@@ -353,6 +353,7 @@ impl Guest {
         let beat = Heartbeat {
             phase,
             message: String::new(),
+            vitals: None,
         };
         lab.engine()
             .heartbeat(&session, beat)
@@ -396,6 +397,7 @@ impl Guest {
             job: job.id.to_string(),
             status,
             failed_phase: None,
+            cause: None,
             message: None,
             exit_code,
             base_commit: None,
