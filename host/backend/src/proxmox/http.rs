@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -296,8 +296,18 @@ impl Http {
         let mut body = response.into_body();
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame
-                .map_err(|error| Lost::Unanswered(format!("the answer broke off: {}", chain(&error))))?;
+            let frame = match frame {
+                Ok(frame) => frame,
+                // An answer without a length ends with its connection, which pveproxy cuts. A status says enough by
+                // itself, and a text is whole when it can be read.
+                Err(_) if status != StatusCode::OK || is_whole(&bytes) => break,
+                Err(error) => {
+                    return Err(Lost::Unanswered(format!(
+                        "the answer broke off: {}",
+                        chain(&error)
+                    )));
+                }
+            };
             let Some(data) = frame.data_ref() else { continue };
             if bytes.len() + data.len() > LARGEST_ANSWER {
                 return Err(Lost::Unanswered(format!(
@@ -312,6 +322,10 @@ impl Http {
             body: bytes,
         })
     }
+}
+
+fn is_whole(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(bytes).is_ok()
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -15,209 +15,9 @@ use crate::{
 };
 
 const GIB: u64 = 1 << 30;
-/// On every machine of ours, for people who look at PVE's interface. It proves nothing.
-const TAG: &str = "agentlab";
-
-type Attempt<T> = std::result::Result<T, Trouble>;
+pub(super) type Attempt<T> = std::result::Result<T, Trouble>;
 
 impl<W: Wire> Pve<W> {
-    /// Puts right what a clone inherits and must not keep. Only for what is proven ours.
-    async fn settle(&self, record: &Record, label: &Label) -> Attempt<()> {
-        let found_uuid = record.smbios().uuid().map(str::to_owned);
-        let is_noted = label.uuid.is_some() || found_uuid.is_none();
-        if is_noted && !record.is_protected() && !record.flag("onboot") {
-            return Ok(());
-        }
-        let label = Label {
-            uuid: found_uuid,
-            ..label.clone()
-        };
-        let mut values: Values = vec![
-            pair("description", label.replace_in(&record.description())),
-            pair("protection", 0),
-            pair("onboot", 0),
-            pair("tags", TAG),
-        ];
-        match self.set(record, values.clone()).await {
-            // An administrator may have reserved all tags; ours is for show only.
-            Err(refusal) if is_about_tags(&refusal) => {
-                tracing::warn!(vmid = %record.vmid, %refusal, "machine gets no tag");
-                values.retain(|(key, _)| key != "tags");
-                Ok(self.set(record, values).await?)
-            }
-            done => Ok(done?),
-        }
-    }
-
-    /// The machine of this spec, put right, if it is there.
-    async fn made_already(&self, spec: &CloneSpec) -> Attempt<Option<Machine>> {
-        let taken = |reason: String| -> Trouble {
-            BackendError::Conflict {
-                vmid: spec.vmid,
-                reason,
-            }
-            .into()
-        };
-        let record = match self.find("clone", spec.vmid).await? {
-            Found::Nothing => return Ok(None),
-            Found::Container => return Err(taken("a container has it".to_owned())),
-            Found::Hidden(refusal) => return Err(taken(refusal.words)),
-            Found::Here(record) => record,
-        };
-        let label = record.label();
-        // While PVE makes it, nothing may stand there that says whose it will be.
-        if record.is_being_made() && label.as_ref().is_none_or(|label| label.stamp == spec.stamp) {
-            let words = format!("VM is locked (clone): PVE is making VM {}", spec.vmid);
-            return Err(Refusal::new(Kind::Locked("clone".to_owned()), words).into());
-        }
-        match label {
-            None => Err(taken("a machine without a stamp of ours has it".to_owned())),
-            Some(label) if label.stamp != spec.stamp => {
-                Err(taken(format!("a machine with the stamp {} has it", label.stamp)))
-            }
-            Some(label) if label.template != spec.template || record.name() != spec.name => Err(taken(
-                format!("it is `{}`, a clone of {}", record.name(), label.template),
-            )),
-            Some(label) => {
-                self.settle(&record, &label).await?;
-                let power = self.power(&record).await?;
-                self.view.note(spec.vmid, &spec.name, Some(label.stamp.clone()));
-                Ok(Some(Machine {
-                    vmid: spec.vmid,
-                    name: record.name(),
-                    power,
-                    stamp: Some(label.stamp),
-                }))
-            }
-        }
-    }
-
-    /// The template, wherever in the cluster it is.
-    async fn template(&self, vmid: Vmid) -> Attempt<Record> {
-        let unusable = |reason: String, hint: String| -> Trouble {
-            BackendError::Template {
-                template: vmid.to_string(),
-                reason,
-                hint: Some(hint),
-            }
-            .into()
-        };
-        let node = self.node().await?;
-        let record = match self.record(node, vmid).await {
-            Ok(record) => record,
-            Err(refusal) if matches!(refusal.kind, Kind::NoMachine | Kind::Permission(_)) => {
-                let elsewhere = self.template_nodes().await?;
-                let Some((_, node, _)) = elsewhere.into_iter().find(|(found, _, _)| *found == vmid) else {
-                    let hint = format!(
-                        "make the template with `agentlab-template`, or grant the token the role PVETemplateUser on \
-                         /vms/{vmid}"
-                    );
-                    return Err(unusable(refusal.words, hint));
-                };
-                self.record(&node, vmid).await?
-            }
-            Err(refusal) => return Err(refusal.into()),
-        };
-        if !record.is_template() {
-            let reason = "it is a machine and no template".to_owned();
-            return Err(unusable(
-                reason,
-                format!("stop it and convert it with `qm template {vmid}`"),
-            ));
-        }
-        if record.root_disk().is_none() {
-            let reason = "it has no disk that it boots from".to_owned();
-            return Err(unusable(
-                reason,
-                "set its boot order with `qm set --boot`".to_owned(),
-            ));
-        }
-        Ok(record)
-    }
-
-    /// Ways to clone, in the order to try.
-    async fn fullness(&self, template: &Record) -> Vec<bool> {
-        match self.options.clone {
-            super::CloneMode::Linked => vec![false],
-            super::CloneMode::Full => vec![true],
-            super::CloneMode::Auto => {
-                let path = format!("/nodes/{}/qemu/{}/feature", template.node, template.vmid);
-                let answer = self.wire.read(&Read::new(path).with("feature", "clone")).await;
-                let can = answer.ok().and_then(Fields::of);
-                match can {
-                    Some(can) if !can.flag("hasFeature") => vec![true],
-                    Some(_) | None => vec![false, true],
-                }
-            }
-        }
-    }
-
-    async fn clone_once(&self, spec: &CloneSpec) -> Attempt<Machine> {
-        if let Some(machine) = self.made_already(spec).await? {
-            return Ok(machine);
-        }
-        let template = self.template(spec.template).await?;
-        let fullness = self.fullness(&template).await;
-        let storage = template.root_disk().map(|disk| disk.storage().to_owned());
-        let turns = self.storage_turns(&storage.unwrap_or_default());
-        // Never closed.
-        let _turn = turns.acquire().await;
-        let mut answer = Err(Refusal::new(Kind::Other, "no way to clone is configured"));
-        for full in fullness {
-            answer = self.make(spec, &template, full).await;
-            if !matches!(&answer, Err(refusal) if refusal.kind == Kind::NoLinkedClone) {
-                break;
-            }
-        }
-        self.view.forget(spec.vmid);
-        let refusal = answer.err();
-        // Neither a yes nor a no proves whose the machine is: only its description does.
-        match (self.made_already(spec).await, refusal) {
-            (Ok(Some(machine)), _) => Ok(machine),
-            (_, Some(refusal)) if refusal.kind == Kind::Unknown => Err(refusal.into()),
-            (Err(trouble), _) => Err(trouble),
-            (Ok(None), Some(refusal)) => Err(refusal.into()),
-            (Ok(None), None) => Err(Refusal::unknown("its task ended well, and it is not there").into()),
-        }
-    }
-
-    async fn make(
-        &self,
-        spec: &CloneSpec,
-        template: &Record,
-        full: bool,
-    ) -> std::result::Result<(), Refusal> {
-        let label = Label {
-            stamp: spec.stamp.clone(),
-            vmid: spec.vmid,
-            template: spec.template,
-            uuid: None,
-            mac: None,
-        };
-        let mut values = vec![
-            pair("name", &spec.name),
-            pair("description", label.to_line()),
-            pair("full", u8::from(full)),
-        ];
-        values.extend(self.options.pool.as_ref().map(|pool| pair("pool", pool)));
-        let storage = self.options.storage.as_ref().filter(|_| full);
-        values.extend(storage.map(|storage| pair("storage", storage)));
-        let node = self.node.get().map(String::as_str).unwrap_or_default();
-        if template.node != node {
-            values.push(pair("target", node));
-        }
-        let change = Change::Clone {
-            template: spec.template,
-            to: spec.vmid,
-            values,
-        };
-        let patience = self.options.clone_patience;
-        self.wire
-            .change(&template.node, &change, patience)
-            .await
-            .map(drop)
-    }
-
     async fn configure_once(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Attempt<()> {
         const ACTION: &str = "configure";
         let record = self.ours(ACTION, vmid, stamp).await?;
@@ -360,6 +160,7 @@ impl<W: Wire> Pve<W> {
         }
         let answer = self.change(&record.node, Change::Destroy { vmid }).await;
         self.view.forget(vmid);
+        self.begun().remove(&vmid);
         match (answer, self.wire.read(&Read::is_free(vmid)).await) {
             (_, Ok(_)) => Ok(()),
             (Err(refusal), Err(_)) => Err(refusal.into()),
@@ -382,15 +183,10 @@ impl<W: Wire> Pve<W> {
 /// The line `agentlab-runner: 0.1.0` of a template's description: which runner was baked in.
 fn runner_version(description: &str) -> Option<String> {
     let mut lines = description.lines();
-    let version = lines.find_map(|line| line.trim().strip_prefix("agentlab-runner:"))?.trim();
+    let version = lines
+        .find_map(|line| line.trim().strip_prefix("agentlab-runner:"))?
+        .trim();
     (!version.is_empty()).then(|| version.to_owned())
-}
-
-fn is_about_tags(refusal: &Refusal) -> bool {
-    if let Kind::Invalid(errors) = &refusal.kind {
-        return errors.iter().any(|(key, _)| key == "tags");
-    }
-    matches!(&refusal.kind, Kind::Permission(Some((_, needs))) if needs.contains("tag"))
 }
 
 /// Whether a configuration is what a shape asks for already, the disk aside.
@@ -481,7 +277,11 @@ impl<W: Wire> Machines for Pve<W> {
         let mut templates = Vec::new();
         for (vmid, node, name) in places.into_iter().filter(|(vmid, _, _)| is_template(vmid)) {
             // Only its own configuration tells, and not everybody may read that.
-            let record = self.record(&node, vmid).await.ok();
+            let record = match self.record(&node, vmid).await {
+                Ok(record) => Some(record),
+                Err(refusal) if matches!(refusal.kind, Kind::NoMachine | Kind::Permission(_)) => None,
+                Err(refusal) => return Err(unreachable(refusal)),
+            };
             templates.push(Template {
                 id: name.clone(),
                 name,

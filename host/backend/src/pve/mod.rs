@@ -1,7 +1,7 @@
 //! Proxmox VE, whichever way a node is spoken to.
 //!
 //! ```text
-//!   Backend ◄── machines, seeds, volumes, snapshots     what is asked for, and what proves that a machine is ours
+//!   Backend ◄── machines, clone, seeds, volumes, snapshots     what is asked for, and what proves that a machine is ours
 //!                  │        record, smbios, refusal     what PVE keeps and says, read
 //!                  ▼
 //!                Wire ──┬── proxmox/   REST over TLS with a token       feature `proxmox`
@@ -17,6 +17,7 @@
 
 mod answer;
 mod change;
+mod clone;
 mod machines;
 mod options;
 mod record;
@@ -28,7 +29,7 @@ mod view;
 mod volumes;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -70,6 +71,9 @@ pub(crate) struct Pve<W> {
     /// Held by whoever changes the machine.
     turns: Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>,
     storages: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Clones that were asked for and of which nobody knows. A machine joins its pool when it is whole, and until then we
+    /// may not see it.
+    begun: Mutex<HashSet<Vmid>>,
     view: View,
 }
 
@@ -101,6 +105,7 @@ impl<W: Wire> Pve<W> {
             version: OnceCell::new(),
             turns: Mutex::default(),
             storages: Mutex::default(),
+            begun: Mutex::default(),
             view: View::default(),
             options,
         }
@@ -160,6 +165,10 @@ impl<W: Wire> Pve<W> {
             turns.entry(vmid).or_default().clone()
         };
         turn.lock_owned().await
+    }
+
+    fn begun(&self) -> std::sync::MutexGuard<'_, HashSet<Vmid>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn storage_turns(&self, storage: &str) -> Arc<Semaphore> {
@@ -224,11 +233,7 @@ impl<W: Wire> Pve<W> {
                     Err(not_ours(vmid, format!("its stamp is {}", label.stamp)).into())
                 }
                 // What it will be is not known before PVE is done with it.
-                None if record.is_being_made() => Err(Refusal::new(
-                    Kind::Locked("clone".to_owned()),
-                    format!("VM is locked (clone): PVE is making VM {vmid}"),
-                )
-                .into()),
+                None if record.is_being_made() => Err(being_made(vmid).into()),
                 None => {
                     self.view.forget(vmid);
                     Err(not_ours(vmid, "its description has no stamp, or one of another machine").into())
@@ -246,6 +251,11 @@ impl<W: Wire> Pve<W> {
         let found = self.ours_or_absent(action, vmid, stamp).await?;
         found.ok_or_else(|| BackendError::NoSuchMachine { vmid }.into())
     }
+}
+
+fn being_made(vmid: Vmid) -> Refusal {
+    let words = format!("VM is locked (clone): PVE is making VM {vmid}");
+    Refusal::new(Kind::Locked("clone".to_owned()), words)
 }
 
 fn not_ours(vmid: Vmid, reason: impl Into<String>) -> BackendError {

@@ -183,6 +183,16 @@ async fn a_token_that_is_refused_is_named_with_what_to_look_at() {
     );
     assert!(!words.contains(SECRET), "{words}");
     assert_eq!(server.seen().len(), 2);
+    // Without a length and without an end of TLS, as a proxy that gives up sends it.
+    let server = Server::start(|_| Reply::Cut(b"HTTP/1.1 401 No ticket\r\n\r\n".to_vec())).await;
+    let words = unreachable(&backend(&server).info().await.unwrap_err());
+    assert!(words.contains("No ticket"), "{words}");
+    let bare = b"HTTP/1.1 200 OK\r\n\r\n{\"data\":{\"version\":\"8.4.21\"}}".to_vec();
+    let server = Server::start(move |_| Reply::Cut(bare.clone())).await;
+    assert_eq!(
+        backend(&server).info().await.unwrap().version,
+        "Proxmox VE 8.4.21"
+    );
 }
 
 /// A node on which a template is, and one VMID with whatever a test puts there.
