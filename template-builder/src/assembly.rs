@@ -21,7 +21,7 @@ use crate::runner::Runner;
 use crate::store::{BUILDING, Template, TemplateStore};
 use crate::tool::{Call, Toolbox, Workshop};
 use crate::tree::Tree;
-use crate::{gc, initrd, store, strip, tuning};
+use crate::{gc, initrd, npm, store, strip, tuning};
 
 /// Counts up when the same recipe and runner would give another image for a reason that [`input_id`] does not hash.
 const BUILDER: &str = "agentlab-template 1";
@@ -155,6 +155,12 @@ fn assemble(
             rootfs::bootstrap(workshop, recipe, order.mirror, &tar)
         })?;
     }
+    if !recipe.npm.is_empty() {
+        let detail = format!("{} of them", recipe.npm.len());
+        progress.step(Step::Fetch, &detail, || {
+            npm::fetch(workshop, templates.dir(), &recipe.npm)
+        })?;
+    }
     let tree = progress.step(Step::Unpack, "", || rootfs::unpack(workshop, &tar))?;
     let packages = rootfs::installed(&tree)?;
     // Before the strip, which takes the kernel out of the tree.
@@ -162,6 +168,7 @@ fn assemble(
     let version = runner.version();
     progress.step(Step::Bake, version.as_deref().unwrap_or_default(), || {
         strip::strip(&tree)?;
+        npm::unpack(workshop, templates.dir(), &tree, &recipe.npm)?;
         bake(
             &tree,
             &Baking {
@@ -212,6 +219,7 @@ fn assemble(
         files,
         tree_key,
         packages,
+        npm: recipe.npm.clone(),
     };
     manifest.id = store::image_id(&manifest);
     let path = image.join(MANIFEST);

@@ -26,6 +26,7 @@ pub mod gc;
 pub mod initrd;
 pub mod kernel;
 pub mod manifest;
+pub mod npm;
 pub mod progress;
 pub mod recipe;
 pub mod rootfs;

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{During, Result, TemplateError};
+use crate::npm::NpmPackage;
 
 /// File name in an image's directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -55,6 +56,9 @@ pub struct Manifest {
     pub tree_key: String,
     /// Installed packages.
     pub packages: Vec<Package>,
+    /// Packages of npm, with version and hash.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub npm: Vec<NpmPackage>,
 }
 
 /// The runner inside an image.
@@ -188,6 +192,7 @@ pub(crate) fn example(name: &str, vmid: u32) -> Manifest {
         files: BTreeMap::new(),
         tree_key: "4".repeat(64),
         packages: Vec::new(),
+        npm: Vec::new(),
     }
 }
 

@@ -12,6 +12,8 @@ pub enum Step {
     Wait,
     /// mmdebstrap makes a root tree.
     Bootstrap,
+    /// Packages of npm come.
+    Fetch,
     /// A root tree kept from last time is unpacked.
     Unpack,
     /// Identity out, runner in.
@@ -31,6 +33,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Wait => "wait for another build",
             Self::Bootstrap => "bootstrap the root tree",
+            Self::Fetch => "fetch packages of npm",
             Self::Unpack => "unpack the kept root tree",
             Self::Bake => "strip identity, bake the runner in",
             Self::Kernel => "kernel and initrd",

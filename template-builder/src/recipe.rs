@@ -9,9 +9,11 @@ use toml::Spanned;
 
 use crate::error::{During, Result, TemplateError, nearest};
 use crate::fingerprint::Fingerprint;
+use crate::npm::NpmPackage;
 
 /// Recipes that need no file, as `(name, text)`.
-pub const BUILT_IN: [(&str, &str); 2] = [
+pub const BUILT_IN: [(&str, &str); 3] = [
+    ("agents", include_str!("../../packaging/recipes/agents.toml")),
     ("demo", include_str!("../../packaging/recipes/demo.toml")),
     (
         "debian-13",
@@ -47,6 +49,8 @@ pub struct Recipe {
     pub files: Vec<RecipeFile>,
     /// Units to place and start.
     pub units: Vec<RecipeUnit>,
+    /// Packages of npm.
+    pub npm: Vec<NpmPackage>,
     /// Runner, when the recipe names one.
     pub runner: Option<PathBuf>,
     /// Size of the root file system in MiB.
@@ -100,6 +104,11 @@ impl Recipe {
                 .with(&unit.name, &unit.content)
                 .with("enabled", &[u8::from(unit.enabled)]);
         }
+        for package in &self.npm {
+            print = print
+                .with(&package.directory, package.integrity.as_bytes())
+                .with("programs", format!("{:?}", package.programs).as_bytes());
+        }
         print.finish()
     }
 }
@@ -151,6 +160,8 @@ struct Written {
     files: Vec<WrittenFile>,
     #[serde(default)]
     units: Vec<WrittenUnit>,
+    #[serde(default)]
+    npm: Vec<Spanned<NpmPackage>>,
     runner: Option<PathBuf>,
     size_mb: Option<Spanned<u32>>,
     #[serde(default)]
@@ -257,6 +268,7 @@ impl Source<'_> {
                 .into_iter()
                 .map(|unit| self.unit(unit, base))
                 .collect::<Result<_>>()?,
+            npm: self.npm(written.npm)?,
             runner: written.runner.map(|path| base.join(path)),
             size_mb,
             kernel_arguments: self.words(
@@ -265,6 +277,16 @@ impl Source<'_> {
                 "a kernel argument is one printable word without quotes",
             )?,
         })
+    }
+
+    fn npm(&self, written: Vec<Spanned<NpmPackage>>) -> Result<Vec<NpmPackage>> {
+        written
+            .into_iter()
+            .map(|package| match package.get_ref().fault() {
+                Some(fault) => Err(self.wrong(package.span().start, fault.to_owned())),
+                None => Ok(package.into_inner()),
+            })
+            .collect()
     }
 
     fn within(&self, value: &Spanned<u32>, range: std::ops::RangeInclusive<u32>, rule: &str) -> Result<u32> {

@@ -1,4 +1,4 @@
-//! Runs the three programs we build on. Each gets a log file, dies with us, and fails in its own words.
+//! Runs the programs we build on. Each gets a log file, dies with us, and fails in its own words.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,6 +18,8 @@ pub struct Toolbox {
     pub mke2fs: PathBuf,
     /// Unpacks a root tree, with owners and extended attributes.
     pub tar: PathBuf,
+    /// Fetches packages of npm, for recipes that have any.
+    pub npm: PathBuf,
 }
 
 impl Default for Toolbox {
@@ -26,6 +28,7 @@ impl Default for Toolbox {
             mmdebstrap: "mmdebstrap".into(),
             mke2fs: "mke2fs".into(),
             tar: "tar".into(),
+            npm: "npm".into(),
         }
     }
 }

@@ -303,3 +303,66 @@ fn verify_names_every_file_that_changed_is_gone_or_does_not_belong() {
     assert!(found.iter().all(|(_, said)| *said), "{differences:?}");
     assert_eq!(differences.len(), 4);
 }
+
+/// A tarball as npm makes them, whose hash is the returned one, and a stand-in for npm that brings it.
+fn npm_package(lab: &mut Lab, text: &str) -> String {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    let dir = lab.dir.path().join("npm");
+    fs::create_dir_all(dir.join("package/bin")).unwrap();
+    fs::write(dir.join("package/bin/tool"), text).unwrap();
+    let tar = std::process::Command::new("tar")
+        .args(["-czf", "tool.tgz", "package"])
+        .current_dir(&dir)
+        .status();
+    assert!(tar.unwrap().success());
+    let source = lab.dir.path().display().to_string();
+    lab.stand_in(
+        "npm-stand-in",
+        &format!(
+            "echo \"$*\" >> {source}/npm-asked\nwhile [ \"$1\" != --pack-destination ]; do shift; done\n\
+             cp {source}/npm/tool.tgz \"$2/tool-1.2.3.tgz\""
+        ),
+    );
+    lab.tools.npm = lab.dir.path().join("npm-stand-in");
+    let hash = sha2::Sha512::digest(fs::read(dir.join("tool.tgz")).unwrap());
+    base64::engine::general_purpose::STANDARD.encode(hash)
+}
+
+fn npm_recipe(hash: &str) -> String {
+    format!(
+        "name = \"demo\"\n[[npm]]\npackage = \"@x/tool\"\nversion = \"1.2.3\"\nintegrity = \"sha512-{hash}\"\n\
+         directory = \"tool\"\nprograms = {{ tool = \"bin/tool\" }}\n"
+    )
+}
+
+#[test]
+fn a_pinned_package_is_fetched_once_and_recorded_and_another_one_fails_the_build() {
+    let mut lab = Lab::new();
+    let hash = npm_package(&mut lab, "#!/bin/sh\n");
+    let recipe = npm_recipe(&hash);
+    let template = lab.built(&recipe);
+    let [npm] = template.manifest.npm.as_slice() else {
+        panic!("{:?}", template.manifest.npm)
+    };
+    assert_eq!((npm.package.as_str(), npm.version.as_str()), ("@x/tool", "1.2.3"));
+    let disk = template.dir.join(DISK).display().to_string();
+    let debugfs = std::process::Command::new("/sbin/debugfs")
+        .args(["-R", "stat /usr/local/bin/tool", &disk])
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&debugfs.stdout).into_owned();
+    assert!(shown.contains("/opt/agentlab/tool/bin/tool"), "{shown}");
+    lab.build(&recipe, true).unwrap();
+    let asked = fs::read_to_string(lab.dir.path().join("npm-asked")).unwrap();
+    assert_eq!(asked.lines().count(), 1, "kept from last time: {asked}");
+    assert!(
+        asked.contains("--ignore-scripts") && asked.trim().ends_with("-- @x/tool@1.2.3"),
+        "{asked}"
+    );
+
+    npm_package(&mut lab, "#!/bin/sh\necho other\n");
+    let other = npm_recipe(&hash.replace(&hash[..4], "AAAA"));
+    let error = lab.build(&other, true).unwrap_err().to_string();
+    assert!(error.contains("another one came"), "{error}");
+}
