@@ -4,6 +4,7 @@
 //!   suite.rs      the promises, generic over a rig
 //!   fake.rs       the rig of the fake                      always runs
 //!   proxmox.rs    the rig of the REST API                  always runs, against a stand-in
+//!   shell.rs      the rig of qm, pvesh and pvesm           always runs, against programs of its own
 //!   qemu/         the rig of real QEMU processes, and what only they can get wrong      root and QEMU
 //! ```
 //!
@@ -15,6 +16,8 @@ mod fake;
 mod proxmox;
 #[cfg(test)]
 mod qemu;
+#[cfg(test)]
+mod shell;
 #[cfg(test)]
 mod suite;
 
@@ -32,3 +35,7 @@ suite::contract!(
     proxmox_9_keeps,
     crate::proxmox::ProxmoxRig::open(pve_sim::Version::V9)
 );
+#[cfg(test)]
+suite::contract!(shell_8_keeps, crate::shell::ShellRig::open(pve_sim::Version::V8));
+#[cfg(test)]
+suite::contract!(shell_9_keeps, crate::shell::ShellRig::open(pve_sim::Version::V9));
