@@ -155,12 +155,7 @@ fn assemble(
             rootfs::bootstrap(workshop, recipe, order.mirror, &tar)
         })?;
     }
-    if !recipe.npm.is_empty() {
-        let detail = format!("{} of them", recipe.npm.len());
-        progress.step(Step::Fetch, &detail, || {
-            npm::fetch(workshop, templates.dir(), &recipe.npm)
-        })?;
-    }
+    fetch_npm(templates, recipe, workshop, progress)?;
     let tree = progress.step(Step::Unpack, "", || rootfs::unpack(workshop, &tar))?;
     let packages = rootfs::installed(&tree)?;
     // Before the strip, which takes the kernel out of the tree.
@@ -225,6 +220,21 @@ fn assemble(
     let path = image.join(MANIFEST);
     fs::write(&path, manifest::to_json(&manifest)?).during("write", &path)?;
     Ok(manifest)
+}
+
+fn fetch_npm(
+    templates: &TemplateStore,
+    recipe: &Recipe,
+    workshop: &Workshop<'_>,
+    progress: &mut Progress,
+) -> Result<()> {
+    if recipe.npm.is_empty() {
+        return Ok(());
+    }
+    let detail = format!("{} of them", recipe.npm.len());
+    progress.step(Step::Fetch, &detail, || {
+        npm::fetch(workshop, templates.dir(), &recipe.npm)
+    })
 }
 
 fn boot_files(tree: &Tree, image: &Path, size_mb: u32) -> Result<Kernel> {

@@ -347,11 +347,13 @@ fn a_pinned_package_is_fetched_once_and_recorded_and_another_one_fails_the_build
     };
     assert_eq!((npm.package.as_str(), npm.version.as_str()), ("@x/tool", "1.2.3"));
     let disk = template.dir.join(DISK).display().to_string();
+    let listing = lab.dir.path().join("listing");
     let debugfs = std::process::Command::new("/sbin/debugfs")
         .args(["-R", "stat /usr/local/bin/tool", &disk])
-        .output()
-        .unwrap();
-    let shown = String::from_utf8_lossy(&debugfs.stdout).into_owned();
+        .stdout(fs::File::create(&listing).unwrap())
+        .status();
+    assert!(debugfs.unwrap().success());
+    let shown = fs::read_to_string(&listing).unwrap();
     assert!(shown.contains("/opt/agentlab/tool/bin/tool"), "{shown}");
     lab.build(&recipe, true).unwrap();
     let asked = fs::read_to_string(lab.dir.path().join("npm-asked")).unwrap();
