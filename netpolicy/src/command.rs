@@ -1,16 +1,23 @@
 //! What `agentlab-net` does, one function per command.
 
+mod config;
+mod dhcp;
+mod difference;
+mod host;
+mod interfaces;
+mod operate;
+mod smoke;
+mod tailscale;
+
 use std::io::Write;
-use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use serde_json::json;
 
-use crate::{
-    Binding, BridgeSpec, Drift, Enforcer, GuestService, HostPolicy, IfName, Intent, Observer, Protocol,
-    Trust, USUAL_DENIAL_GROUP, plan,
-};
+use self::host::HostArguments;
+use self::operate::{Places, Writer};
+use crate::{Binding, Enforcer, HostPolicy, IfName, Observer, Order, StoredPorts};
 
 /// Bridge and packet policy of AgentLab's sandboxes.
 #[derive(Debug, Parser)]
@@ -18,6 +25,8 @@ use crate::{
 pub struct Arguments {
     #[command(flatten)]
     host: HostArguments,
+    #[command(flatten)]
+    places: Places,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -25,73 +34,25 @@ pub struct Arguments {
     command: Command,
 }
 
-/// The same for every command: what stands is compared with them. What is not given is taken from the policy that stands.
-#[derive(Debug, Args)]
-struct HostArguments {
-    /// Bridge that the sandboxes hang on [default: as it stands, or vmbr1]
-    #[arg(long, global = true, value_name = "NAME")]
-    bridge: Option<IfName>,
-    /// The host's address on the bridge [default: as it stands, or 10.77.0.1]
-    #[arg(long, global = true)]
-    address: Option<Ipv4Addr>,
-    /// Prefix length of the agent subnet [default: as it stands, or 16]
-    #[arg(long, global = true, value_name = "LENGTH")]
-    prefix: Option<u8>,
-    /// MTU of the bridge and its taps
-    #[arg(long, global = true, value_name = "BYTES")]
-    mtu: Option<u32>,
-    /// Interface that leads to the Internet; without it no sandbox leaves the host [default: as it stands, or none]
-    #[arg(long, global = true, value_name = "NAME", overrides_with = "no_uplink")]
-    uplink: Option<IfName>,
-    /// No sandbox leaves the host, even if one that stands lets them
-    #[arg(long, global = true, overrides_with = "uplink")]
-    no_uplink: bool,
-    /// TCP port of the bootstrap listener [default: as both stand, or 8844]
-    #[arg(long, global = true, value_name = "PORT")]
-    bootstrap_port: Option<u16>,
-    /// TCP port of the artifact listener [default: as both stand, or 8846]
-    #[arg(long, global = true, value_name = "PORT")]
-    artifact_port: Option<u16>,
-    /// Let sandboxes in `nat` and `allowlist` ask the resolver on the bridge address [default: as it stands, or so]
-    #[arg(long, global = true, overrides_with = "no_dns")]
-    dns: bool,
-    /// Do not let them
-    #[arg(long, global = true, overrides_with = "dns")]
-    no_dns: bool,
-    /// User ids the virtual machines run under: their processes get no network of the host's own [default: as it
-    /// stands, or 1900000000-1900004095]
-    #[arg(long, global = true, value_name = "FIRST-LAST", value_parser = user_ids)]
-    machine_uids: Option<(u32, u32)>,
-    /// Interface of the tailnet, whose devices may reach running sandboxes [default: as it stands, or tailscale0]
-    #[arg(long, global = true, value_name = "NAME", overrides_with = "no_tailnet")]
-    tailnet: Option<IfName>,
-    /// Nobody outside reaches a sandbox, over a tailnet neither
-    #[arg(long, global = true, overrides_with = "tailnet")]
-    no_tailnet: bool,
-    /// NFLOG group that is told of what sandboxes are refused [default: as it stands, or 7744]
-    #[arg(long, global = true, value_name = "NUMBER")]
-    denial_group: Option<u16>,
-}
-
-/// The daemon's own default.
-const USUAL_MACHINE_UIDS: (u32, u32) = (1_900_000_000, 1_900_004_095);
-
-fn user_ids(text: &str) -> Result<(u32, u32), String> {
-    let range = text
-        .split_once('-')
-        .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
-    range.ok_or_else(|| "expected FIRST-LAST, as in 1900000000-1900004095".to_owned())
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the policy of a host without sandboxes as nft text; looks at nothing and touches nothing
-    Plan,
+    /// Print the policy as nft text and, where it can be read, what would change of the one that stands; touches nothing
+    Plan {
+        /// Print what would change only
+        #[arg(long)]
+        diff: bool,
+    },
     /// Make the bridge and the policy; what stands and is not named by an option stays, with its bindings
     Apply {
         /// Print the policy and what differs, and touch nothing
         #[arg(long)]
         dry_run: bool,
+        /// Take over a bridge that somebody else made, with other settings
+        #[arg(long)]
+        force: bool,
+        /// Keep kernel settings and bridge for the next boot as well: /etc/sysctl.d and /etc/network/interfaces.d
+        #[arg(long)]
+        persist: bool,
     },
     /// Compare what stands with what should; exit status 1 when they differ
     Verify,
@@ -99,6 +60,21 @@ enum Command {
     Status,
     /// Take all trust from every port and cut every flow; the rest of the policy stays
     Seal,
+    /// Bind a port of the bridge to the one MAC and address it may have; the daemon's own sandboxes need none of this
+    Bind(operate::BindArguments),
+    /// Forget a port: it passes nothing any more
+    Unbind {
+        /// Bound port
+        port: IfName,
+    },
+    /// Change what a bound port may pass
+    Trust(operate::ChangeArguments),
+    /// Check from inside of a sandbox, over SSH, that the policy holds; exit status 1 when it does not
+    Smoke(smoke::SmokeArguments),
+    /// Have Tailscale advertise the agent subnet beside what it advertises already
+    Tailscale(tailscale::TailscaleArguments),
+    /// Print the dnsmasq configuration that gives addresses on the bridge, or write it
+    Dhcp(dhcp::DhcpArguments),
 }
 
 /// How it went.
@@ -115,62 +91,78 @@ pub enum Outcome {
 /// # Errors
 /// The kernel or its caller's rights did not allow it, or what stands is not what could be made.
 pub fn run(arguments: &Arguments, output: &mut Vec<u8>) -> Result<Outcome> {
-    let (given, json) = (&arguments.host, arguments.json);
-    match arguments.command {
-        Command::Plan => print_plan(&given.policy(None), json, None, output)?,
-        Command::Apply { dry_run: true } => {
-            let mut observer = Observer::open()?;
-            let host = given.policy(observer.host()?.as_ref());
-            let drifts = observer.drift(&host)?;
-            print_plan(&host, json, Some(&drifts), output)?;
+    let (given, places, json) = (&arguments.host, &arguments.places, arguments.json);
+    match &arguments.command {
+        Command::Plan { diff } => return difference::plan(given, *diff, json, output),
+        Command::Apply { dry_run: true, .. } => return difference::plan(given, false, json, output),
+        Command::Apply { force, persist, .. } => {
+            return apply(given, places, (*force, *persist), json, output);
         }
-        Command::Apply { dry_run: false } => return apply(given, json, output),
         Command::Verify => return verify(given, json, output),
         Command::Status => status(json, output)?,
-        Command::Seal => return seal(given, json, output),
+        Command::Seal => operate::perform(&Order::Seal, given, places, json, output)?,
+        Command::Bind(bind) => operate::perform(&bind.order()?, given, places, json, output)?,
+        Command::Unbind { port } => {
+            let name = port.clone();
+            operate::perform(&Order::Unbind { name }, given, places, json, output)?;
+        }
+        Command::Trust(change) => operate::perform(&change.order()?, given, places, json, output)?,
+        Command::Smoke(smoke) => return smoke::run(smoke, given, json, output),
+        Command::Tailscale(tailscale) => tailscale::run(tailscale, given, json, output)?,
+        Command::Dhcp(dhcp) => dhcp::run(dhcp, given, json, output)?,
     }
     Ok(Outcome::Fine)
 }
 
-fn print_plan(
-    host: &HostPolicy,
+fn apply(
+    given: &HostArguments,
+    places: &Places,
+    (force, persist): (bool, bool),
     as_json: bool,
-    drifts: Option<&[Drift]>,
     output: &mut Vec<u8>,
-) -> Result<()> {
-    let ruleset = plan(&Intent {
-        host: host.clone(),
-        ports: Vec::new(),
-    })?;
-    if as_json {
-        let mut document = json!({ "ruleset": ruleset.to_string() });
-        if let Some(drifts) = drifts {
-            document["drift"] = json!(drifts);
-        }
-        writeln!(output, "{document}")?;
-        return Ok(());
-    }
-    write!(output, "{ruleset}")?;
-    for drift in drifts.unwrap_or_default() {
-        writeln!(output, "# would change: {drift}")?;
-    }
-    Ok(())
-}
-
-fn apply(given: &HostArguments, as_json: bool, output: &mut Vec<u8>) -> Result<Outcome> {
+) -> Result<Outcome> {
+    let Writer::Me(_lock) = operate::writer(&places.lock_dir)? else {
+        anyhow::ensure!(
+            given.is_empty(),
+            "the daemon writes the policy, from /etc/agentlab/config.yaml: change it there and restart agentlabd"
+        );
+        operate::perform(&Order::Verify, given, places, as_json, output)?;
+        return Ok(Outcome::Fine);
+    };
     let mut observer = Observer::open()?;
     let standing = observer.host()?;
-    let host = given.policy(standing.as_ref());
+    let host = given.policy(standing.as_ref())?;
+    let foreign = observer.foreign_bridge(&host)?;
+    if !foreign.is_empty() && !force {
+        let words: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+        anyhow::bail!(
+            "bridge `{}` was made by somebody else, and would be changed: {}; --force does it, another --bridge leaves \
+             it alone",
+            host.bridge.name,
+            words.join("; ")
+        );
+    }
     let drifts = observer.drift(&host)?;
-    let ports = Enforcer::start(host.clone())?.attached()?.len();
+    let mut enforcer = Enforcer::start(host.clone())?;
+    enforcer.restore(&StoredPorts::new(&places.state_dir))?;
+    let ports = enforcer.attached()?.len();
+    let files = if persist {
+        interfaces::persist(&host, force)?
+    } else {
+        Vec::new()
+    };
     if as_json {
-        let document =
-            json!({ "changed": !drifts.is_empty(), "drift": drifts, "ports": ports, "policy": host });
+        let document = json!({
+            "changed": !drifts.is_empty(), "drift": drifts, "ports": ports, "policy": host, "files": files,
+        });
         writeln!(output, "{document}")?;
         return Ok(Outcome::Fine);
     }
-    if standing.is_some() && given.policy(None) != host {
+    if standing.is_some() && given.policy(None)? != host {
         writeln!(output, "What no option named was kept as it stood")?;
+    }
+    for file in files {
+        writeln!(output, "Wrote {}", file.display())?;
     }
     writeln!(
         output,
@@ -180,32 +172,9 @@ fn apply(given: &HostArguments, as_json: bool, output: &mut Vec<u8>) -> Result<O
     Ok(Outcome::Fine)
 }
 
-fn seal(given: &HostArguments, as_json: bool, output: &mut Vec<u8>) -> Result<Outcome> {
-    let mut observer = Observer::open()?;
-    let host = given.policy(observer.host()?.as_ref());
-    let trusted = |observer: &mut Observer| -> Result<usize> {
-        let bindings = observer.bindings()?;
-        Ok(bindings
-            .iter()
-            .filter(|binding| binding.trust() != &Trust::Sealed)
-            .count())
-    };
-    let changed = !observer.drift(&host)?.is_empty() || trusted(&mut observer)? > 0;
-    let mut enforcer = Enforcer::start(host.clone())?;
-    enforcer.seal()?;
-    let ports = enforcer.attached()?.len();
-    if as_json {
-        let document = json!({ "changed": changed, "ports": ports, "policy": host });
-        writeln!(output, "{document}")?;
-    } else {
-        writeln!(output, "Every port is sealed: {}", words(&host))?;
-    }
-    Ok(Outcome::Fine)
-}
-
 fn verify(given: &HostArguments, as_json: bool, output: &mut Vec<u8>) -> Result<Outcome> {
     let mut observer = Observer::open()?;
-    let host = given.policy(observer.host()?.as_ref());
+    let host = given.policy(observer.host()?.as_ref())?;
     let drifts = observer.drift(&host)?;
     if as_json {
         let document = json!({ "standing": drifts.is_empty(), "drift": drifts, "policy": host });
@@ -303,54 +272,4 @@ fn port_json(binding: &Binding) -> serde_json::Value {
 
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-impl HostArguments {
-    /// The options, then what stands, then what is usual.
-    fn policy(&self, standing: Option<&HostPolicy>) -> HostPolicy {
-        let tcp = |port| GuestService {
-            protocol: Protocol::Tcp,
-            port,
-        };
-        let bridge = standing.map(|host| &host.bridge);
-        let uplink = || standing.and_then(|host| host.uplink.clone());
-        let ports = match (self.bootstrap_port, self.artifact_port, standing) {
-            (None, None, Some(host)) => host.guest_ports.clone(),
-            (bootstrap, artifact, _) => vec![tcp(bootstrap.unwrap_or(8844)), tcp(artifact.unwrap_or(8846))],
-        };
-        HostPolicy {
-            bridge: BridgeSpec {
-                name: self
-                    .bridge
-                    .clone()
-                    .or_else(|| bridge.map(|bridge| bridge.name.clone()))
-                    .unwrap_or_else(IfName::usual_bridge),
-                address: self
-                    .address
-                    .or(bridge.map(|bridge| bridge.address))
-                    .unwrap_or(Ipv4Addr::new(10, 77, 0, 1)),
-                prefix: self.prefix.or(bridge.map(|bridge| bridge.prefix)).unwrap_or(16),
-                mtu: self.mtu,
-            },
-            uplink: match &self.uplink {
-                Some(name) => Some(name.clone()),
-                None if self.no_uplink => None,
-                None => uplink(),
-            },
-            guest_ports: ports,
-            machine_uids: self
-                .machine_uids
-                .or_else(|| standing.map_or(Some(USUAL_MACHINE_UIDS), |host| host.machine_uids)),
-            dns: !self.no_dns && (self.dns || standing.is_none_or(|host| host.dns)),
-            tailnet: match &self.tailnet {
-                Some(name) => Some(name.clone()),
-                None if self.no_tailnet => None,
-                None => standing.map_or_else(|| Some(IfName::usual_tailnet()), |host| host.tailnet.clone()),
-            },
-            denial_group: self
-                .denial_group
-                .or_else(|| standing.map(|host| host.denial_group))
-                .unwrap_or(USUAL_DENIAL_GROUP),
-        }
-    }
 }

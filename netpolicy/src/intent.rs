@@ -216,6 +216,55 @@ pub struct Destination {
     pub ports: Option<PortRange>,
 }
 
+/// Why a text is no destination.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DestinationError {
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] CidrError),
+    /// What follows it.
+    #[error("`{}` is not what may follow a network: expected PROTOCOL:PORT or PROTOCOL:FIRST-LAST, as in tcp:443", .0.escape_debug())]
+    Ports(String),
+}
+
+impl FromStr for Destination {
+    type Err = DestinationError;
+
+    /// `1.1.1.0/24`, `1.1.1.1:tcp:443`, `1.1.1.1:udp:9000-9999`.
+    fn from_str(text: &str) -> Result<Self, DestinationError> {
+        let Some((network, rest)) = text.split_once(':') else {
+            return Ok(Self {
+                network: text.parse()?,
+                ports: None,
+            });
+        };
+        let wrong = || DestinationError::Ports(rest.to_owned());
+        let (protocol, ports) = rest.split_once(':').ok_or_else(wrong)?;
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => return Err(wrong()),
+        };
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let number = |text: &str| -> Result<u16, DestinationError> {
+            let plain = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|_| plain).ok_or_else(wrong)
+        };
+        let (first, last) = (number(first)?, number(last)?);
+        if first == 0 || first > last {
+            return Err(wrong());
+        }
+        Ok(Self {
+            network: network.parse()?,
+            ports: Some(PortRange {
+                protocol,
+                first,
+                last,
+            }),
+        })
+    }
+}
+
 /// How far the network trusts a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "mode", content = "destinations")]
@@ -315,6 +364,32 @@ mod tests {
         let all: Cidr = "0.0.0.0/0".parse().unwrap();
         assert_eq!(all.broadcast(), Ipv4Addr::BROADCAST);
         assert!(all.overlaps("10.0.0.0/8".parse().unwrap()));
+    }
+
+    #[test]
+    fn destinations_that_say_less_or_more_than_one_are_refused() {
+        let good: Destination = "1.1.1.0/24:udp:9000-9999".parse().unwrap();
+        let ports = good.ports.unwrap();
+        assert_eq!(
+            (ports.protocol, ports.first, ports.last),
+            (Protocol::Udp, 9000, 9999)
+        );
+        assert!("1.1.1.1".parse::<Destination>().unwrap().ports.is_none());
+        for bad in [
+            "",
+            "example.org",
+            "1.1.1.1:",
+            "1.1.1.1:443",
+            "1.1.1.1:sctp:443",
+            "1.1.1.1:tcp:0",
+            "1.1.1.1:tcp:+1",
+            "1.1.1.1:tcp:9-1",
+            "1.1.1.1:tcp:65536",
+            "1.1.1.1/33:tcp:1",
+            "1.1.1.1:tcp:1:2",
+        ] {
+            assert!(bad.parse::<Destination>().is_err(), "{bad:?} was accepted");
+        }
     }
 
     #[test]

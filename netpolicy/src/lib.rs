@@ -27,6 +27,7 @@ mod denial;
 mod drift;
 mod intent;
 mod name;
+mod order;
 mod plan;
 mod rules;
 mod ruleset;
@@ -41,14 +42,17 @@ pub use binding::{Binding, Elements};
 pub use denial::{Refusal, RefusedPacket};
 pub use drift::Drift;
 pub use intent::{
-    BridgeSpec, Cidr, CidrError, Destination, GuestPort, GuestService, HostPolicy, Intent, PortRange,
-    Protocol, Trust, USUAL_DENIAL_GROUP,
+    BridgeSpec, Cidr, CidrError, Destination, DestinationError, GuestPort, GuestService, HostPolicy, Intent,
+    PortRange, Protocol, Trust, USUAL_DENIAL_GROUP,
 };
 #[cfg(feature = "kernel")]
+pub(crate) use kernel::host_settings;
+#[cfg(feature = "kernel")]
 pub use kernel::{
-    Denial, EnforceError, Enforcer, LinkHint, LinkNews, LinkWatch, Observer, PortChange, RefusalWatch,
-    create_tap,
+    Denial, EnforceError, Enforcer, LOCK_DIRECTORY, LinkHint, LinkNews, LinkWatch, NotTheWriter, Observer,
+    PortChange, RefusalWatch, STATE_DIRECTORY, StoredPorts, WriterLock, create_tap,
 };
 pub use name::{IfName, IfNameError};
+pub use order::{Done, ORDER_PATH, Order};
 pub use plan::{PlanError, check_host, plan};
 pub use ruleset::Ruleset;

@@ -12,7 +12,184 @@ mod tests {
 
     /// Exit status, standard output and standard error.
     fn net(arguments: &[&str]) -> (i32, String, String) {
-        run(env!("CARGO_BIN_EXE_agentlab-net"), arguments)
+        // Nothing of this machine's own is read or written.
+        let test = std::thread::current().name().unwrap_or("main").replace(':', "-");
+        let places = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
+        let (locks, state) = (places.join("lock"), places.join("state"));
+        let own = [
+            "--config",
+            "/dev/null",
+            "--lock-dir",
+            locks.to_str().unwrap(),
+            "--state-dir",
+            state.to_str().unwrap(),
+        ];
+        run(env!("CARGO_BIN_EXE_agentlab-net"), &[arguments, &own].concat())
+    }
+
+    fn json(arguments: &[&str]) -> serde_json::Value {
+        let (status, text, words) = net(&[arguments, &["--json"]].concat());
+        assert_eq!(status, 0, "{arguments:?}: {text} {words}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn an_operator_binds_trusts_and_unbinds_a_port_and_a_boot_finds_it_sealed() {
+        if skipped() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        json(&["apply", "--uplink", "wan0"]);
+        let trust = || json(&["status"])["ports"][0]["trust"]["mode"].clone();
+        let bind = [
+            "bind",
+            "tap77i0",
+            "--mac",
+            "02:00:00:00:00:07",
+            "--ip",
+            "10.77.3.7",
+        ];
+        let done = json(&[&bind[..], &["off"]].concat());
+        assert_eq!((&done["ports"], &done["by_daemon"]), (&1.into(), &false.into()));
+        assert_eq!(trust(), "off");
+        json(&["trust", "tap77i0", "allowlist", "--allow", "1.1.1.1:tcp:443"]);
+        let status = json(&["status"]);
+        let list = &status["ports"][0]["trust"]["destinations"];
+        assert_eq!(
+            (&list[0]["network"], &list[0]["ports"]["first"]),
+            (&"1.1.1.1".into(), &443.into())
+        );
+        // As after a boot: nothing stands, and what was kept is bound without trust.
+        for family in ["bridge", "arp", "inet"] {
+            assert_eq!(run("nft", &["delete", "table", family, "agentlab"]).0, 0);
+        }
+        json(&["apply", "--uplink", "wan0"]);
+        assert_eq!(trust(), "sealed");
+        json(&["unbind", "tap77i0"]);
+        json(&["unbind", "tap77i0"]);
+        json(&["apply"]);
+        assert_eq!(json(&["status"])["ports"], serde_json::json!([]));
+    }
+
+    /// Orders that cannot be, and words of the reason.
+    const CONTRADICTIONS: [(&str, &str); 10] = [
+        ("trust tap78i0 nat", "No port `tap78i0` is bound"),
+        ("trust tap77i0 open", "possible values"),
+        (
+            "trust tap77i0 nat --allow 1.1.1.1",
+            "belongs to the trust `allowlist`",
+        ),
+        (
+            "trust tap77i0 allowlist --allow example.org",
+            "expected ADDRESS/PREFIX",
+        ),
+        (
+            "trust tap77i0 allowlist --allow 1.1.0.0/16 --allow 1.1.1.1",
+            "overlaps",
+        ),
+        (
+            "bind tap79i0 --mac 02:00:00:00:00:07 --ip 10.77.3.8 off",
+            "same MAC",
+        ),
+        (
+            "bind tap79i0 --mac 02:00:00:00:00:08 --ip 10.77.3.7 off",
+            "same address",
+        ),
+        (
+            "bind tap79i0 --mac 03:00:00:00:00:08 --ip 10.77.3.8 off",
+            "unicast",
+        ),
+        (
+            "bind tap79i0 --mac 02:00:00:00:00:08 --ip 10.78.3.8 off",
+            "outside",
+        ),
+        (
+            "bind vmbr1 --mac 02:00:00:00:00:08 --ip 10.77.3.8 off",
+            "the bridge",
+        ),
+    ];
+
+    #[test]
+    fn an_order_that_contradicts_the_policy_is_refused_and_changes_nothing() {
+        if skipped() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        json(&["apply", "--uplink", "wan0"]);
+        json(&[
+            "bind",
+            "tap77i0",
+            "--mac",
+            "02:00:00:00:00:07",
+            "--ip",
+            "10.77.3.7",
+            "off",
+        ]);
+        let before = json(&["status"])["ports"].clone();
+        for (line, words) in CONTRADICTIONS {
+            let line: Vec<_> = line.split(' ').collect();
+            let (status, _, said) = net(&line);
+            assert!(status == 2 && said.contains(words), "{line:?}: {status} {said}");
+        }
+        assert_eq!(json(&["status"])["ports"], before);
+    }
+
+    #[test]
+    fn a_bridge_of_somebody_else_is_left_alone_unless_forced_and_the_plan_says_what_differs() {
+        if skipped() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        for line in [
+            "link add wan0 type bridge",
+            "link add vmbr1 type bridge stp_state 1",
+            "link add eth1 type veth peer name eth2",
+            "link set eth1 master vmbr1",
+        ] {
+            assert_eq!(run("ip", &line.split(' ').collect::<Vec<_>>()).0, 0, "{line}");
+        }
+        let (status, _, words) = net(&["apply", "--uplink", "wan0"]);
+        for part in ["made by somebody else", "has STP on", "port eth1", "--force"] {
+            assert!(status == 2 && words.contains(part), "{part}: {status} {words}");
+        }
+        assert_ne!(net(&["verify", "--uplink", "wan0"]).0, 0);
+        let (_, text, _) = net(&["plan", "--diff", "--uplink", "wan0"]);
+        assert!(
+            text.contains("@ chain inet agentlab from_bridge\n+ meta mark != "),
+            "{text}"
+        );
+        assert_eq!(net(&["apply", "--uplink", "wan0", "--force"]).0, 0);
+        let rule = ["add", "rule", "inet", "agentlab", "nat", "counter", "accept"];
+        assert_eq!(run("nft", &rule).0, 0);
+        let (_, text, _) = net(&["plan", "--diff"]);
+        let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            lines,
+            ["@ chain inet agentlab nat", "- (a rule of counter, immediate)"],
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn without_the_right_to_change_a_network_nothing_is_done_and_that_is_said() {
+        if skipped() {
+            return;
+        }
+        let line = [
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            env!("CARGO_BIN_EXE_agentlab-net"),
+            "apply",
+            "--config",
+            "/dev/null",
+            "--lock-dir",
+            "/tmp",
+        ];
+        let (status, _, words) = run("setpriv", &line);
+        assert!(status == 2 && words.contains("CAP_NET_ADMIN"), "{status} {words}");
     }
 
     fn run(program: &str, arguments: &[&str]) -> (i32, String, String) {

@@ -65,6 +65,7 @@ pub const ROUTES: &[Route] = &[
         "/v1/jobs/{job}/artifacts/{*name}",
         Permission::JobRead,
     ),
+    route(Method::Post, "/v1/network", Permission::SandboxWrite),
     route(Method::Get, "/v1/sandboxes", Permission::SandboxRead),
     route(Method::Post, "/v1/sandboxes", Permission::SandboxWrite),
     route(Method::Get, "/v1/sandboxes/{sandbox}", Permission::SandboxRead),

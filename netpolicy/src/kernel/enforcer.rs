@@ -5,13 +5,16 @@
 //! either.
 
 mod appear;
+mod obey;
 mod resolved;
+mod stand;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 pub use self::appear::PortChange;
+use self::stand::{refuse_taken_subnet, stand_or_seal};
 use super::conntrack;
 use super::encode::Transaction;
 use super::error::EnforceError;
@@ -21,7 +24,7 @@ use super::standing::Standing;
 use super::sysctl;
 use super::tap;
 use crate::binding::{Binding, Elements};
-use crate::plan::{check_port, fitting, plan, skeleton};
+use crate::plan::{check_port, plan, skeleton};
 use crate::{Drift, GuestPort, HostPolicy, IfName, Intent, PlanError, Ruleset, Trust, check_host};
 
 /// Owns the kernel's state of one network namespace: that of the thread that started it. Calls block for well under a
@@ -475,52 +478,6 @@ impl Enforcer {
                 self.kernel.links.isolate(link.index, &name)
             }
         }
-    }
-}
-
-/// The bindings that stand, when the tables are exactly what they should be with them. Otherwise the policy is replaced
-/// with all of them sealed: the ports of guests that run are still known, and somebody may trust them again.
-fn stand_or_seal(
-    host: &HostPolicy,
-    kernel: &mut Observer,
-) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
-    let reading = kernel.read()?;
-    let expected = kernel.ruleset(host, reading.bindings.iter())?;
-    let drifts = Standing::of(&expected)?.drift(&reading.standing);
-    let Some(first) = drifts.first() else {
-        return Ok(reading
-            .bindings
-            .into_iter()
-            .map(|binding| (binding.name().clone(), binding))
-            .collect());
-    };
-    tracing::info!(%first, ports = reading.bindings.len(), "no policy to adopt, everything is sealed");
-    let sealed = |binding| match binding {
-        Binding::Known(port) => Some(GuestPort {
-            trust: Trust::Sealed,
-            ..port
-        }),
-        Binding::SealedName(_) => None,
-    };
-    let ports: Vec<GuestPort> = reading.bindings.iter().cloned().filter_map(sealed).collect();
-    // What does not fit this host any more is forgotten, which seals it too.
-    let bindings: BTreeMap<IfName, Binding> = fitting(host, &ports)
-        .into_iter()
-        .map(|port| (port.name.clone(), Binding::Known(port.clone())))
-        .collect();
-    let whole = kernel.ruleset(host, bindings.values())?;
-    kernel.make_stand(&whole, &reading.standing)?;
-    kernel.clear_resolved(&whole)?;
-    Ok(bindings)
-}
-
-/// A subnet that is in use elsewhere would be routed to the wrong side, or answered by the wrong machine.
-fn refuse_taken_subnet(host: &HostPolicy, kernel: &Observer) -> Result<(), EnforceError> {
-    let subnet = host.bridge.subnet();
-    let networks = kernel.links.networks(&host.bridge.name)?;
-    match networks.into_iter().find(|(network, _)| network.overlaps(subnet)) {
-        None => Ok(()),
-        Some((taken, name)) => Err(EnforceError::SubnetTaken { subnet, taken, name }),
     }
 }
 

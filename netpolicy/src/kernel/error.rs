@@ -111,6 +111,13 @@ pub enum EnforceError {
         /// Why.
         reason: String,
     },
+    /// Operators' bindings could not be read or kept.
+    #[error("Operators' bindings, ports.json, cannot be read or kept; the policy itself stands")]
+    Stored {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Somebody else listens where we are told of refusals.
     #[error(
         "NFLOG group {group} has a listener already: refusals are counted and not told; end that program or choose another group"

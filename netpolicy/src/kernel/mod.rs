@@ -5,6 +5,7 @@
 
 mod attributes;
 mod conntrack;
+mod difference;
 mod element;
 mod encode;
 mod enforcer;
@@ -20,10 +21,13 @@ mod standing;
 mod sysctl;
 mod tap;
 mod watch;
+mod writer;
 
 pub use enforcer::{Enforcer, PortChange};
 pub use error::EnforceError;
 pub use observer::{Denial, Observer};
 pub use refusals::RefusalWatch;
+pub(crate) use sysctl::host_settings;
 pub use tap::create_tap;
 pub use watch::{LinkHint, LinkNews, LinkWatch};
+pub use writer::{LOCK_DIRECTORY, NotTheWriter, STATE_DIRECTORY, StoredPorts, WriterLock};

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::Serialize;
 
+use super::difference;
 use super::encode::Transaction;
 use super::error::EnforceError;
 use super::found::Found;
@@ -71,6 +72,33 @@ impl Observer {
         check_host(host)?;
         let reading = self.read()?;
         self.compare(host, &reading, reading.bindings.iter())
+    }
+
+    /// The same as [`Self::drift`] of tables, rule by rule: lines with `-` for what stands and should not, `+` for what
+    /// should and does not.
+    pub fn difference(&mut self, host: &HostPolicy) -> Result<Vec<String>, EnforceError> {
+        let reading = self.read()?;
+        let ruleset = self.ruleset(host, reading.bindings.iter())?;
+        let expected = Standing::of(&ruleset)?;
+        Ok(difference::lines(&ruleset, &expected, &reading.standing))
+    }
+
+    /// What would change of a bridge that somebody else made: one that is there while no policy of ours is.
+    pub fn foreign_bridge(&mut self, host: &HostPolicy) -> Result<Vec<Drift>, EnforceError> {
+        let ours = self
+            .host()?
+            .is_some_and(|standing| standing.bridge.name == host.bridge.name);
+        if ours || self.links.find(&host.bridge.name)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut drifts = self.links.bridge_drift(&host.bridge)?;
+        for link in self.links.ports(&host.bridge.name)? {
+            drifts.push(Drift::new(
+                format!("port {}", link.name),
+                "would pass nothing any more",
+            ));
+        }
+        Ok(drifts)
     }
 
     /// The policy that stands, without its ports: read from the rules, and the prefix from the bridge. `None` when none

@@ -73,6 +73,15 @@ pub(crate) fn of_port(name: &IfName) -> Vec<Setting> {
     ]
 }
 
+/// The host's settings as pairs of file, below `/proc/sys/net`, and value.
+#[must_use]
+pub(crate) fn host_settings(host: &HostPolicy) -> Vec<(String, &'static str)> {
+    of_host(host)
+        .into_iter()
+        .map(|setting| (setting.file, setting.value))
+        .collect()
+}
+
 impl Setting {
     fn path(&self) -> PathBuf {
         Path::new(ROOT).join(&self.file)

@@ -12,6 +12,7 @@ mod event;
 mod follow;
 mod job;
 mod log;
+mod network;
 pub(crate) mod problem;
 mod profile;
 pub(crate) mod request;
@@ -76,6 +77,7 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     (Method::Get, "/v1/jobs/{job}/artifacts/{*name}", || {
         get(artifact::download)
     }),
+    (Method::Post, "/v1/network", || post(network::order)),
     (Method::Get, "/v1/sandboxes", || get(sandbox::list)),
     (Method::Post, "/v1/sandboxes", || post(sandbox::create)),
     (Method::Get, "/v1/sandboxes/{sandbox}", || get(sandbox::show)),

@@ -1,0 +1,56 @@
+//! What a start finds: a policy to adopt, one to replace, or a host that cannot have one.
+
+use std::collections::BTreeMap;
+
+use crate::binding::Binding;
+use crate::kernel::error::EnforceError;
+use crate::kernel::observer::Observer;
+use crate::kernel::standing::Standing;
+use crate::plan::fitting;
+use crate::{GuestPort, HostPolicy, IfName, Trust};
+
+/// The bindings that stand, when the tables are exactly what they should be with them. Otherwise the policy is replaced
+/// with all of them sealed: the ports of guests that run are still known, and somebody may trust them again.
+pub(super) fn stand_or_seal(
+    host: &HostPolicy,
+    kernel: &mut Observer,
+) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
+    let reading = kernel.read()?;
+    let expected = kernel.ruleset(host, reading.bindings.iter())?;
+    let drifts = Standing::of(&expected)?.drift(&reading.standing);
+    let Some(first) = drifts.first() else {
+        return Ok(reading
+            .bindings
+            .into_iter()
+            .map(|binding| (binding.name().clone(), binding))
+            .collect());
+    };
+    tracing::info!(%first, ports = reading.bindings.len(), "no policy to adopt, everything is sealed");
+    let sealed = |binding| match binding {
+        Binding::Known(port) => Some(GuestPort {
+            trust: Trust::Sealed,
+            ..port
+        }),
+        Binding::SealedName(_) => None,
+    };
+    let ports: Vec<GuestPort> = reading.bindings.iter().cloned().filter_map(sealed).collect();
+    // What does not fit this host any more is forgotten, which seals it too.
+    let bindings: BTreeMap<IfName, Binding> = fitting(host, &ports)
+        .into_iter()
+        .map(|port| (port.name.clone(), Binding::Known(port.clone())))
+        .collect();
+    let whole = kernel.ruleset(host, bindings.values())?;
+    kernel.make_stand(&whole, &reading.standing)?;
+    kernel.clear_resolved(&whole)?;
+    Ok(bindings)
+}
+
+/// A subnet that is in use elsewhere would be routed to the wrong side, or answered by the wrong machine.
+pub(super) fn refuse_taken_subnet(host: &HostPolicy, kernel: &Observer) -> Result<(), EnforceError> {
+    let subnet = host.bridge.subnet();
+    let networks = kernel.links.networks(&host.bridge.name)?;
+    match networks.into_iter().find(|(network, _)| network.overlaps(subnet)) {
+        None => Ok(()),
+        Some((taken, name)) => Err(EnforceError::SubnetTaken { subnet, taken, name }),
+    }
+}
