@@ -1,11 +1,12 @@
 //! One guest as the resolver knows it: what it may ask, what it has left, what it was told.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::budget::{Allowance, Budget, Limits};
 use crate::cache::Cache;
 use crate::domain::Allowed;
-use crate::judge::Mode;
+use crate::judge::{Mode, Why};
 
 /// Questions of one guest that wait for an upstream at once.
 const MOST_WAITING: usize = 64;
@@ -14,6 +15,9 @@ const TOLD: Allowance = Allowance {
     size: 50.0,
     refill: 10.0,
 };
+
+/// A kind of denial that was not told for so long is told however many others are.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// A guest that may ask.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(crate) struct Guest {
     pub(crate) epoch: u64,
     waiting: usize,
     told: (f64, Instant),
+    /// When each kind of denial was told last.
+    kinds: BTreeMap<Why, Instant>,
 }
 
 impl Guest {
@@ -40,6 +46,7 @@ impl Guest {
             epoch,
             waiting: 0,
             told: (TOLD.size, now),
+            kinds: BTreeMap::new(),
         }
     }
 
@@ -53,8 +60,14 @@ impl Guest {
         self.waiting = self.waiting.saturating_sub(1);
     }
 
-    /// Whether the daemon is to be told of one more denial.
-    pub(crate) fn tells(&mut self, now: Instant) -> bool {
+    /// Whether the daemon is to be told of one more denial. Many of one kind must not hide another kind.
+    pub(crate) fn tells(&mut self, why: Why, now: Instant) -> bool {
+        let last = self.kinds.insert(why, now);
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= QUIET) {
+            return true;
+        }
+        // Not told: the time of the last one that was stands.
+        self.kinds.extend(last.map(|last| (why, last)));
         let passed = now.saturating_duration_since(self.told.1).as_secs_f64();
         let left = (self.told.0 + passed * TOLD.refill).min(TOLD.size);
         let tells = left >= 1.0;

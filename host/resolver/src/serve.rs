@@ -266,7 +266,7 @@ impl Resolver {
     }
 
     fn deny(&self, guest: &mut Guest, from: Ipv4Addr, asked: &Asked, why: Why, now: Instant) {
-        if guest.tells(now) {
+        if guest.tells(why, now) {
             let name: String = asked.domain.to_string().chars().take(128).collect();
             self.say(FromResolver::Denied {
                 guest: from,

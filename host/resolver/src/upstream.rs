@@ -73,11 +73,11 @@ impl Upstreams {
             let modified = std::fs::metadata(&self.resolv_conf)
                 .and_then(|file| file.modified())
                 .ok();
-            if modified.is_none() || modified != read.modified {
-                if let Ok(text) = std::fs::read_to_string(&self.resolv_conf) {
-                    read.list = name_servers(&text);
-                    read.modified = modified;
-                }
+            if (modified.is_none() || modified != read.modified)
+                && let Ok(text) = std::fs::read_to_string(&self.resolv_conf)
+            {
+                read.list = name_servers(&text);
+                read.modified = modified;
             }
         }
         of_use(&read.list)
