@@ -34,7 +34,12 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("agent-runner", &["agentlab-channel", "agentlab-protocol"]),
     (
         "agentlab",
-        &["agentlab-api", "agentlab-client", "agentlab-config"],
+        &[
+            "agentlab-api",
+            "agentlab-client",
+            "agentlab-config",
+            "agentlab-protocol",
+        ],
     ),
     (
         "agentlabd",

@@ -61,6 +61,13 @@ impl CommandError {
         }
     }
 
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self::Refused {
+            message: message.into(),
+            hint: None,
+        }
+    }
+
     pub(crate) fn with_hint(mut self, text: impl Into<String>) -> Self {
         if let Self::Usage { hint, .. } | Self::Refused { hint, .. } | Self::NotFound { hint, .. } = &mut self
         {

@@ -4,6 +4,7 @@
 //!   main ──► arguments.rs ──► cmd/<noun>.rs ──► agentlab-client ──► agentlabd
 //!                                │  ├──► follow/  a job's events and output as one live view
 //!                                │  ├──► git/     bundles out of and into repositories, never running what is in them
+//!                                │  ├──► init/, doctor/  a Proxmox VE node or a host made ready, and looked at
 //!                                │  ├──► landing.rs  what guests made, into a directory of the operator's
 //!                                │  └──► printer.rs, terminal.rs (guests choose bytes; terminals obey bytes)
 //!                                └──► error.rs ──► exit.rs
@@ -11,10 +12,12 @@
 
 mod arguments;
 mod cmd;
+mod doctor;
 mod error;
 mod exit;
 mod follow;
 mod git;
+mod init;
 mod landing;
 mod output;
 mod printer;

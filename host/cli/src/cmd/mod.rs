@@ -3,7 +3,9 @@
 mod attach;
 mod completion;
 mod cp;
+mod doctor;
 mod exec;
+mod init;
 mod job;
 mod job_apply;
 mod job_artifacts;
@@ -45,6 +47,10 @@ pub(crate) enum Command {
     /// What sandboxes are made of and what they may do
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
+    /// Show, or make with --apply, what the daemon needs on a Proxmox VE node
+    Init(init::Init),
+    /// Look at everything on this host that can spoil a sandbox, and change nothing
+    Doctor(doctor::Doctor),
     /// Bridge and packet policy of this host (runs `agentlab-net`)
     #[command(disable_help_flag = true)]
     Net {
@@ -89,6 +95,8 @@ impl Command {
             Self::Completion(completion) => Some(completion.run(printer)),
             Self::Profile(profile::ProfileCommand::Validate(validate)) => Some(validate.run(printer)),
             Self::Status
+            | Self::Init(_)
+            | Self::Doctor(_)
             | Self::Job(_)
             | Self::Sandbox(_)
             | Self::Profile(_)
@@ -106,6 +114,8 @@ impl Command {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
         match self {
             Self::Status => status::run(context).await,
+            Self::Init(init) => init.run(context).await,
+            Self::Doctor(doctor) => doctor.run(context).await,
             Self::Job(command) => command.run(context).await,
             Self::Sandbox(command) => command.run(context).await,
             Self::Profile(command) => command.run(context).await,

@@ -1,0 +1,94 @@
+//! What the daemon says of itself, over its socket.
+
+use agentlab_api::StatusView;
+use agentlab_client::ClientError;
+use agentlab_config::BackendKind;
+
+use super::row::Row;
+use crate::output::size;
+
+/// Less is soon used up by a single job.
+const LITTLE_ROOM: u64 = 5 << 30;
+
+pub(crate) fn rows(status: &Result<StatusView, ClientError>, wanted: BackendKind) -> Vec<Row> {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            let next = error
+                .hint()
+                .unwrap_or_else(|| "systemctl status agentlabd".to_owned());
+            return vec![Row::fail("daemon", error.to_string(), next)];
+        }
+    };
+    let mut rows = vec![Row::ok("daemon", format!("agentlabd {}", status.version))];
+    let backend = &status.backend;
+    let expected = match wanted {
+        BackendKind::Qemu => "qemu",
+        BackendKind::Proxmox => "proxmox",
+        BackendKind::Shell => "shell",
+    };
+    if backend.kind == expected {
+        rows.push(Row::ok(
+            "back end",
+            format!("{} {}", backend.kind, backend.version),
+        ));
+    } else {
+        rows.push(Row::warn(
+            "back end",
+            format!(
+                "the daemon runs with {}, and config.yaml says {expected}",
+                backend.kind
+            ),
+            "systemctl restart agentlabd",
+        ));
+    }
+    if wanted == BackendKind::Qemu {
+        rows.extend(accelerator(status));
+        rows.push(templates(status));
+    }
+    let free = format!("{} free for artifacts", size(status.artifact_free_bytes));
+    rows.push(if status.artifact_free_bytes < LITTLE_ROOM {
+        Row::warn(
+            "room",
+            free,
+            "make room where `artifact_dir` is; uploads stop at `artifact_disk_floor_bytes`",
+        )
+    } else {
+        Row::ok("room", free)
+    });
+    rows.extend(
+        status
+            .alarms
+            .iter()
+            .map(|alarm| Row::fail("alarm", alarm.clone(), "journalctl -u agentlabd")),
+    );
+    rows
+}
+
+fn accelerator(status: &StatusView) -> Option<Row> {
+    let name = status.backend.accelerator.as_ref()?;
+    let reason = status.backend.accelerator_reason.clone();
+    Some(match (name.as_str(), reason) {
+        ("kvm", _) => Row::ok("kvm", "guests run under it"),
+        (_, Some(reason)) => Row::warn(
+            "kvm",
+            format!("guests are translated ({name}), which is slow: {reason}"),
+            "switch virtualisation on in the firmware, or nesting on in the hypervisor around this host",
+        ),
+        (_, None) => Row::ok("kvm", format!("{name}, as config.yaml says")),
+    })
+}
+
+fn templates(status: &StatusView) -> Row {
+    let names: Vec<String> = status
+        .backend
+        .templates
+        .iter()
+        .map(|one| format!("{} {} (runner {})", one.vmid, one.name, one.runner_version))
+        .collect();
+    if names.is_empty() {
+        Row::fail("template", "there is none", "agentlab template build demo")
+    } else {
+        Row::ok("template", names.join(", "))
+    }
+}

@@ -1,0 +1,251 @@
+//! A node as root sees it: what holds up clones, and what is left over.
+
+use std::collections::BTreeSet;
+
+use agentlab_api::Vmid;
+use agentlab_client::Client;
+use agentlab_config::Config;
+use serde_json::Value;
+
+use super::row::Row;
+use super::template;
+use crate::init::look::{Node, is_true, list, nics, option, text};
+use crate::init::programs::Programs;
+use crate::init::rows::quorum;
+use crate::init::settings::{NodeArguments, OfTemplates, templates};
+use crate::init::template_configs;
+
+/// Machines looked at one by one; each costs a call.
+const MOST_MACHINES: usize = 64;
+/// Where `local` keeps snippets.
+const SNIPPETS: &str = "/var/lib/vz/snippets";
+
+pub(crate) async fn rows(
+    arguments: &NodeArguments,
+    config: &Config,
+    node: &Node,
+    client: &Client,
+    programs: &Programs,
+    of_templates: &mut OfTemplates,
+) -> Vec<Row> {
+    let mut rows = vec![
+        Row::ok("node", format!("{}, Proxmox VE {}", node.name, node.version)),
+        quorum(node.quorate, node.nodes),
+    ];
+    let pool = config.proxmox.pool.as_deref().unwrap_or("agentlab");
+    let configs = template_configs(templates(arguments, config), node, programs).await;
+    for (vmid, config) in &configs {
+        rows.push(template::row(&template::Seen {
+            vmid: *vmid,
+            machine: node.machines.get(vmid),
+            config: config.as_ref().map_err(Clone::clone),
+            pool,
+        }));
+        if config.is_ok() {
+            rows.extend(features(*vmid, node, programs).await);
+        }
+    }
+    *of_templates = OfTemplates::of(configs.values().flatten());
+    rows.push(match programs.ask("/cluster/firewall/options", &[]).await {
+        Ok(options) => firewall(&options, &config.bridge),
+        Err(error) => Row::unknown("pve-firewall", error.to_string(), "pve-firewall status"),
+    });
+    rows.push(numbers(config, node, pool));
+    rows.extend(left_over(config, node, client, programs).await);
+    rows
+}
+
+/// What a template's storage can, in PVE's own words.
+async fn features(vmid: Vmid, node: &Node, programs: &Programs) -> Vec<Row> {
+    let home = node
+        .machines
+        .get(&vmid)
+        .map_or(node.name.as_str(), |machine| machine.node.as_str());
+    let path = format!("/nodes/{home}/qemu/{vmid}/feature");
+    let mut rows = Vec::new();
+    for (feature, lack) in [
+        (
+            "clone",
+            "makes no linked clones: every sandbox is a full copy, which is slow",
+        ),
+        ("snapshot", "takes no snapshots: sandboxes cannot be rolled back"),
+    ] {
+        rows.push(match programs.ask(&path, &["--feature", feature]).await {
+            Ok(answer) if is_true(answer.get("hasFeature")) => {
+                Row::ok("storage", format!("that of template {vmid} can do `{feature}`"))
+            }
+            Ok(_) => Row::warn(
+                "storage",
+                format!("that of template {vmid} {lack}"),
+                "keep templates on zfspool, lvmthin, rbd, or on dir with qcow2",
+            ),
+            Err(error) => Row::unknown(
+                "storage",
+                error.to_string(),
+                format!("pvesh get {path} --feature {feature}"),
+            ),
+        });
+    }
+    rows
+}
+
+/// PVE's own firewall filters what is forwarded as soon as it is on for the cluster.
+pub(crate) fn firewall(options: &Value, bridge: &str) -> Row {
+    if !is_true(options.get("enable")) {
+        return Row::ok("pve-firewall", "off");
+    }
+    Row::warn(
+        "pve-firewall",
+        "on: it sees what sandboxes send to this host and through it, and what our policy accepts it may still drop",
+        format!(
+            "let it accept what comes in from {bridge}, such as: pvesh create /nodes/NODE/firewall/rules --type in --action ACCEPT --iface {bridge} --enable 1"
+        ),
+    )
+}
+
+/// Machines of others with numbers of ours.
+fn numbers(config: &Config, node: &Node, pool: &str) -> Row {
+    let (first, last) = (config.vmid_first, config.vmid_last);
+    let others: Vec<String> = node
+        .machines
+        .iter()
+        .filter(|(vmid, machine)| (first..=last).contains(*vmid) && machine.pool.as_deref() != Some(pool))
+        .map(|(vmid, _)| vmid.to_string())
+        .collect();
+    if others.is_empty() {
+        return Row::ok("numbers", format!("{first} to {last} are the sandboxes' alone"));
+    }
+    Row::warn(
+        "numbers",
+        format!(
+            "machines outside of pool {pool} have numbers of the sandboxes: {}",
+            others.join(", ")
+        ),
+        "set `vmid_first` and `vmid_last` to a range nobody uses; pvesh set /cluster/options --next-id keeps PVE out of it",
+    )
+}
+
+async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Programs) -> Vec<Row> {
+    let known: Option<BTreeSet<Vmid>> = client
+        .sandboxes(false, None, None)
+        .await
+        .ok()
+        .map(|list| list.sandboxes.iter().map(|sandbox| sandbox.vmid).collect());
+    let ours = node
+        .machines
+        .iter()
+        .filter(|(vmid, _)| (config.vmid_first..=config.vmid_last).contains(*vmid));
+    let mut rows = Vec::new();
+    let mut looked_at = 0;
+    for (vmid, machine) in ours.take(MOST_MACHINES) {
+        looked_at += 1;
+        let path = format!("/nodes/{}/qemu/{vmid}", machine.node);
+        let is_known = known.as_ref().is_none_or(|known| known.contains(vmid));
+        match programs.ask(&format!("{path}/config"), &[]).await {
+            Ok(config) => rows.extend(of_machine(*vmid, &config, is_known)),
+            Err(error) => rows.push(Row::unknown(
+                "left over",
+                format!("{vmid}: {error}"),
+                "run it again",
+            )),
+        }
+        match programs.ask(&format!("{path}/snapshot"), &[]).await {
+            Ok(snapshots) => rows.extend(with_memory(*vmid, &snapshots)),
+            Err(error) => rows.push(Row::unknown(
+                "snapshots",
+                format!("{vmid}: {error}"),
+                "run it again",
+            )),
+        }
+    }
+    if let Ok(entries) = std::fs::read_dir(SNIPPETS) {
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        rows.extend(snippets(names, known.as_ref()));
+    }
+    if rows.is_empty() {
+        rows.push(Row::ok(
+            "left over",
+            format!("nothing among {looked_at} machines of ours"),
+        ));
+    }
+    rows
+}
+
+/// What a machine of ours should not have.
+pub(crate) fn of_machine(vmid: Vmid, config: &Value, is_known: bool) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let smbios = text(config, "smbios1").unwrap_or_default();
+    if !is_known && option(&smbios, "serial").is_some() {
+        rows.push(Row::warn(
+            "left over",
+            format!("{vmid} still has a seed in SMBIOS, and the daemon knows no such sandbox"),
+            format!("qm config {vmid}; when it is a sandbox nobody has, qm destroy {vmid} --purge"),
+        ));
+    }
+    if let Some((key, _)) = nics(config).find(|(_, value)| option(value, "firewall") == Some("1")) {
+        rows.push(Row::fail(
+            "fwbr",
+            format!("{vmid} has firewall=1 on {key}: with PVE's firewall on, our policy does not see it"),
+            "take it out of the template, and destroy this sandbox",
+        ));
+    }
+    rows
+}
+
+/// A snapshot with memory holds the secrets a job was given.
+pub(crate) fn with_memory(vmid: Vmid, snapshots: &Value) -> Option<Row> {
+    let names: Vec<String> = list(snapshots)
+        .filter(|snapshot| is_true(snapshot.get("vmstate")))
+        .filter_map(|snapshot| text(snapshot, "name"))
+        .collect();
+    (!names.is_empty()).then(|| {
+        Row::fail(
+            "snapshots",
+            format!(
+                "{vmid} has snapshots with memory, which hold whatever secrets it was given: {}",
+                names.join(", ")
+            ),
+            names
+                .iter()
+                .map(|name| format!("qm delsnapshot {vmid} {name}"))
+                .collect::<Vec<_>>()
+                .join("\n"),
+        )
+    })
+}
+
+/// Files that name a sandbox that is no more.
+fn snippets(names: impl Iterator<Item = String>, known: Option<&BTreeSet<Vmid>>) -> Option<Row> {
+    let known = known?;
+    let is_stale = |name: &String| {
+        let digits: String = name
+            .strip_prefix("agentlab-")
+            .unwrap_or_default()
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        digits.parse::<Vmid>().is_ok_and(|vmid| !known.contains(&vmid))
+    };
+    let stale: Vec<String> = names.filter(is_stale).collect();
+    (!stale.is_empty()).then(|| {
+        Row::warn(
+            "left over",
+            format!(
+                "seeds of sandboxes that are no more lie in {SNIPPETS}: {}",
+                stale.join(", ")
+            ),
+            format!(
+                "rm {}",
+                stale
+                    .iter()
+                    .map(|name| format!("{SNIPPETS}/{name}"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            ),
+        )
+    })
+}
+
+#[cfg(test)]
+#[path = "pve_tests.rs"]
+mod tests;

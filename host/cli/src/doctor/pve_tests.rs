@@ -1,0 +1,69 @@
+use serde_json::json;
+
+use super::*;
+use crate::doctor::row::State;
+
+fn vmid() -> Vmid {
+    1003.try_into().unwrap()
+}
+
+#[test]
+fn a_seed_of_a_sandbox_that_nobody_knows_is_left_over() {
+    let config = json!({
+        "smbios1": "uuid=7d2ab580-26da-44b3-8f0d-0395a2723def,base64=1,serial=YWwxOnNlZWQ=",
+        "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1",
+    });
+    assert_eq!(of_machine(vmid(), &config, true), []);
+    assert_eq!(of_machine(vmid(), &config, false).len(), 1);
+    assert_eq!(
+        of_machine(vmid(), &json!({ "smbios1": "uuid=7d2ab580" }), false),
+        []
+    );
+}
+
+#[test]
+fn a_nic_under_the_firewall_is_out_of_our_sight() {
+    let rows = of_machine(
+        vmid(),
+        &json!({ "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1" }),
+        true,
+    );
+    assert!(rows.len() == 1 && rows[0].state == State::Fail, "{rows:?}");
+}
+
+#[test]
+fn a_snapshot_with_memory_is_refused_by_name() {
+    let snapshots = json!([
+        { "name": "clean", "snaptime": 1 },
+        { "name": "live", "vmstate": 1 },
+        { "name": "current", "running": 0 },
+    ]);
+    let row = with_memory(vmid(), &snapshots).unwrap();
+    assert_eq!(row.state, State::Fail);
+    assert_eq!(row.next.as_deref(), Some("qm delsnapshot 1003 live"));
+    assert_eq!(with_memory(vmid(), &json!([{ "name": "current" }])), None);
+}
+
+#[test]
+fn snippets_of_sandboxes_that_are_no_more_are_named_and_others_left_alone() {
+    let names = [
+        "agentlab-1003.yaml",
+        "agentlab-1004-user.yaml",
+        "agentlab-notes",
+        "other-1004.yaml",
+    ];
+    let known = BTreeSet::from([vmid()]);
+    let row = snippets(names.iter().map(|name| (*name).to_owned()), Some(&known)).unwrap();
+    assert_eq!(
+        row.next.as_deref(),
+        Some("rm /var/lib/vz/snippets/agentlab-1004-user.yaml")
+    );
+    assert_eq!(snippets(names.iter().map(|name| (*name).to_owned()), None), None);
+}
+
+#[test]
+fn a_firewall_that_is_on_says_that_our_accept_is_not_final() {
+    assert_eq!(firewall(&json!({ "enable": "1" }), "vmbr1").state, State::Warn);
+    assert_eq!(firewall(&json!({ "enable": 0 }), "vmbr1").state, State::Ok);
+    assert_eq!(firewall(&json!({}), "vmbr1").state, State::Ok);
+}
