@@ -9,6 +9,7 @@
 
 mod answer;
 mod artifact;
+mod command;
 mod denial;
 mod door;
 mod limit;
@@ -18,17 +19,17 @@ mod work;
 use std::sync::Arc;
 
 use agentlab_engine::Engine;
+use agentlab_protocol::command::{COMMANDS_PATH, COMMANDS_PREFIX};
 use agentlab_protocol::message::{
     ACKNOWLEDGE_PATH, ARTIFACTS_PREFIX, HEARTBEAT_PATH, LOGS_PATH, REDEEM_PATH, REPORT_PATH, REPOSITORY_PATH,
-use agentlab_protocol::command::{COMMANDS_PATH, COMMANDS_PREFIX};
 };
 use axum::Router;
 use axum::middleware;
 use axum::routing::{get, post, put};
 
+pub(crate) use command::Commands;
 pub(crate) use door::SerialDoor;
 pub(crate) use limit::Limits;
-pub(crate) use command::Commands;
 pub(crate) use listener::{GuestListener, Guests};
 
 /// What guest handlers are given.
@@ -38,10 +39,10 @@ pub(crate) struct GuestEdge {
     pub(crate) engine: Arc<Engine>,
     /// How much one guest may ask at once.
     pub(crate) limits: Arc<Limits>,
-}
-
     /// What operators run in guests.
     pub(crate) commands: Arc<Commands>,
+}
+
 /// Which routes a listener has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Routes {
@@ -62,6 +63,8 @@ pub(crate) fn router(edge: GuestEdge, routes: Routes) -> Router {
             .route(ACKNOWLEDGE_PATH, post(work::acknowledge))
             .route(HEARTBEAT_PATH, post(work::heartbeat))
             .route(LOGS_PATH, post(work::logs))
+            .route(COMMANDS_PATH, get(command::listen))
+            .route(&format!("{COMMANDS_PREFIX}{{id}}"), post(command::open))
             .route(denial::PATH, get(denial::list))
             .route(REPORT_PATH, post(work::report));
     }
