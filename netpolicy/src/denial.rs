@@ -10,6 +10,7 @@ use crate::{HostPolicy, Trust};
 /// The metadata service of clouds, which agents and their tools look for by habit.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const DNS: u16 = 53;
+const DNS_OVER_TLS: u16 = 853;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
@@ -76,6 +77,8 @@ pub enum Refusal {
     HostService,
     /// The resolver, at a level that resolves nothing.
     Resolver,
+    /// A resolver other than the host's, whatever it answers over.
+    OtherResolver,
     /// Another guest.
     Neighbour,
     /// The metadata service of clouds; there is none here.
@@ -114,6 +117,9 @@ impl Refusal {
         }
         match trust {
             Trust::Sealed | Trust::BootstrapOnly | Trust::Off => Self::NoNetwork,
+            Trust::Allowlist(_) | Trust::Nat if matches!(packet.port, Some(DNS | DNS_OVER_TLS)) => {
+                Self::OtherResolver
+            }
             Trust::Allowlist(_) => Self::NotAllowed,
             Trust::Nat => Self::HostNetworkOrFlows,
         }
@@ -125,6 +131,7 @@ impl Refusal {
         match self {
             Self::HostService => "host_service",
             Self::Resolver => "resolver",
+            Self::OtherResolver => "other_resolver",
             Self::Neighbour => "neighbour",
             Self::Metadata => "metadata",
             Self::PrivateNetwork => "private_network",
@@ -142,6 +149,9 @@ impl Refusal {
                 "blocked by policy: sandboxes reach the host's bootstrap and artifact ports and nothing else of it"
             }
             Self::Resolver => "blocked by policy: names are resolved only with network mode nat or allowlist",
+            Self::OtherResolver => {
+                "blocked by policy: names are resolved by the host's resolver only, at the bridge address"
+            }
             Self::Neighbour => "blocked by policy: sandboxes do not reach each other",
             Self::Metadata => "blocked by policy: there is no metadata service here",
             Self::PrivateNetwork => {
@@ -207,6 +217,9 @@ mod tests {
             ("1.1.1.1", 443, &Trust::Off, Refusal::NoNetwork),
             ("1.1.1.1", 443, &allowlist, Refusal::NotAllowed),
             ("1.1.1.1", 443, &Trust::Nat, Refusal::HostNetworkOrFlows),
+            ("1.1.1.1", 53, &Trust::Nat, Refusal::OtherResolver),
+            ("1.1.1.1", 853, &allowlist, Refusal::OtherResolver),
+            ("1.1.1.1", 53, &Trust::Off, Refusal::NoNetwork),
         ] {
             assert_eq!(Refusal::of(&host(), trust, &packet(to, port)), why, "{to}:{port}");
         }

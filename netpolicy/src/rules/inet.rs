@@ -189,6 +189,7 @@ fn trust_chains(host: &HostPolicy) -> Vec<Chain> {
         if host.dns {
             rules.extend([resolver(Protocol::Udp), resolver(Protocol::Tcp)]);
         }
+        rules.extend(other_resolvers());
         rules.extend(ways_out);
         rules.push(Rule::new([], Goto("refuse")));
         rules
@@ -199,6 +200,25 @@ fn trust_chains(host: &HostPolicy) -> Vec<Chain> {
         chain("nat", leaving(through_uplink(host, &[]))),
         chain("allowlist", leaving(listed_ways(host))),
     ]
+}
+
+/// Whatever else is open: what is asked of another resolver is asked past the host's, which filters, limits and tells.
+fn other_resolvers() -> Vec<Rule> {
+    let other_resolver = |port, protocol| {
+        Rule::new(
+            [
+                Match::Ipv4(Is::Equal),
+                Match::TransportProtocol(protocol),
+                Match::DestinationPort(port),
+            ],
+            Action::Goto("refuse"),
+        )
+        .because("Resolver other than the host's")
+    };
+    [53, 853]
+        .into_iter()
+        .flat_map(|port| [Protocol::Udp, Protocol::Tcp].map(|protocol| other_resolver(port, protocol)))
+        .collect()
 }
 
 fn through_uplink(host: &HostPolicy, more: &[Match]) -> Vec<Rule> {
@@ -215,22 +235,7 @@ fn through_uplink(host: &HostPolicy, more: &[Match]) -> Vec<Rule> {
 /// Networks, networks with ports, and what names stand for at the moment. What began while its name stood for an address
 /// goes on when it does not any more: flows are cut when trust falls, not by time.
 fn listed_ways(host: &HostPolicy) -> Vec<Rule> {
-    // Whatever the list names: what is asked of another resolver is asked past the list.
-    let other_resolver = |protocol, port| {
-        Rule::new(
-            [
-                Match::Ipv4(Is::Equal),
-                Match::TransportProtocol(protocol),
-                Match::DestinationPort(port),
-            ],
-            Action::Goto("refuse"),
-        )
-        .because("Resolver other than the host's")
-    };
     let mut rules = Vec::new();
-    for port in [53, 853] {
-        rules.extend([Protocol::Udp, Protocol::Tcp].map(|protocol| other_resolver(protocol, port)));
-    }
     let to_network = [Selector::IpSource, Selector::IpDestination].as_slice();
     let to_port = [
         Selector::IpSource,

@@ -124,8 +124,8 @@ pub(crate) fn through_the_list(probes: &mut Probes) {
         ("DNS over TLS of an address that is on the list", "8.8.4.4:853"),
         ("DNS over TLS of an address that a name stands for", "8.8.8.8:853"),
     ] {
-        probes.tcp("S-37", format!("{what}, TCP"), NAT, to);
-        probes.udp("S-37", format!("{what}, UDP"), NAT, to);
+        probes.tcp("S-37", format!("{what}, TCP"), NEVER, to);
+        probes.udp("S-37", format!("{what}, UDP"), NEVER, to);
     }
 }
 
