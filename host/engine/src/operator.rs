@@ -23,6 +23,7 @@ impl Engine {
         let profile = request::profile(&self.shared.tunable().profiles, &request.profile)?.clone();
         let ttl_minutes = request::sandbox(&request, &profile)?;
         self.enforceable(&profile).await?;
+        self.secrets_are_there(&profile).await?;
         let occupied = self.inventory(&profile).await?;
         let waiting = Waiting {
             profile,
@@ -51,7 +52,7 @@ impl Engine {
         request::command(request, WORDS_BYTES)?;
         let record = self.select(selector).await?;
         let up = matches!(record.state, SandboxState::Ready | SandboxState::Running);
-        if up && !record.unwinding && record.acknowledged {
+        if up && !record.unwinding {
             return Ok(record.id);
         }
         let text = format!(

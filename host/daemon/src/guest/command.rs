@@ -22,7 +22,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::GuestEdge;
@@ -39,6 +39,8 @@ const ORDERS: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Commands {
     state: Mutex<Places>,
+    /// A guest has opened its request.
+    news: Notify,
     stopping: CancellationToken,
 }
 
@@ -66,6 +68,7 @@ impl Commands {
     pub(crate) fn new(stopping: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
+            news: Notify::new(),
             stopping,
         })
     }
@@ -82,14 +85,10 @@ impl Commands {
     ) -> Result<String, Problem> {
         let silent = |text: &str| Problem::new(ErrorCode::GuestSilent, text.to_owned());
         let id = random_id()?;
-        let orders = self
-            .state()
-            .listening
-            .get(&sandbox)
-            .map(|(_, orders)| orders.clone());
-        let orders = orders.ok_or_else(|| {
+        let orders = tokio::time::timeout(GUEST, self.listener(sandbox)).await;
+        let orders = orders.map_err(|_| {
             silent("The guest does not take commands").with_hint(
-                "its runner may still be on its way, or be older than this daemon: `agentlab-template build` bakes a new one",
+                "its runner may be older than this daemon: `agentlab-template build` bakes a new one",
             )
         })?;
         let (arrived, arrival) = oneshot::channel();
@@ -106,6 +105,17 @@ impl Commands {
         };
         self.state().opened.insert(id.clone(), opened);
         Ok(id)
+    }
+
+    /// Waits for a guest's open request: after a start, and after a restart of the daemon, it comes in a moment.
+    async fn listener(&self, sandbox: SandboxId) -> mpsc::Sender<CommandOrder> {
+        loop {
+            let news = self.news.notified();
+            if let Some((_, orders)) = self.state().listening.get(&sandbox) {
+                return orders.clone();
+            }
+            news.await;
+        }
     }
 
     /// Joins an operator's request to a guest's. `None`: no such command, or it was followed already.
@@ -181,6 +191,7 @@ pub(super) async fn listen(State(edge): State<GuestEdge>, Guest(session): Guest)
         state.listening.insert(session.sandbox, (number, orders));
         number
     };
+    commands.news.notify_waiters();
     let guard = Listening {
         commands: Arc::clone(&commands),
         sandbox: session.sandbox,
