@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agentlab_netpolicy::{
-    BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, Intent, Protocol, Trust, USUAL_DENIAL_GROUP,
-    plan,
+    BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, Intent, LinkNews, LinkWatch, PortChange,
+    Protocol, Trust, USUAL_DENIAL_GROUP, create_tap, plan,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -38,8 +38,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         })?;
         let text = ruleset.to_string();
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        enforcer.bind_all(&ports)?;
         for _ in 0..ROUNDS {
-            ours.push(timed(|| Ok(enforcer.bind_all(&ports)?))?);
+            run("nft", &["-f", "-"], NOTHING)?;
+            ours.push(timed(|| Ok(enforcer.make_stand()?))?);
         }
         for _ in 0..ROUNDS / 5 {
             theirs.push(timed(|| run("nft", &["-f", "-"], &text))?);
@@ -53,6 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         )?;
     }
     one_sandbox(&mut out, &mut enforcer)?;
+    appearance(&mut out, &mut enforcer)?;
     enforcer.verify()?;
     let mut verified = Vec::new();
     for _ in 0..ROUNDS / 5 {
@@ -91,6 +94,51 @@ fn one_sandbox(out: &mut impl Write, enforcer: &mut Enforcer) -> Result<(), Box<
     report(out, "one sandbox more, 1000 there", added, nft_added.clone())?;
     report(out, "the same, address used a moment ago", again, nft_added)?;
     report(out, "one sandbox less, 1000 there", removed, nft_removed)
+}
+
+/// A host without any policy of ours.
+const NOTHING: &str = "delete table bridge agentlab\ndelete table arp agentlab\ndelete table inet agentlab\n";
+
+/// From a port that appears on the bridge until it is bound: flags, forwarding and neighbour entry.
+fn appearance(out: &mut impl Write, enforcer: &mut Enforcer) -> Result<(), Box<dyn Error>> {
+    let mut watch = LinkWatch::open()?;
+    let mut bound = Vec::new();
+    for number in 2000..2050 {
+        let port = port(number)?;
+        enforcer.bind(&port)?;
+        let tap = create_tap(&port.name)?;
+        let enslave = format!("link set {} master vmbr1\n", port.name);
+        watch.news()?;
+        run("ip", &["-batch", "-"], &enslave)?;
+        // The event is in the socket by now: what is measured is what the daemon adds to it.
+        bound.push(timed(|| {
+            let LinkNews::Hints(hints) = watch.news()? else {
+                return Err("news were lost".into());
+            };
+            let mut changes = Vec::new();
+            for hint in hints {
+                changes.extend(enforcer.link_changed(&hint)?);
+            }
+            if changes == [PortChange::Bound(port.name.clone())] {
+                Ok(())
+            } else {
+                Err(format!("not bound: {changes:?}").into())
+            }
+        })?);
+        drop(tap);
+        if let LinkNews::Hints(hints) = watch.news()? {
+            for hint in hints {
+                enforcer.link_changed(&hint)?;
+            }
+        }
+    }
+    let (median, least) = middle_and_least(bound);
+    let (median, least) = (median.as_micros(), least.as_micros());
+    Ok(writeln!(
+        out,
+        "{:<40} {median:>9} {least:>9}",
+        "port appears, from event to bound"
+    )?)
 }
 
 fn element_change(verb: &str, port: &GuestPort) -> String {

@@ -9,6 +9,8 @@ use crate::{Cidr, GuestPort, GuestService, HostPolicy, IfName, Intent, rules};
 
 /// Ranges an agent subnet may lie in: RFC 1918 and the shared space of RFC 6598.
 const PRIVATE_NETWORKS: [&str; 4] = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16"];
+/// Entries of one allowlist. The kernel copies all of them, of all guests, for each one that is added.
+const MOST_DESTINATIONS: usize = 1000;
 /// A subnet smaller than this has no room for guests, a larger one would be a whole private range and more.
 const PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
 
@@ -106,6 +108,16 @@ pub enum PlanError {
         name: IfName,
         /// The trust level.
         trust: &'static str,
+    },
+    /// More entries than one allowlist may have.
+    #[error(
+        "Port `{name}` allows {count} networks, and {MOST_DESTINATIONS} is the most: name larger networks, or use trust `nat`"
+    )]
+    LongAllowlist {
+        /// The port.
+        name: IfName,
+        /// How many there are.
+        count: usize,
     },
     /// Entries of one allowlist that the kernel's interval sets cannot hold together, or an empty port range.
     #[error("Port `{name}` allows {first}, which {why} {second}")]
@@ -273,6 +285,12 @@ fn check_allowlist(port: &GuestPort) -> Result<(), PlanError> {
             second,
         })
     };
+    if destinations.len() > MOST_DESTINATIONS {
+        return Err(PlanError::LongAllowlist {
+            name: port.name.clone(),
+            count: destinations.len(),
+        });
+    }
     let mut sorted: Vec<_> = destinations.iter().collect();
     sorted.sort();
     sorted.dedup();

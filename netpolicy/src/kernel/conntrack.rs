@@ -14,10 +14,20 @@ const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_IP: u16 = 1;
 const IP_V4_SOURCE: u16 = 1;
 const IP_V4_DESTINATION: u16 = 2;
+const TUPLE_PROTO: u16 = 2;
+const PROTO_NUMBER: u16 = 1;
+const PROTO_DESTINATION_PORT: u16 = 3;
+const PROTOCOL_INFO: u16 = 4;
+const INFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+const ESTABLISHED: u8 = 3;
+const TCP: u8 = 6;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 const FILTER_ORIGINAL: u16 = 1;
+/// Compare protocol (bit 3) and destination port (bit 5) only.
+const BY_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
 /// Compare the source address only.
 const BY_SOURCE: u32 = 1;
 
@@ -83,6 +93,37 @@ fn delete(
         }
     }
     Ok(flows.len())
+}
+
+/// Destinations of the TCP flows to a port that are established, in one dump that the kernel filters: it walks its whole
+/// table for each, so one is asked for all guests.
+pub(crate) fn reached(socket: &mut NetfilterSocket, port: u16) -> Result<Vec<Ipv4Addr>, EnforceError> {
+    let mut transport = Vec::new();
+    put(&mut transport, PROTO_NUMBER, &[TCP]);
+    put(&mut transport, PROTO_DESTINATION_PORT, &port.to_be_bytes());
+    let mut tuple = Vec::new();
+    put_nested(&mut tuple, TUPLE_PROTO, &transport);
+    let mut filter = Vec::new();
+    put(&mut filter, FILTER_ORIGINAL, &BY_PROTOCOL_AND_PORT.to_ne_bytes());
+    let mut attributes = Vec::new();
+    put_nested(&mut attributes, TUPLE_ORIGINAL, &tuple);
+    put_nested(&mut attributes, FILTER, &filter);
+    let request = request(CONNTRACK, GET, INET, &attributes);
+    socket.dump("listing flows", &request, |_, _, flow| {
+        // A kernel before 5.8 ignores the filter, so it is asked again here.
+        let transport = flow.find(TUPLE_ORIGINAL)?.inside().find(TUPLE_PROTO)?.inside();
+        let protocol = *transport.find(PROTO_NUMBER)?.value.first()?;
+        let to = u16::from_be_bytes(*transport.find(PROTO_DESTINATION_PORT)?.value.first_chunk()?);
+        let state = flow
+            .find(PROTOCOL_INFO)?
+            .inside()
+            .find(INFO_TCP)?
+            .inside()
+            .find(TCP_STATE)?;
+        let lives = state.value.first() == Some(&ESTABLISHED);
+        let (_, destination) = ends(flow)?;
+        (protocol == TCP && to == port && lives).then_some(destination)
+    })
 }
 
 /// Who began it, and towards whom.

@@ -288,7 +288,7 @@ impl Enforcer {
             for link in self.kernel.links.ports(&self.host.bridge.name)? {
                 self.repair_port(&link)?;
             }
-            self.replace()?;
+            self.make_stand()?;
             let has_bridge = self.kernel.links.find(&self.host.bridge.name)?.is_some();
             self.ready_links()?;
             if !has_bridge {
@@ -316,6 +316,14 @@ impl Enforcer {
             }
         }
         Ok(())
+    }
+
+    /// Bound ports whose guests somebody has a TCP flow to at this port: whoever is logged in is not idle. One walk of the
+    /// kernel's flows, for all of them.
+    pub fn reached(&mut self, port: u16) -> Result<BTreeSet<IfName>, EnforceError> {
+        let addresses = conntrack::reached(&mut self.kernel.netfilter, port)?;
+        let reached = self.known().filter(|known| addresses.contains(&known.address));
+        Ok(reached.map(|port| port.name.clone()).collect())
     }
 
     /// What was refused so far, most frequent first.
@@ -430,13 +438,14 @@ impl Enforcer {
                 tracing::warn!(%error, "a change was refused, the whole policy is replaced");
                 let before = self.bindings.clone();
                 note(&mut self.bindings);
-                self.replace().inspect_err(|_| self.bindings = before)
+                self.make_stand().inspect_err(|_| self.bindings = before)
             }
             Err(other) => Err(other),
         }
     }
 
-    fn replace(&mut self) -> Result<(), EnforceError> {
+    /// Makes the tables stand, whatever is there instead: a part of [`Self::verify`], which looks at links as well.
+    pub fn make_stand(&mut self) -> Result<(), EnforceError> {
         let mut whole = self.kernel.ruleset(&self.host, self.bindings.values())?;
         self.keep_resolved(&mut whole)?;
         let standing = Standing::read(&mut self.kernel.netfilter)?;

@@ -58,6 +58,14 @@ pub enum EnforceError {
         /// The name.
         name: IfName,
     },
+    /// A table of our name that we did not make.
+    #[error(
+        "Table {family} agentlab is somebody else's, it has no chain of ours: remove it with `nft delete table {family} agentlab`"
+    )]
+    ForeignTable {
+        /// Its family.
+        family: &'static str,
+    },
     /// The uplink does not exist.
     #[error(
         "Uplink `{name}` does not exist: name the interface that leads to the Internet, as `ip route` shows it"

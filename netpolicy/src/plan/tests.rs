@@ -63,6 +63,25 @@ fn user_ids_that_would_cut_off_root_or_nobody_are_refused() {
 }
 
 #[test]
+fn ten_thousand_entries_of_an_allowlist_are_refused_at_once() {
+    let destination = |number: u32| Destination {
+        network: crate::Cidr::containing(Ipv4Addr::from_bits(0x0100_0000 + number), 32),
+        ports: None,
+    };
+    let list = |count| Trust::Allowlist((0..count).map(destination).collect());
+    let error = refusal(|intent| intent.ports[0].trust = list(10_000));
+    assert!(
+        matches!(error, PlanError::LongAllowlist { count: 10_000, .. }),
+        "{error}"
+    );
+    let fitting = Intent {
+        host: host(),
+        ports: vec![port(1, list(1000))],
+    };
+    assert!(plan(&fitting).unwrap().element_count() > 1000);
+}
+
+#[test]
 fn denied_networks_never_overlap_and_the_larger_one_stays() {
     let mut ruleset = super::skeleton(&host());
     let networks = [

@@ -150,7 +150,11 @@ mod tests {
                 "flush chain inet agentlab forward",
                 "rule 1 of chain forward",
             ),
-            ("nft", "add rule inet agentlab nat counter", "rule 7 of chain nat"),
+            (
+                "nft",
+                "add rule inet agentlab nat counter",
+                " of chain nat of table inet agentlab",
+            ),
             (
                 "nft",
                 "insert rule inet agentlab guest_forward accept",
@@ -446,6 +450,24 @@ mod tests {
         })
         .unwrap();
         assert_eq!(theirs(&host), before);
+    }
+
+    #[test]
+    fn a_table_of_our_name_that_somebody_else_made_is_left_alone() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let theirs = "table inet agentlab {\nchain forward {\ntype filter hook forward priority -100; policy accept;\n\
+                      iifname \"vmbr1\" drop\n}\n}\n";
+        host.run("nft", &["-f", "-"], theirs).unwrap();
+        let before = listing(&host);
+        let refused = host.enter(|| Enforcer::start(host_policy().unwrap())).unwrap();
+        assert!(
+            matches!(refused, Err(EnforceError::ForeignTable { family: "inet" })),
+            "{refused:?}"
+        );
+        assert_eq!(listing(&host), before);
     }
 
     #[test]

@@ -233,6 +233,35 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_somebody_is_logged_in_to_is_known_and_the_others_are_not() {
+        if skipped() {
+            return;
+        }
+        let mut lab = trusted(Trust::Off);
+        let reached = |lab: &mut Lab| lab.enforce(|enforcer| Ok(enforcer.reached(22)?)).unwrap();
+        assert!(reached(&mut lab).is_empty());
+        let (login, other) = lab
+            .tail
+            .enter(|| {
+                (
+                    TcpStream::connect("10.77.0.11:22").unwrap(),
+                    TcpStream::connect("10.77.0.12:22").unwrap(),
+                )
+            })
+            .unwrap();
+        let both = ["tap1000i0", "tap1001i0"].map(name);
+        assert!(reached(&mut lab).iter().eq(&both));
+        drop(other);
+        // Nobody reads at the other end, which only the kernel knows of.
+        let patient = Instant::now() + Duration::from_secs(5);
+        while reached(&mut lab).len() > 1 && Instant::now() < patient {
+            thread::yield_now();
+        }
+        assert!(reached(&mut lab).iter().eq(&both[..1]));
+        drop(login);
+    }
+
+    #[test]
     fn a_recycled_address_inherits_no_flow() {
         if skipped() {
             return;

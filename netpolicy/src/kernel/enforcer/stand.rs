@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::binding::Binding;
 use crate::kernel::error::EnforceError;
 use crate::kernel::observer::Observer;
-use crate::kernel::standing::Standing;
+use crate::kernel::standing::{FAMILIES, Standing};
 use crate::plan::fitting;
 use crate::{GuestPort, HostPolicy, IfName, Trust};
 
@@ -17,7 +17,9 @@ pub(super) fn stand_or_seal(
 ) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
     let reading = kernel.read()?;
     let expected = kernel.ruleset(host, reading.bindings.iter())?;
-    let drifts = Standing::of(&expected)?.drift(&reading.standing);
+    let wanted = Standing::of(&expected)?;
+    refuse_foreign_tables(&wanted, &reading.standing)?;
+    let drifts = wanted.drift(&reading.standing);
     let Some(first) = drifts.first() else {
         return Ok(reading
             .bindings
@@ -43,6 +45,23 @@ pub(super) fn stand_or_seal(
     kernel.make_stand(&whole, &reading.standing)?;
     kernel.clear_resolved(&whole)?;
     Ok(bindings)
+}
+
+/// A table of our name without any chain of ours was made by somebody who means something else by it.
+fn refuse_foreign_tables(wanted: &Standing, seen: &Standing) -> Result<(), EnforceError> {
+    for (number, family) in FAMILIES {
+        let (Some(wanted), Some(seen)) = (wanted.tables.get(&number), seen.tables.get(&number)) else {
+            continue;
+        };
+        // Others may call a chain the same, but hardly a set as well.
+        let ours = seen.chains.keys().any(|name| {
+            wanted.chains.contains_key(name) && seen.sets.keys().any(|set| wanted.sets.contains_key(set))
+        });
+        if !seen.chains.is_empty() && !ours {
+            return Err(EnforceError::ForeignTable { family });
+        }
+    }
+    Ok(())
 }
 
 /// A subnet that is in use elsewhere would be routed to the wrong side, or answered by the wrong machine.
