@@ -30,6 +30,8 @@ use crate::link::{Link, LinkError};
 const MOST: usize = 8;
 /// Between two requests for orders.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long the last frame may take to its operator.
+const FAREWELL: Duration = Duration::from_secs(30);
 /// Pieces of output on their way to the host.
 const PIECES: usize = 4;
 
@@ -67,14 +69,14 @@ pub async fn serve(link: Link, layout: Layout) -> Infallible {
 async fn run(link: Link, layout: Layout, order: CommandOrder, full: bool) {
     let (output, pieces) = mpsc::channel(PIECES);
     // Nobody waits for it any more, or the host is away: nothing was begun.
-    let Ok(input) = link.command(&order.id, pieces).await else {
+    let Ok(mut input) = link.command(&order.id, pieces).await else {
         return;
     };
     let last = if full {
         Frame::Failed(format!("{MOST} commands run here already"))
     } else {
         match Program::start(&order, &layout, &user(&order, &layout)) {
-            Ok(program) => match converse(program, input, &output).await {
+            Ok(program) => match converse(program, &mut input, &output).await {
                 Some(last) => last,
                 None => return,
             },
@@ -82,6 +84,10 @@ async fn run(link: Link, layout: Layout, order: CommandOrder, full: bool) {
         }
     };
     let _ = output.send(Bytes::from(last.encode())).await;
+    drop(output);
+    // Letting go of the answer now would cancel the request, and with it what is not sent yet. The operator ends it.
+    let ended = async { while let Some(Ok(_)) = input.frame().await {} };
+    let _ = tokio::time::timeout(FAREWELL, ended).await;
 }
 
 fn user(order: &CommandOrder, layout: &Layout) -> AgentUser {
@@ -98,7 +104,7 @@ fn user(order: &CommandOrder, layout: &Layout) -> AgentUser {
 }
 
 /// Carries frames until the program has ended; `None` when its operator went first, and the program with him.
-async fn converse(program: Program, input: Incoming, output: &mpsc::Sender<Bytes>) -> Option<Frame> {
+async fn converse(program: Program, input: &mut Incoming, output: &mpsc::Sender<Bytes>) -> Option<Frame> {
     let (mut program, mut pipes) = program.split();
     let mut gone = std::pin::pin!(feed(input, &mut pipes.input));
     let mut ended = std::pin::pin!(async {
@@ -114,7 +120,7 @@ async fn converse(program: Program, input: Incoming, output: &mpsc::Sender<Bytes
 }
 
 /// Hands input on. Returns only when the operator is gone: the end of a command's input does not end the command.
-async fn feed(mut input: Incoming, into: &mut program::Input) {
+async fn feed(input: &mut Incoming, into: &mut program::Input) {
     let mut frames = FrameReader::default();
     loop {
         let frame = match input.frame().await {

@@ -118,6 +118,27 @@ impl Commands {
         }
     }
 
+    /// Who waits for a guest to stand by for this command. A guest gets what was ordered of itself.
+    fn take(&self, id: &str, sandbox: SandboxId) -> Option<oneshot::Sender<Opened>> {
+        let mut state = self.state();
+        if state.ordered.get(id).is_none_or(|(owner, _)| *owner != sandbox) {
+            return None;
+        }
+        state.ordered.remove(id).map(|(_, arrived)| arrived)
+    }
+
+    /// Takes orders for a guest, in place of whoever did before.
+    fn register(&self, sandbox: SandboxId) -> (u64, mpsc::Receiver<CommandOrder>) {
+        let (orders, incoming) = mpsc::channel(ORDERS);
+        let mut state = self.state();
+        state.next += 1;
+        let number = state.next;
+        state.listening.insert(sandbox, (number, orders));
+        drop(state);
+        self.news.notify_waiters();
+        (number, incoming)
+    }
+
     /// Joins an operator's request to a guest's. `None`: no such command, or it was followed already.
     pub(crate) fn follow(&self, id: &str, input: Body) -> Option<Body> {
         let opened = self.state().opened.remove(id)?;
@@ -182,16 +203,8 @@ impl Drop for Listening {
 
 /// The guest's open request: one line for each command.
 pub(super) async fn listen(State(edge): State<GuestEdge>, Guest(session): Guest) -> Response {
-    let (orders, incoming) = mpsc::channel(ORDERS);
     let commands = Arc::clone(&edge.commands);
-    let number = {
-        let mut state = commands.state();
-        state.next += 1;
-        let number = state.next;
-        state.listening.insert(session.sandbox, (number, orders));
-        number
-    };
-    commands.news.notify_waiters();
+    let (number, incoming) = commands.register(session.sandbox);
     let guard = Listening {
         commands: Arc::clone(&commands),
         sandbox: session.sandbox,
@@ -219,15 +232,7 @@ pub(super) async fn open(
 ) -> Result<Response, Refused> {
     let gone = || Refused::new(StatusCode::NOT_FOUND, "nobody waits for this command");
     let commands = &edge.commands;
-    let arrived = {
-        let mut state = commands.state();
-        let owned = state
-            .ordered
-            .get(&id)
-            .is_some_and(|(sandbox, _)| *sandbox == session.sandbox);
-        if owned { state.ordered.remove(&id) } else { None }
-    };
-    let (_, arrived) = arrived.ok_or_else(gone)?;
+    let arrived = commands.take(&id, session.sandbox).ok_or_else(gone)?;
     let (input, followed) = oneshot::channel();
     let opened = Opened {
         output: request.into_body(),
@@ -240,5 +245,73 @@ pub(super) async fn open(
     match followed {
         Ok(Ok(input)) => Ok(input.into_response()),
         Ok(Err(_)) | Err(_) => Err(gone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    fn request() -> CommandRequest {
+        CommandRequest {
+            words: vec!["true".to_owned()],
+            user: CommandUser::Agent,
+            directory: None,
+            terminal: None,
+        }
+    }
+
+    async fn text(body: Body) -> String {
+        String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_command_joins_its_own_guest_and_its_operator_once() {
+        let commands = Commands::new(CancellationToken::new());
+        let (mine, other) = (SandboxId::from_bytes([1; 16]), SandboxId::from_bytes([2; 16]));
+        let guest = async {
+            // The guest comes after its operator.
+            tokio::task::yield_now().await;
+            let (_, mut orders) = commands.register(mine);
+            let order = orders.recv().await.unwrap();
+            assert_eq!(order.words, ["true"]);
+            assert!(
+                commands.take(&order.id, other).is_none(),
+                "another guest's command"
+            );
+            let arrived = commands.take(&order.id, mine).unwrap();
+            assert!(commands.take(&order.id, mine).is_none(), "taken twice");
+            let (input, followed) = oneshot::channel();
+            let output = Body::from("from the guest");
+            arrived.send(Opened { output, input }).unwrap();
+            text(followed.await.unwrap()).await
+        };
+        let operator = async {
+            let id = commands.create(mine, request()).await.unwrap();
+            let output = commands.follow(&id, Body::from("to the guest")).unwrap();
+            assert!(commands.follow(&id, Body::empty()).is_none(), "followed twice");
+            text(output).await
+        };
+        let (heard, seen) = tokio::join!(guest, operator);
+        assert_eq!(
+            (heard.as_str(), seen.as_str()),
+            ("to the guest", "from the guest")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_does_not_answer_costs_its_operator_a_moment_and_leaves_nothing() {
+        let commands = Commands::new(CancellationToken::new());
+        let sandbox = SandboxId::from_bytes([1; 16]);
+        let absent = commands.create(sandbox, request()).await.unwrap_err();
+        assert_eq!(absent.code, ErrorCode::GuestSilent);
+        let (_, orders) = commands.register(sandbox);
+        let silent = commands.create(sandbox, request()).await.unwrap_err();
+        assert_eq!(silent.code, ErrorCode::GuestSilent);
+        drop(orders);
+        let state = commands.state();
+        assert!(state.ordered.is_empty() && state.opened.is_empty());
     }
 }
