@@ -50,7 +50,7 @@ impl Denials {
         let known = of.recent.iter().position(|denied| denied.target == target);
         let mut denied = known
             .and_then(|place| of.recent.remove(place))
-            .unwrap_or_else(|| Denied {
+            .unwrap_or(Denied {
                 vmid,
                 target,
                 rule,
