@@ -1,7 +1,7 @@
 //! What AgentLab asks of a hypervisor. One trait family, several answers, one contract suite.
 //!
 //! ```text
-//!   engine ──► Backend = Machines + Seeds + Channels + Volumes + Snapshots
+//!   engine ──► Backend = Machines + Seeds + Channels + Volumes + Snapshots + Agents
 //!                │
 //!                ├── qemu/   drives QEMU itself over QMP (feature `qemu`)
 //!                ├── fake/   in memory, with fault injection (feature `fake`)
@@ -26,13 +26,16 @@ pub mod qemu;
 #[cfg(feature = "shell")]
 pub mod shell;
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{BackendError, Result};
 pub use machine::{
-    BackendInfo, Capabilities, CloneSpec, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp, Storage,
-    Template, Usage,
+    BackendInfo, Capabilities, CloneSpec, Executed, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp,
+    Storage, Template, Usage,
 };
 
 #[cfg(any(feature = "proxmox", feature = "shell"))]
@@ -164,9 +167,33 @@ pub trait Snapshots: Send + Sync {
     }
 }
 
+/// The hypervisor's own agent inside a guest, where it has one. Our runner needs none of it; it is for a look into guests
+/// that our runner is not, or not yet, in. What it says is the guest's word.
+#[async_trait]
+pub trait Agents: Send + Sync {
+    /// Whether it answers.
+    async fn agent_answers(&self, _of: Vmid) -> Result<bool> {
+        Err(BackendError::Unsupported { what: "guest agent" })
+    }
+    /// Addresses of the interface with the machine's own Ethernet address: not those of bridges inside the guest.
+    async fn agent_addresses(&self, _of: Vmid) -> Result<Vec<IpAddr>> {
+        Err(BackendError::Unsupported { what: "guest agent" })
+    }
+    /// Executes a program in the guest and waits for its end. No shell is involved unless the program is one.
+    async fn agent_execute(
+        &self,
+        _in_guest: Vmid,
+        _stamp: &Stamp,
+        _program: &[String],
+        _patience: Duration,
+    ) -> Result<Executed> {
+        Err(BackendError::Unsupported { what: "guest agent" })
+    }
+}
+
 /// What the engine holds as `Arc<dyn Backend>`.
 #[async_trait]
-pub trait Backend: Machines + Seeds + Channels + Volumes + Snapshots {
+pub trait Backend: Machines + Seeds + Channels + Volumes + Snapshots + Agents {
     /// Kind, version, accelerator and what it can do.
     async fn info(&self) -> Result<BackendInfo>;
 

@@ -188,3 +188,16 @@ pub struct Storage {
     /// What each machine has written to its disk.
     pub written: Vec<(Vmid, u64)>,
 }
+
+/// What became of a program in a guest. The guest's word, and its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Executed {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i64>,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+    /// Whether there was more than is shown.
+    pub truncated: bool,
+}

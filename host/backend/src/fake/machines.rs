@@ -5,8 +5,8 @@ use async_trait::async_trait;
 
 use super::{CHANNEL_BUFFER, Call, Entry, Fake, KIND};
 use crate::{
-    Backend, BackendError, BackendInfo, ByteStream, Channels, CloneSpec, Machine, Machines, Power, PowerOn,
-    Result, Seeds, Shape, Snapshots, Stamp, Template, Usage, Volumes,
+    Agents, Backend, BackendError, BackendInfo, ByteStream, Channels, CloneSpec, Machine, Machines, Power,
+    PowerOn, Result, Seeds, Shape, Snapshots, Stamp, Template, Usage, Volumes,
 };
 
 fn refused(action: &'static str, vmid: Vmid, reason: &str) -> BackendError {
@@ -348,6 +348,7 @@ impl Channels for Fake {
 
 impl Volumes for Fake {}
 impl Snapshots for Fake {}
+impl Agents for Fake {}
 
 #[async_trait]
 impl Backend for Fake {

@@ -73,6 +73,7 @@ pub(super) async fn ask(http: &Http, server: &dyn InProcess, request: &Request) 
         Ok(Some(said)) => Ok(Answer {
             status: said.status,
             reason: said.reason,
+            date: None,
             body: said.body,
         }),
         Ok(None) => Err(Lost::Unanswered("the connection broke off".to_owned())),

@@ -4,9 +4,11 @@
 //!   Pve over Rest ─┬─ request   a change or a question as method, target and JSON
 //!                 ├─ http      connections, calls per node, what was lost and what that means
 //!                 │    └─ trust    the certificate that is believed
+//!                 ├─ examine   the same calls for whoever examines a server, answers as they came
 //!                 └─ task      the UPID of an answer, followed to its end
 //! ```
 
+mod examine;
 mod http;
 #[cfg(feature = "in-process")]
 mod in_process;
@@ -18,15 +20,17 @@ mod trust;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentlab_api::Vmid;
 use async_trait::async_trait;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+pub use examine::{Answered, Examiner};
 #[cfg(feature = "in-process")]
 pub use in_process::{Asked, InProcess, Said, connect_in_process};
 pub use settings::{ApiToken, ApiUrl, Fingerprint, ProxmoxSettings, Trust};
 
-use crate::pve::{Change, Kind, Pve, Read, Refusal, Wire, with_jitter};
+use crate::pve::{Change, Kind, Pve, Read, Refusal, Wire, number, truth, with_jitter};
 use crate::{Backend, BackendError};
 use http::{Http, Lost};
 use request::Request;
@@ -189,6 +193,49 @@ impl Wire for Rest {
                 Ok(Value::Null)
             }
             None => Ok(data),
+        }
+    }
+
+    async fn ping(&self, node: &str, vmid: Vmid) -> Result<(), Refusal> {
+        self.call(&Request::ping(node, vmid)).await.map(drop)
+    }
+
+    async fn execute(
+        &self,
+        node: &str,
+        vmid: Vmid,
+        program: &[String],
+        patience: Duration,
+    ) -> Result<Value, Refusal> {
+        let until = Instant::now() + patience;
+        let begun = self.call(&Request::execute(node, vmid, program)).await;
+        let begun = begun.map_err(|refusal| {
+            if refusal.kind != Kind::Unknown {
+                return refusal;
+            }
+            // PVE cannot write down what the agent says of a program that is not there.
+            let name = program.first().map_or("", String::as_str);
+            let words = format!("{refusal}; most likely the guest has no program `{name}`");
+            Refusal::new(Kind::Other, words)
+        })?;
+        let pid = begun.get("pid").cloned().unwrap_or_default();
+        let pid = number(&pid).ok_or_else(|| Refusal::unknown("the agent names no process"))?;
+        let mut wait = task::FIRST_LOOK;
+        loop {
+            sleep(with_jitter(wait)).await;
+            // Whoever reads the end takes it away: an answer that is lost cannot be had again.
+            let answer = self.once(&Request::executed(node, vmid, pid)).await;
+            let answer = answer.map_err(|lossy| lossy.refusal)?;
+            if answer.get("exited").and_then(truth).unwrap_or(false) {
+                return Ok(answer);
+            }
+            if Instant::now() >= until {
+                let seconds = patience.as_secs();
+                return Err(Refusal::unknown(format!(
+                    "process {pid} did not end within {seconds} s"
+                )));
+            }
+            wait = wait.mul_f64(1.5).min(task::SLOWEST_LOOK);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use agentlab_api::Vmid;
 use http::Method;
 use serde_json::{Map, Value};
 
@@ -44,6 +45,28 @@ impl Request {
             target: target(path, &[]),
             body: Some(Value::Object(values).to_string()),
         }
+    }
+
+    pub(crate) fn ping(node: &str, vmid: Vmid) -> Self {
+        Self::with_body(
+            Method::POST,
+            &format!("/nodes/{node}/qemu/{vmid}/agent/ping"),
+            Vec::new(),
+        )
+    }
+
+    /// A list, because PVE takes a single text for the name of the program with all that follows.
+    pub(crate) fn execute(node: &str, vmid: Vmid, program: &[String]) -> Self {
+        Self {
+            method: Method::POST,
+            target: target(&format!("/nodes/{node}/qemu/{vmid}/agent/exec"), &[]),
+            body: Some(serde_json::json!({ "command": program }).to_string()),
+        }
+    }
+
+    pub(crate) fn executed(node: &str, vmid: Vmid, pid: u64) -> Self {
+        let read = Read::new(format!("/nodes/{node}/qemu/{vmid}/agent/exec-status"));
+        Self::read(&read.with("pid", pid))
     }
 
     /// How a change is asked for on a node.

@@ -88,6 +88,11 @@ impl Fields {
         self.0.get(key).and_then(truth).unwrap_or(false)
     }
 
+    /// The objects of a list in it.
+    pub(crate) fn objects(&self, key: &str) -> Vec<Self> {
+        self.0.get(key).cloned().and_then(Self::list).unwrap_or_default()
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }

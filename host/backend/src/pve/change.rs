@@ -32,6 +32,10 @@ impl Read {
         Self::new(format!("/nodes/{node}/qemu/{vmid}/status/current"))
     }
 
+    pub(crate) fn interfaces(node: &str, vmid: Vmid) -> Self {
+        Self::new(format!("/nodes/{node}/qemu/{vmid}/agent/network-get-interfaces"))
+    }
+
     pub(crate) fn machines(node: &str) -> Self {
         Self::new(format!("/nodes/{node}/qemu"))
     }

@@ -15,6 +15,7 @@
 //! PVE's own list of machines shows only what the asker may see, so that a machine is gone is believed only of
 //! `nextid`, which tells every asker what number is free in the whole cluster.
 
+mod agent;
 mod answer;
 mod change;
 mod clone;
@@ -42,6 +43,8 @@ use tokio::time::{Instant, sleep};
 use crate::{Backend, BackendError, BackendInfo, ByteStream, Capabilities, Channels, Machine, Result, Stamp};
 
 pub(crate) use answer::Fields;
+#[cfg(feature = "proxmox")]
+pub(crate) use answer::{number, truth};
 #[cfg(test)]
 pub(crate) use change::PowerWord;
 pub(crate) use change::{Change, Read, Values, pair};

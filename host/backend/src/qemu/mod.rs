@@ -45,7 +45,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::{Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Storage, Volumes};
+use crate::{
+    Agents, Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Storage, Volumes,
+};
 use accelerator::{Accelerator, Programs};
 use monitor::Monitor;
 use probe::{Prober, Verdict};
@@ -308,6 +310,7 @@ impl Qemu {
 
 impl Volumes for Qemu {}
 impl Snapshots for Qemu {}
+impl Agents for Qemu {}
 
 #[async_trait]
 impl Backend for Qemu {

@@ -1,6 +1,10 @@
 //! Changes and questions as arguments. Never a line for a shell: what a description holds is one argument, whatever it
 //! looks like.
 
+use std::time::Duration;
+
+use agentlab_api::Vmid;
+
 use crate::pve::{Change, Read, Refusal, Values};
 
 /// A program with its arguments.
@@ -40,8 +44,21 @@ impl Argv {
         argv.option("output-format", "json")
     }
 
+    pub(crate) fn ping(vmid: Vmid) -> Self {
+        Self::new("qm", &["agent", &vmid.to_string(), "ping"])
+    }
+
+    /// `qm` waits for the end itself.
+    pub(crate) fn execute(vmid: Vmid, program: &[String], patience: Duration) -> Self {
+        let mut argv =
+            Self::new("qm", &["guest", "exec", &vmid.to_string()]).option("timeout", patience.as_secs());
+        argv.arguments.push("--".to_owned());
+        argv.arguments.extend(program.iter().cloned());
+        argv
+    }
+
     pub(crate) fn change(change: &Change) -> Self {
-        let qm = |verb: &str, vmid: &agentlab_api::Vmid| Self::new("qm", &[verb, &vmid.to_string()]);
+        let qm = |verb: &str, vmid: &Vmid| Self::new("qm", &[verb, &vmid.to_string()]);
         let also = |mut argv: Self, argument: &str| {
             argv.arguments.push(argument.to_owned());
             argv

@@ -117,6 +117,11 @@ fn changes_are_asked_for_in_the_words_that_genuine_nodes_took() {
             assert_eq!(words(Argv::change(change)), asked, "{note}");
             assert_eq!(line["exit"], 0, "{note}");
         }
+        let ping = recorded(text, "agent up");
+        assert_eq!(
+            serde_json::to_value(words(Argv::ping(vmid(420)))).unwrap(),
+            ping["argv"]
+        );
         let missing = Read::new("/nodes/pve9/qemu/9999/config");
         let mut asked = words(Argv::read(&missing));
         let line = recorded(text, "pvesh on a missing VM");

@@ -13,6 +13,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentlab_api::Vmid;
 use async_trait::async_trait;
 use serde_json::Value;
 use tokio::process::Command;
@@ -145,5 +146,22 @@ impl Wire for Shell {
             | Change::DeleteSnapshot { .. }
             | Change::Free { .. } => Ok(Value::Null),
         }
+    }
+
+    async fn ping(&self, _node: &str, vmid: Vmid) -> Result<(), Refusal> {
+        self.run(&Argv::ping(vmid), READ).await.map(drop)
+    }
+
+    async fn execute(
+        &self,
+        _node: &str,
+        vmid: Vmid,
+        program: &[String],
+        patience: Duration,
+    ) -> Result<Value, Refusal> {
+        let text = self
+            .run(&Argv::execute(vmid, program, patience), patience + READ)
+            .await?;
+        serde_json::from_str(&text).map_err(|error| Refusal::unknown(format!("qm answered no JSON: {error}")))
     }
 }

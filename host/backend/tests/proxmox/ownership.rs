@@ -295,3 +295,45 @@ async fn many_are_made_at_once_and_then_cost_two_calls_to_list() {
     assert_eq!(listed.len(), 30);
     assert!(listed.iter().all(|machine| machine.stamp == Some(stamp())));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_is_asked_and_believed_of_one_interface_only() {
+    for version in [Version::V8, Version::V9] {
+        let mut setup = Setup::lab(version, QUICK);
+        setup.guests.docker = true;
+        setup.guests.ipv6 = true;
+        let node = setup.in_process().listen("127.0.0.1:0").await.unwrap();
+        let backend = backend(&node);
+        let (at, stamp) = (vmid(1000), stamp());
+        backend.clone_template(&spec()).await.unwrap();
+        assert!(!backend.agent_answers(at).await.unwrap());
+        backend.configure(at, &stamp, &shape()).await.unwrap();
+        backend.power_on(at, &stamp, PowerOn { nic: None }).await.unwrap();
+        while !backend.agent_answers(at).await.unwrap() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let addresses = backend.agent_addresses(at).await.unwrap();
+        assert_eq!(addresses.len(), 1, "{addresses:?}");
+        let program = ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"].map(str::to_owned);
+        let patience = Duration::from_secs(5);
+        let done = backend
+            .agent_execute(at, &stamp, &program, patience)
+            .await
+            .unwrap();
+        assert_eq!(
+            (done.code, done.stdout.as_slice(), done.stderr.as_slice()),
+            (Some(3), b"out\n".as_slice(), b"err\n".as_slice())
+        );
+        let missing = ["/no/such/program".to_owned()];
+        assert!(
+            backend
+                .agent_execute(at, &stamp, &missing, patience)
+                .await
+                .is_err()
+        );
+        let mut foreign = stamp.clone();
+        foreign.nonce = "fedcba9876543210".repeat(2);
+        let answer = backend.agent_execute(at, &foreign, &program, patience).await;
+        assert!(matches!(answer, Err(BackendError::NotOurs { .. })), "{answer:?}");
+    }
+}

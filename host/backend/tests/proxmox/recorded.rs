@@ -74,6 +74,7 @@ async fn versions_templates_and_states_are_read() {
         const ANSWERS: &[(&str, &str)] = &[
             ("GET /version", "version"),
             ("GET /cluster/resources?type=vm", "resources"),
+            ("GET /nodes/N/qemu/9000/config", "template config"),
             ("GET /nodes/N/qemu/410/config", "config of the clone"),
         ];
         for (note, power) in [
