@@ -76,6 +76,8 @@ impl Core {
     pub(crate) async fn answer(self: &Arc<Self>, request: Request) -> Response {
         let (sender, mut receiver) = oneshot::channel();
         let core = Arc::clone(self);
+        // What came before this call has happened before it is looked at.
+        self.timeline.advance();
         self.timeline.spawn(async move {
             let response = core.serve(request).await;
             let _ = sender.send(response);

@@ -33,6 +33,23 @@ pub struct Rates {
 }
 
 impl Rates {
+    /// Hardly anything works.
+    #[must_use]
+    pub fn worst_day() -> Self {
+        Self {
+            delay: 200,
+            gateway_before: 50,
+            gateway_after: 80,
+            drop_before: 50,
+            drop_after: 80,
+            unauthorized: 30,
+            lock_timeout: 80,
+            task_error: 100,
+            task_warning: 200,
+            half_done_clone: 80,
+        }
+    }
+
     /// A bad day: every kind, each rare enough that work still gets done.
     #[must_use]
     pub fn bad_day() -> Self {

@@ -54,13 +54,32 @@ impl Operator {
         let Some(vm) = world.vms.get_mut(&vmid) else {
             return;
         };
-        if key == "description" {
-            vm.origin = Origin::Foreign;
-        }
         match value {
             Some(value) => vm.config.insert(key.to_owned(), value.to_owned()),
             None => vm.config.remove(key),
         };
+        if key == "description" {
+            vm.origin = Origin::Foreign;
+            for volume in world.volumes.values_mut().filter(|volume| volume.owner == vmid) {
+                volume.origin = Origin::Foreign;
+            }
+        }
+    }
+
+    /// Takes away what clones that died in the middle left: nobody can tell whose it was to be.
+    pub fn clear_half_done(&self) {
+        let world = self.core.world();
+        let half_done = world.vms.iter().filter(|(_, vm)| vm.lock() == Some("clone"));
+        let half_done: Vec<u32> = half_done.map(|(vmid, _)| *vmid).collect();
+        let is_under_way = |vmid: &u32| {
+            let mut tasks = world.tasks.iter();
+            tasks.any(|task| task.target == Some(*vmid) && task.end.is_none())
+        };
+        let dead: Vec<u32> = half_done.into_iter().filter(|vmid| !is_under_way(vmid)).collect();
+        drop(world);
+        for vmid in dead {
+            self.destroy(vmid);
+        }
     }
 
     /// Puts a machine of somebody else's onto a VMID that is free, and says whether it was.
@@ -83,11 +102,12 @@ impl Operator {
         true
     }
 
-    /// Machines that clients made and that still are theirs.
+    /// Machines that clients made and that still are theirs, those aside that are being made.
     #[must_use]
     pub fn clients_machines(&self) -> Vec<u32> {
         let world = self.core.world();
-        let own = world.vms.iter().filter(|(_, vm)| vm.origin == Origin::Client);
+        let is_made = |vm: &Vm| vm.origin == Origin::Client && vm.lock() != Some("clone");
+        let own = world.vms.iter().filter(|(_, vm)| is_made(vm));
         own.map(|(vmid, _)| *vmid).collect()
     }
 

@@ -94,6 +94,10 @@ impl Setup {
         ];
         let template = [
             ("name", "tmpl"),
+            (
+                "description",
+                concat!("agentlab-runner: ", env!("CARGO_PKG_VERSION")),
+            ),
             ("agent", "1"),
             ("boot", "order=scsi0"),
             ("cores", "1"),
@@ -160,6 +164,7 @@ impl Setup {
             clock_offset: 0,
             now: Duration::ZERO,
             next_pid: 5170,
+            seen: BTreeMap::new(),
         };
         for name in &self.nodes {
             let node = Node {
@@ -389,6 +394,12 @@ impl PveSim {
     #[must_use]
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Time since it began.
+    #[must_use]
+    pub fn elapsed(&self) -> std::time::Duration {
+        self.core.timeline.now()
     }
 
     /// Answers one request in process.

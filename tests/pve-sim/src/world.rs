@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Version;
 use crate::access::{Access, Identity};
-use crate::audit::{Audit, Origin};
+use crate::audit::{Audit, Origin, origin_of};
 use crate::random::Random;
 use crate::schema::{self, Kind};
 use crate::storage::{Storage, Volume};
@@ -16,6 +16,8 @@ use crate::task::Task;
 
 /// When the stand-in's clock starts, in seconds since 1970.
 const EPOCH: u64 = 1_795_196_000;
+/// From a look to the change that rests on it, whatever waits between.
+const GLIMPSE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
@@ -200,6 +202,8 @@ pub(crate) struct World {
     /// Time since the stand-in began, kept up to date by whoever locks the world.
     pub(crate) now: Duration,
     pub(crate) next_pid: u32,
+    /// When a client last read a machine's configuration, and whose the machine was then.
+    pub(crate) seen: BTreeMap<u32, (Duration, Origin)>,
 }
 
 impl World {
@@ -275,16 +279,35 @@ impl World {
         }
     }
 
+    /// Notes that a client read a machine's configuration.
+    pub(crate) fn reads_vm(&mut self, who: &Identity, vmid: u32) {
+        let origin = self.vms.get(&vmid).map(|vm| vm.origin);
+        if let (Some(origin), Origin::Client) = (origin, origin_of(who)) {
+            self.seen.insert(vmid, (self.now, origin));
+        }
+    }
+
+    /// Whether a client read just now that a machine is its own. Between that and a change no hypervisor lets anybody
+    /// exclude that somebody else takes it over.
+    fn was_its_own(&self, vmid: u32) -> bool {
+        let seen = self.seen.get(&vmid);
+        seen.is_some_and(|(at, origin)| *origin == Origin::Client && self.now.saturating_sub(*at) < GLIMPSE)
+    }
+
     /// Notes that somebody changes a machine.
     pub(crate) fn changes_vm(&mut self, who: &Identity, vmid: u32, what: &str) {
         let origin = self.vms.get(&vmid).map(|vm| vm.origin);
+        let origin = origin.filter(|_| !self.was_its_own(vmid));
         let now = self.now;
         self.audit.change(now, who, &format!("VM {vmid}"), origin, what);
     }
 
     /// Notes that somebody changes a volume.
     pub(crate) fn changes_volume(&mut self, who: &Identity, volid: &str, what: &str) {
-        let origin = self.volumes.get(volid).map(|volume| volume.origin);
+        let volume = self.volumes.get(volid);
+        let origin = volume
+            .filter(|volume| !self.was_its_own(volume.owner))
+            .map(|volume| volume.origin);
         let now = self.now;
         self.audit.change(now, who, volid, origin, what);
     }

@@ -4,9 +4,10 @@
 //!   replay.rs     216 recorded exchanges with genuine nodes, asked again
 //!   tables.rs     the tables of methods and parameters, held against the schema of genuine releases
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
-//!   tls.rs        the front end's manners on a real connection
 //! ```
 
+#[cfg(test)]
+mod conduct;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]

@@ -263,7 +263,7 @@ async fn copy_disk(worker: &Worker, spec: &Spec, from: &str, full: bool) -> Resu
     drop(guard);
     if full {
         // The bytes are copied without the storage's lock.
-        worker.pass(8000).await;
+        worker.pass(15_000).await;
         worker.log(format!("transferred {size} bytes (100.00%)"));
     } else if let Some((_, base)) = from.split_once(':').filter(|(_, base)| base.contains('/')) {
         log_linked(worker, spec, &made, base, size);

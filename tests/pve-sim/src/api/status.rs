@@ -129,7 +129,8 @@ pub(crate) fn agent_enabled(value: &str) -> bool {
 }
 
 fn config(call: &Call) -> Answer {
-    let world = call.world();
+    let mut world = call.world();
+    world.reads_vm(&call.who, call.vmid());
     let vm = world.vm(&call.node(), call.vmid())?;
     if let Some(name) = call.text("snapshot") {
         let snapshot = vm
