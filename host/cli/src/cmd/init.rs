@@ -60,7 +60,9 @@ impl Init {
                 if context.printer.json() {
                     return Ok(());
                 }
-                context.printer.line(&format!("done     {}", step.says()))
+                context
+                    .printer
+                    .line(&format!("done     {}", crate::terminal::escape(&step.says())))
             })
             .await?;
             if !steps.is_empty() {

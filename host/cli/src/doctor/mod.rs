@@ -16,7 +16,7 @@ mod row;
 pub(crate) mod template;
 mod token;
 
-pub(crate) use row::{Row, passed, render};
+pub(crate) use row::{Row, State, passed, render};
 
 use std::path::Path;
 

@@ -170,7 +170,7 @@ fn on_a_bare_node_every_command_is_as_an_administrator_would_type_it() {
             "pvesh create /access/users/agentlab@pve/token/lp --privsep 1 --comment \
              'agentlab init: secret not stored yet' --output-format json"
                 .to_owned(),
-            "pvesh set /access/users/agentlab@pve/token/lp --comment 'AgentLab daemon on lp'".to_owned(),
+            "pvesh set /access/users/agentlab@pve/token/lp --comment 'AgentLab daemon'".to_owned(),
             grant("/pool/agentlab", "AgentLab"),
             grant("/vms/9000", "PVETemplateUser"),
             grant("/storage/local", "AgentLabStore"),

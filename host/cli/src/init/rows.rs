@@ -7,7 +7,7 @@ use super::plan::Wanted;
 use super::privilege::SMBIOS;
 use super::programs::Programs;
 use super::settings::pins;
-use crate::doctor::Row;
+use crate::doctor::{Row, State};
 
 /// Storages that can make linked clones of a template's disks.
 const LINKED: [&str; 11] = [
@@ -160,13 +160,20 @@ fn snippets(node: &Node) -> Row {
     }
 }
 
-/// Bridge, packet policy, forwarding and profiles.
+/// Bridge, packet policy, forwarding and profiles. The daemon makes the first three when it starts, which may be later.
 pub(crate) async fn of_host(programs: &Programs, config: &Config) -> Vec<Row> {
-    let mut rows = vec![policy(programs, config).await];
-    rows.push(forwarding(
-        config.uplink.as_deref(),
-        "/proc/sys/net/ipv4/ip_forward",
-    ));
+    let forwarding = forwarding(config.uplink.as_deref(), "/proc/sys/net/ipv4/ip_forward");
+    let mut rows: Vec<Row> = [policy(programs, config).await, forwarding]
+        .into_iter()
+        .map(|row| match row.state {
+            State::Fail => Row {
+                state: State::Warn,
+                seen: format!("{}; the daemon sees to it when it starts", row.seen),
+                ..row
+            },
+            State::Ok | State::Warn | State::Unknown => row,
+        })
+        .collect();
     rows.push(profiles(config));
     rows
 }

@@ -81,10 +81,7 @@ impl Step {
                 "--output-format",
                 "json",
             ]),
-            Self::MarkToken(token) => {
-                let comment = format!("AgentLab daemon on {}", token.id);
-                words(&["pvesh", "set", &token.path(), "--comment", &comment])
-            }
+            Self::MarkToken(token) => words(&["pvesh", "set", &token.path(), "--comment", "AgentLab daemon"]),
             Self::SeparateToken(token) => words(&["pvesh", "set", &token.path(), "--privsep", "1"]),
             Self::Grant {
                 path, role, token, ..
