@@ -245,7 +245,21 @@ pub struct GitAccess {
     pub config: Vec<(String, String)>,
 }
 
-/// Everything of an answer that must not be seen in output.
+/// What the settings of Claude Code put into its environment: the rest of them are words that people also write.
+#[must_use]
+pub fn settings_values(answer: &RedeemAnswer) -> Vec<SecretText> {
+    let settings = answer.claude_settings.as_ref();
+    let settings = settings.and_then(|text| serde_json::from_str::<serde_json::Value>(text.expose()).ok());
+    let variables = settings
+        .as_ref()
+        .and_then(|settings| settings.get("env")?.as_object());
+    let values = variables.into_iter().flat_map(|variables| variables.values());
+    values
+        .filter_map(|value| Some(SecretText::new(value.as_str()?.to_owned())))
+        .collect()
+}
+
+/// Everything of an answer that must not be seen in output, but for [`settings_values`].
 #[must_use]
 pub fn secret_values(answer: &RedeemAnswer) -> Vec<&str> {
     let git = answer

@@ -20,6 +20,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("agentlab-client", &["agentlab-api", "agentlab-protocol"]),
     ("agentlab-template", &[]),
     ("agentlab-resolver", &[]),
+    ("agentlab-secrets", &["agentlab-api", "agentlab-protocol"]),
     // judgement
     (
         "agentlab-engine",
@@ -39,6 +40,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "agentlab-client",
             "agentlab-config",
             "agentlab-protocol",
+            "agentlab-secrets",
         ],
     ),
     (
@@ -52,6 +54,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "agentlab-netpolicy",
             "agentlab-protocol",
             "agentlab-resolver",
+            "agentlab-secrets",
             "agentlab-store",
         ],
     ),

@@ -62,6 +62,9 @@ pub struct RedeemAnswer {
     /// Environment of the agent.
     #[serde(default)]
     pub environment: BTreeMap<String, SecretText>,
+    /// Settings of Claude Code, a JSON object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claude_settings: Option<SecretText>,
     /// Public keys that may log in as the agent user.
     #[serde(default)]
     pub authorized_keys: Vec<String>,

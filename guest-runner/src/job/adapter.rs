@@ -30,10 +30,22 @@ const MAX_TASK_ARGUMENT: usize = 100 * 1024;
 pub(crate) struct Adapter {
     /// Program and arguments.
     pub(crate) words: Vec<String>,
+    /// Which one it is.
+    pub(crate) kind: AgentKind,
     /// The task is its standard input; nothing is otherwise.
     pub(crate) task_on_stdin: bool,
     /// Settings of its own, none of them secret.
     pub(crate) environment: &'static [(&'static str, &'static str)],
+}
+
+impl Adapter {
+    /// Has Claude Code read these settings besides its own; nothing for other agents.
+    pub(crate) fn add_claude_settings(&mut self, path: &Path) {
+        if self.kind == AgentKind::Claude {
+            self.words
+                .extend(["--settings".to_owned(), path.display().to_string()]);
+        }
+    }
 }
 
 /// Directories below the agent's home where it records what it did.
@@ -69,6 +81,7 @@ pub(crate) fn of(
     }
     Ok(Adapter {
         words,
+        kind,
         task_on_stdin: kind != AgentKind::Shell,
         environment: environment(kind),
     })

@@ -81,6 +81,8 @@ pub(crate) struct AgentSpec<'a> {
     pub(crate) task: &'a Path,
     /// Script that sets the operator's environment.
     pub(crate) environment: Option<PathBuf>,
+    /// Settings of Claude Code.
+    pub(crate) claude_settings: Option<PathBuf>,
     /// What surrounds it.
     pub(crate) sandbox: InnerSandbox,
     /// Not secret.
@@ -101,7 +103,10 @@ impl AgentSpec<'_> {
 
     fn command(&self) -> Result<(&'static str, Command), AgentError> {
         let (user, repo) = (&self.layout.user, self.layout.repo());
-        let adapter = adapter::of(self.order, user, self.task, &repo)?;
+        let mut adapter = adapter::of(self.order, user, self.task, &repo)?;
+        if let Some(settings) = &self.claude_settings {
+            adapter.add_claude_settings(settings);
+        }
         let words = self.words(&adapter);
         let (program, mut command) = if self.sandbox == InnerSandbox::None {
             let mut words = words.into_iter();

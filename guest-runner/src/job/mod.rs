@@ -34,6 +34,7 @@ use agentlab_protocol::message::{
     ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, JobOrder, Phase, REPORT_NAME,
     RedeemAnswer, Report, ReportStatus, Repository, VERSION,
 };
+use agentlab_protocol::secret::SecretText;
 use tokio::sync::watch;
 
 use self::agent::{AgentEnd, AgentSpec, Ending};
@@ -47,7 +48,7 @@ use self::sandbox::InnerSandbox;
 use self::upload::Upload;
 use crate::link::LinkError;
 use crate::redact::Needles;
-use crate::secrets::{SecretDir, SecretsError, secret_values};
+use crate::secrets::{SecretDir, SecretsError, secret_values, settings_values};
 use crate::vitals;
 
 /// Longest message of a report, in characters.
@@ -113,8 +114,10 @@ pub struct JobOutcome {
 /// Runs the job to its end and hands the report over. Every secret of `answer` is kept out of all output; of the
 /// agent's processes none is left.
 pub async fn run<H: HostLink>(order: JobOrder, answer: &RedeemAnswer, host: H, layout: Layout) -> JobOutcome {
+    let settings = settings_values(answer);
     let secret = secret_values(answer)
         .into_iter()
+        .chain(settings.iter().map(SecretText::expose))
         .chain(url_secret(&order.repository));
     let needles = Arc::new(Needles::new(secret));
     let created = repository::prepare_spool(&layout.spool)
@@ -230,6 +233,11 @@ impl<H: HostLink> Job<'_, H> {
         let environment = secrets
             .write_environment(&self.answer.environment)
             .map_err(idle)?;
+        let claude_settings = self.answer.claude_settings.as_ref();
+        let claude_settings = claude_settings
+            .map(|settings| secrets.write("claude-settings.json", settings.expose().as_bytes()))
+            .transpose()
+            .map_err(idle)?;
         let task = secrets.write("task", order.task.as_bytes()).map_err(idle)?;
 
         self.enter(Phase::Repository);
@@ -249,6 +257,7 @@ impl<H: HostLink> Job<'_, H> {
             layout,
             task: &task,
             environment,
+            claude_settings,
             sandbox,
             git_environment: &access.environment,
         };

@@ -23,6 +23,11 @@ pub async fn prepare_for_operator(answer: &RedeemAnswer, layout: &Layout) -> Res
     secrets
         .write_environment(&answer.environment)
         .map_err(|error| words(&error))?;
+    if let Some(settings) = &answer.claude_settings {
+        secrets
+            .write("claude-settings.json", settings.expose().as_bytes())
+            .map_err(|error| words(&error))?;
+    }
     let git = answer.git.as_ref().map(|git| secrets.write_git(git, None));
     let access = git
         .transpose()

@@ -222,6 +222,7 @@ impl Lab {
                 "API_KEY".to_owned(),
                 SecretText::new("s3cr3t-api-key".to_owned()),
             )]),
+            claude_settings: None,
             authorized_keys: Vec::new(),
             limits: Limits {
                 max_file_bytes: 10_000_000,

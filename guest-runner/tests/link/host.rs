@@ -281,6 +281,7 @@ fn redeemed(body: &[u8]) -> String {
         order: Order::Hold,
         git: None,
         environment: [("KEY".to_owned(), SecretText::new("value".to_owned()))].into(),
+        claude_settings: None,
         authorized_keys: Vec::new(),
         limits: Limits {
             max_file_bytes: 1,

@@ -20,6 +20,8 @@ pub enum ErrorCode {
     NoSuchRoute,
     /// No profile of that name.
     UnknownProfile,
+    /// A bundle lacks what a profile names, or cannot be read.
+    SecretsUnavailable,
     /// The template a profile names is absent or unusable.
     TemplateUnavailable,
     /// The state of the thing does not allow the request.
@@ -85,6 +87,7 @@ impl ErrorCode {
             | Self::RepositoryUnavailable => 500,
             Self::BackendFailed | Self::NetworkUnenforced => 502,
             Self::TemplateUnavailable
+            | Self::SecretsUnavailable
             | Self::BackendUnreachable
             | Self::ShuttingDown
             | Self::DaemonUnreachable => 503,
@@ -104,6 +107,7 @@ impl ErrorCode {
             Self::NoSuchRoute => "no_such_route",
             Self::UnknownProfile => "unknown_profile",
             Self::TemplateUnavailable => "template_unavailable",
+            Self::SecretsUnavailable => "secrets_unavailable",
             Self::StateConflict => "state_conflict",
             Self::IdempotencyConflict => "idempotency_conflict",
             Self::TooLarge => "too_large",

@@ -25,6 +25,8 @@ pub enum EventKind {
     SandboxStep,
     /// A guest redeemed its token.
     SandboxRedeemed,
+    /// A guest was given secrets.
+    SecretsDelivered,
     /// A file arrived.
     ArtifactStored,
     /// A guest's machine or agent is in trouble, by its own word: memory, disk, or an agent that does nothing.
@@ -51,6 +53,7 @@ impl EventKind {
             Self::SandboxState => "sandbox.state",
             Self::SandboxStep => "sandbox.step",
             Self::SandboxRedeemed => "sandbox.redeemed",
+            Self::SecretsDelivered => "secrets.delivered",
             Self::ArtifactStored => "artifact.stored",
             Self::SandboxTrouble => "sandbox.trouble",
             Self::LeaseExpiring => "lease.expiring",
@@ -71,6 +74,7 @@ impl From<String> for EventKind {
             "sandbox.state" => Self::SandboxState,
             "sandbox.step" => Self::SandboxStep,
             "sandbox.redeemed" => Self::SandboxRedeemed,
+            "secrets.delivered" => Self::SecretsDelivered,
             "artifact.stored" => Self::ArtifactStored,
             "sandbox.trouble" => Self::SandboxTrouble,
             "lease.expiring" => Self::LeaseExpiring,

@@ -20,6 +20,7 @@ mod log;
 mod profile;
 mod route;
 mod sandbox;
+mod secret;
 mod status;
 
 pub use allow::{AllowEntry, AllowError, AllowPorts};
@@ -38,4 +39,5 @@ pub use profile::{
 };
 pub use route::{Method, Permission, ROUTES, Route};
 pub use sandbox::{Failure, SandboxList, SandboxRequest, SandboxState, SandboxView, StepView};
+pub use secret::{SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, StatusView, TemplateView};

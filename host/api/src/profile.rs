@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AllowEntry, Vmid};
+use crate::{AllowEntry, SecretName, Vmid};
 
 /// One profile, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,12 @@ pub struct Profile {
     /// Leases, deadlines and the inner sandbox.
     #[serde(default)]
     pub behavior: Behavior,
+    /// What sandboxes are given of the bundle, and nothing else of it. Nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
+    /// The bundle; the daemon's `secrets_bundle` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_bundle: Option<String>,
     /// What may come back.
     #[serde(default)]
     pub artifacts: ArtifactRules,

@@ -130,6 +130,10 @@ mod tests {
             "agentlab template build demo --store x",
             "agentlab profile validate a.yaml b.yaml",
             "agentlab completion fish",
+            "agentlab secrets show --json --bundle ci",
+            "agentlab secrets set-env --name A --value-file -",
+            "agentlab secrets set-git --git-token-file f --username me",
+            "agentlab secrets rotate --recipient age1x --drop-recipients",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -141,6 +145,8 @@ mod tests {
             "agentlab job show job_1",
             "agentlab job artifacts",
             "agentlab profile validate",
+            "agentlab secrets set-env",
+            "agentlab secrets set-env --name A --from-file f",
             "agentlab stauts",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_err(), "{line}");

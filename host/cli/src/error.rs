@@ -5,6 +5,7 @@ use std::io;
 use agentlab_api::{ErrorCode, FieldError, Problem};
 use agentlab_client::ClientError;
 use agentlab_config::ConfigError;
+use agentlab_secrets::SecretsError;
 
 use crate::ExitStatus;
 use crate::git::GitError;
@@ -18,6 +19,9 @@ pub(crate) enum CommandError {
     /// A profile file.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A bundle of secrets.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// A repository.
     #[error(transparent)]
     Git(#[from] GitError),
@@ -81,6 +85,7 @@ impl CommandError {
         match self {
             Self::Client(error) => error.hint(),
             Self::Config(error) => error.hint(),
+            Self::Secrets(error) => error.hint(),
             Self::Git(error) => error.hint(),
             Self::Usage { hint, .. } | Self::Refused { hint, .. } | Self::NotFound { hint, .. } => {
                 hint.clone()
@@ -103,6 +108,7 @@ impl CommandError {
                 ClientError::Protocol(_) | ClientError::File { .. } | ClientError::Mismatch { .. },
             )
             | Self::Config(_)
+            | Self::Secrets(_)
             | Self::Git(_)
             | Self::File { .. }
             | Self::Program { .. }
@@ -161,6 +167,7 @@ impl CommandError {
             | Self::Output(_)
             | Self::Runtime(_) => ErrorCode::Internal,
             Self::Git(_) => ErrorCode::RepositoryUnavailable,
+            Self::Secrets(_) => ErrorCode::SecretsUnavailable,
             Self::Config(_) | Self::Usage { .. } => ErrorCode::InvalidValue,
             Self::Refused { .. } => ErrorCode::StateConflict,
             Self::NotFound { .. } => ErrorCode::NotFound,

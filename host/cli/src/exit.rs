@@ -60,6 +60,7 @@ impl ExitStatus {
             ErrorCode::MalformedRequest
             | ErrorCode::NoSuchRoute
             | ErrorCode::TemplateUnavailable
+            | ErrorCode::SecretsUnavailable
             | ErrorCode::TooLarge
             | ErrorCode::LimitReached
             | ErrorCode::BackendFailed

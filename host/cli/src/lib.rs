@@ -21,6 +21,7 @@ mod init;
 mod landing;
 mod output;
 mod printer;
+mod secret_input;
 mod terminal;
 
 use std::cell::RefCell;

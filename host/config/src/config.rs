@@ -17,6 +17,12 @@ use crate::{ConfigError, Fault, Loaded, LoadedProfile, ProxmoxConfig, file, refu
 pub struct Config {
     /// `*.yaml` and `*.yml` in here are the profiles.
     pub profiles_dir: PathBuf,
+    /// Bundles of secrets.
+    pub secrets_dir: PathBuf,
+    /// The bundle of profiles that name none.
+    pub secrets_bundle: String,
+    /// age identities that open the bundles.
+    pub secrets_age_key_path: PathBuf,
     /// What must survive a reboot; the next paths are derived from it.
     pub data_dir: PathBuf,
     /// What need not survive a reboot.

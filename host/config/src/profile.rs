@@ -221,6 +221,7 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
         1_000_000,
     );
     faults.extend(agent_faults(profile));
+    faults.extend(secrets_faults(profile));
     faults.extend(network_faults(profile));
     faults.extend(inner_sandbox_faults(profile, root));
     faults
@@ -280,6 +281,32 @@ fn network_faults(profile: &Profile) -> Vec<Range> {
             .any(|(index, channel)| channels.iter().skip(index + 1).any(|c| c == channel))
         {
             faults.push((path, "names a channel twice".to_owned()));
+        }
+    }
+    faults
+}
+
+/// What is said of a name that is none.
+pub(crate) const NO_BUNDLE_NAME: &str =
+    "is no name of a bundle: letters, digits, `.`, `_` and `-`, not beginning with a dot";
+
+/// Whether a bundle may be called so.
+pub(crate) fn is_bundle_name(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && !name.starts_with('.')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+fn secrets_faults(profile: &Profile) -> Vec<Range> {
+    let mut faults = Vec::new();
+    if let Some(name) = &profile.secrets_bundle {
+        if !is_bundle_name(name) {
+            faults.push((vec!["secrets_bundle"], NO_BUNDLE_NAME.to_owned()));
+        } else if profile.secrets.is_empty() {
+            let reason = "would be ignored: `secrets` names nothing of it".to_owned();
+            faults.push((vec!["secrets_bundle"], reason));
         }
     }
     faults

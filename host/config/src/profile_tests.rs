@@ -151,7 +151,6 @@ fn documented_keys_that_nothing_enforces_are_refused_by_name() {
     for (block, key) in [
         ("storage:\n  workspace: attach\n", "storage.workspace"),
         ("resources:\n  cpulist: 0-3\n", "resources.cpulist"),
-        ("secrets_bundle: default\n", "secrets_bundle"),
         (
             "behavior:\n  idle_stop_minutes_default: 15\n",
             "behavior.idle_stop_minutes_default",
@@ -261,6 +260,25 @@ fn shipped_profiles_load() {
             names.iter().any(|one| one == name),
             "{name} is missing in {names:?}"
         );
+    }
+}
+
+#[test]
+fn secrets_are_named_as_a_bundle_names_them_and_nothing_else() {
+    let text = "name: a\ntemplate_vmid: 9000\nsecrets_bundle: ci\nsecrets: [env.TOKEN, git, ssh.keys.me]\n";
+    let profile = &parse_profiles(text, "p.yaml").unwrap()[0].profile;
+    let names: Vec<String> = profile.secrets.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["env.TOKEN", "git", "ssh.keys.me"]);
+    for (line, words) in [
+        ("secrets: [env.A-B]\n", "`env.A-B` names no secret"),
+        ("secrets: [all]\n", "`all` names no secret"),
+        ("secrets: [tailscale]\n", "not given to sandboxes"),
+        ("secrets: git\n", "p.yaml:3:"),
+        ("secrets_bundle: ci\n", "p.yaml:3:1: `secrets_bundle` would be ignored"),
+        ("secrets_bundle: ../x\nsecrets: [git]\n", "`secrets_bundle` is no name of a bundle"),
+    ] {
+        let said = faults(&format!("name: a\ntemplate_vmid: 9000\n{line}"));
+        assert!(said.contains(words), "{line:?} gave {said:?}");
     }
 }
 

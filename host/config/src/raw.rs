@@ -49,6 +49,9 @@ pub(crate) struct Raw {
     pub(crate) reconcile_interval: Option<SignedDuration>,
     pub(crate) kill_grace_seconds: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
+    pub(crate) secrets_dir: Option<PathBuf>,
+    pub(crate) secrets_bundle: Option<String>,
+    pub(crate) secrets_age_key_path: Option<PathBuf>,
     pub(crate) qemu: RawQemu,
     pub(crate) dns: RawDns,
     pub(crate) proxmox_backend: Option<String>,
@@ -102,7 +105,16 @@ impl Raw {
             );
         }
         let grace = check.number(&["kill_grace_seconds"], self.kill_grace_seconds, 10, (1, 600));
+        let secrets_bundle = self.secrets_bundle.unwrap_or_else(|| "default".to_owned());
+        if !crate::profile::is_bundle_name(&secrets_bundle) {
+            check.fault(&["secrets_bundle"], crate::profile::NO_BUNDLE_NAME);
+        }
         Config {
+            secrets_dir: check.path("secrets_dir", self.secrets_dir, || "/etc/agentlab/secrets".into()),
+            secrets_bundle,
+            secrets_age_key_path: check.path("secrets_age_key_path", self.secrets_age_key_path, || {
+                "/etc/agentlab/keys/age.key".into()
+            }),
             profiles_dir: check.path("profiles_dir", self.profiles_dir, || {
                 "/etc/agentlab/profiles".into()
             }),

@@ -10,7 +10,6 @@ const PROFILE: &[(&str, &str)] = &[
         "image",
         "container images are not supported; name a `template_vmid`",
     ),
-    ("secrets_bundle", "secrets are not delivered by this build"),
     (
         "repo",
         "the repository is always cloned to the runner's own directory",
@@ -135,10 +134,10 @@ const CONFIG: &[(&str, &str)] = &[
         "request rates are not limited by this build",
     ),
     ("metrics_listen", "metrics are not served by this build"),
-    ("secrets_dir", "secrets are not delivered by this build"),
-    ("secrets_bundle", "secrets are not delivered by this build"),
-    ("secrets_age_key_path", "secrets are not delivered by this build"),
-    ("secrets_sops_path", "secrets are not delivered by this build"),
+    (
+        "secrets_sops_path",
+        "files of sops are read without it; leave it out",
+    ),
     (
         "proxmox_api_shell_fallback",
         "everything goes over the API; `backend: shell` does without it",

@@ -26,6 +26,9 @@ impl Config {
         }
         let compared = differing![
             "profiles_dir": profiles_dir,
+            "secrets_dir": secrets_dir,
+            "secrets_bundle": secrets_bundle,
+            "secrets_age_key_path": secrets_age_key_path,
             "data_dir": data_dir,
             "run_dir": run_dir,
             "socket_path": socket_path,
@@ -83,6 +86,9 @@ mod tests {
     /// Every key of the file, with a value that is not its default, and whether it needs a restart.
     const KEYS: &str = "
 profiles_dir: /x1                        restart
+secrets_dir: /x9                         restart
+secrets_bundle: other                    restart
+secrets_age_key_path: /x10               restart
 data_dir: /x2                            restart
 run_dir: /x3                             restart
 socket_path: /x4                         restart

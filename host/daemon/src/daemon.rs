@@ -24,6 +24,7 @@ use crate::guest::{self, Commands, GuestEdge, GuestListener, Guests, Limits, Rou
 use crate::http::{self, Edge};
 use crate::keys::Keys;
 use crate::lock::Lock;
+use crate::secrets::Bundles;
 use crate::settings;
 use crate::wire::World;
 
@@ -89,6 +90,7 @@ impl Daemon {
             backend: world.backend,
             network: world.network,
             door: door.clone(),
+            secrets: Arc::new(Bundles::of(config)),
             store: store.clone(),
             profiles,
             host_key: keys.host,

@@ -24,6 +24,7 @@ mod network;
 mod notify;
 mod reload;
 mod run;
+mod secrets;
 mod settings;
 mod wire;
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::port::Denied;
 use crate::sandbox::step::Step;
 use crate::sandbox::vitals::Sign;
+use crate::secrets::Delivery;
 
 /// How a step went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +115,21 @@ pub(crate) fn redeemed(record: &SandboxRecord) -> Write {
     let message = format!("Guest of {} redeemed its token, runner {version}", record.vmid);
     let data = json!({"vmid": record.vmid, "channel": record.channel, "runner_version": version});
     event(EventKind::SandboxRedeemed, record, message, data)
+}
+
+/// A guest was given secrets: which, and of which state of the bundle.
+pub(crate) fn secrets_delivered(record: &SandboxRecord, delivery: &Delivery) -> Write {
+    let message = format!(
+        "Sandbox {} was given {} of secrets bundle {}",
+        record.vmid,
+        delivery.names.join(", "),
+        delivery.bundle
+    );
+    let data = json!({
+        "vmid": record.vmid, "profile": record.profile.name, "bundle": delivery.bundle,
+        "fingerprint": delivery.fingerprint, "names": delivery.names,
+    });
+    event(EventKind::SecretsDelivered, record, message, data)
 }
 
 /// The lease is about to end.

@@ -49,6 +49,7 @@ impl Engine {
         let profile = request::profile(&self.shared.tunable().profiles, &request.profile)?.clone();
         let settled = request::settle(&request, &profile)?;
         self.enforceable(&profile).await?;
+        self.secrets_are_there(&profile).await?;
         let occupied = self.inventory(&profile).await?;
         let job = self.draft(&request, profile, settled)?;
         // Nobody removes the bundle between the look and the record that needs it.

@@ -29,6 +29,7 @@ mod request;
 mod retention;
 mod room;
 pub mod sandbox;
+mod secrets;
 mod settings;
 mod shared;
 mod status;
@@ -43,6 +44,7 @@ pub use journal::Point;
 pub use journal::observe;
 #[cfg(any(test, feature = "observer"))]
 pub use journal::{Moment, Observer};
+pub use secrets::{Delivery, Secrets, SecretsUnavailable};
 pub use settings::{Clock, Parts, Settings, SystemClock, Tunable};
 pub use status::Summary;
 pub use upload::Upload;

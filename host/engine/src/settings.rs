@@ -12,6 +12,7 @@ use agentlab_store::Store;
 use jiff::Timestamp;
 
 use crate::port::{GuestDoor, Network};
+use crate::secrets::Secrets;
 
 /// Plain data from the daemon's configuration.
 #[derive(Debug, Clone)]
@@ -122,6 +123,8 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// Speaks to guests over channels that are not the network.
     pub door: Arc<dyn GuestDoor>,
+    /// Bundles of secrets.
+    pub secrets: Arc<dyn Secrets>,
     /// Records and files.
     pub store: Store,
     /// Profiles, names unique.

@@ -22,6 +22,7 @@ use crate::queue::Queue;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
 use crate::sandbox::perform::chain;
+use crate::secrets::Secrets;
 use crate::settings::{Clock, Settings, Tunable};
 use crate::upload::Uploads;
 
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) door: Arc<dyn GuestDoor>,
+    pub(crate) secrets: Arc<dyn Secrets>,
     pub(crate) store: Store,
     /// Everything that is recorded goes through it.
     pub(crate) journal: Journal,
@@ -166,6 +168,7 @@ impl Shared {
             network: parts.network,
             door: parts.door,
             journal: Journal::new(parts.store.clone()),
+            secrets: parts.secrets,
             store: parts.store,
             host_key: parts.host_key,
             started_at: parts.clock.now(),

@@ -17,5 +17,6 @@ mod job_end;
 mod process;
 mod profile;
 mod sandbox;
+mod secrets;
 mod shown;
 mod status;

@@ -41,6 +41,7 @@ macro_rules! fuzzed {
 
 fuzzed! {
     artifact_name: no_artifact_name_leaves_its_directory,
+    bundle: no_bundle_is_half_read_or_refused_with_a_value,
     channel: no_noise_on_the_line_locks_out_the_next_guest,
     config: no_config_is_half_read_or_refused_without_a_place,
     frame: no_bytes_swallow_the_frames_behind_them,
@@ -48,6 +49,7 @@ fuzzed! {
     profile: no_profile_is_half_read_or_refused_without_a_place,
     qmp: no_qemu_makes_its_client_hang_or_grow,
     recipe: no_recipe_is_half_read_or_refused_without_a_place,
+    redactor: no_secret_is_printed_however_it_is_cut,
     seed: no_seed_is_read_that_cannot_be_written,
     stamp: no_stamp_or_id_has_two_meanings,
 }

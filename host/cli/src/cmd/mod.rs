@@ -16,6 +16,7 @@ mod profile;
 mod program;
 mod sandbox;
 mod sandbox_new;
+mod secrets;
 mod status;
 
 use std::ffi::OsString;
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     /// What sandboxes are made of and what they may do
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
+    /// What sandboxes are given to work with: bundles on this host, encrypted with age
+    Secrets(secrets::Secrets),
     /// Show, or make with --apply, what the daemon needs on a Proxmox VE node
     Init(init::Init),
     /// Look at everything on this host that can spoil a sandbox, and change nothing
@@ -93,6 +96,7 @@ impl Command {
                 printer.json(),
             )),
             Self::Completion(completion) => Some(completion.run(printer)),
+            Self::Secrets(secrets) => Some(secrets.run(printer)),
             Self::Profile(profile::ProfileCommand::Validate(validate)) => Some(validate.run(printer)),
             Self::Status
             | Self::Init(_)
@@ -126,7 +130,9 @@ impl Command {
             Self::SandboxNew(new) => new.run(context).await,
             Self::SandboxList(list) => list.run(context).await,
             Self::SandboxDestroy(destroy) => destroy.run(context).await,
-            Self::Net { .. } | Self::Template { .. } | Self::Completion(_) => Ok(crate::ExitStatus::Success),
+            Self::Net { .. } | Self::Template { .. } | Self::Completion(_) | Self::Secrets(_) => {
+                Ok(crate::ExitStatus::Success)
+            }
         }
     }
 }

@@ -199,6 +199,7 @@ fn style(event: &Event) -> Style {
         | EventKind::SandboxState
         | EventKind::SandboxStep
         | EventKind::SandboxRedeemed
+        | EventKind::SecretsDelivered
         | EventKind::ArtifactStored
         | EventKind::Other(_) => Style::new(),
     }

@@ -1,6 +1,5 @@
 //! What a driver makes of its guest's words.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentlab_api::{AgentMode, ErrorCode, InnerSandbox, JobState, LogStream, RepositorySource};
@@ -24,6 +23,7 @@ use crate::event::{self, StepEnd};
 use crate::guest::{GuestRefusal, within_quota};
 use crate::journal::Point;
 use crate::report;
+use crate::secrets::{Delivery, SecretsUnavailable};
 
 /// Phase changes of one job that make an event; a guest that flaps is not worth more.
 const PROGRESS_EVENTS: u32 = 200;
@@ -84,10 +84,15 @@ impl Driver {
             None if matches!(self.state, State::Ready | State::Running { .. }) => {
                 Err(GuestRefusal::Unauthorized)
             }
-            None => self.first_redemption(&redemption, key).await,
+            None => match self.shared.reveal(&self.record.profile).await {
+                Ok(delivery) => self.first_redemption(&redemption, key, delivery).await,
+                Err(error) => self.without_secrets(error).await,
+            },
             // A lost answer must not kill a job: the same key gets the same answer until it is acknowledged.
             Some(known) if known == key && !self.record.acknowledged => {
-                Ok(self.answer(&redemption.key_sha256))
+                let delivery = self.shared.reveal(&self.record.profile).await;
+                let delivery = delivery.map_err(|_| GuestRefusal::Unavailable("try again".to_owned()))?;
+                Ok(self.answer(&redemption.key_sha256, delivery))
             }
             Some(known) if known == key => Err(GuestRefusal::Unauthorized),
             Some(_) => self.second_key().await,
@@ -106,6 +111,7 @@ impl Driver {
         &mut self,
         redemption: &Redemption,
         key: String,
+        delivery: Delivery,
     ) -> Result<RedeemAnswer, GuestRefusal> {
         let now = self.shared.now();
         let before = self.record.clone();
@@ -130,6 +136,9 @@ impl Driver {
             channel: Some(redemption.channel),
             ..job
         });
+        if !delivery.names.is_empty() {
+            writes.push(event::secrets_delivered(&self.record, &delivery));
+        }
         if let Some(job) = &job {
             writes.push(Write::Job(Box::new(job.clone())));
             writes.push(event::job_started(job));
@@ -154,12 +163,27 @@ impl Driver {
         self.pending = false;
         self.pursue().await;
         if self.state.is_up() && !matches!(self.state, State::Failed { .. }) {
-            Ok(self.answer(&redemption.key_sha256))
+            Ok(self.answer(&redemption.key_sha256, delivery))
         } else {
             Err(GuestRefusal::Unavailable(
                 "the sandbox is being taken down".to_owned(),
             ))
         }
+    }
+
+    /// The bundles changed since the sandbox was asked for: without what its profile names, it is not begun.
+    async fn without_secrets(&mut self, error: SecretsUnavailable) -> Result<RedeemAnswer, GuestRefusal> {
+        let text = format!(
+            "The secrets of profile `{}` cannot be given: {error}",
+            self.record.profile.name
+        );
+        tracing::error!(sandbox = %self.record.id, "{text}");
+        let mut cause = failure(ErrorCode::SecretsUnavailable, Step::AwaitGuest.as_str(), text);
+        cause.hint = error.hint;
+        self.apply(&Event::GuestLost(cause), None, Vec::new())
+            .await
+            .map_err(|error| later(&error))?;
+        Err(GuestRefusal::Unauthorized)
     }
 
     /// Two parties hold the token. Nothing that either says counts any more.
@@ -198,7 +222,7 @@ impl Driver {
         Err(GuestRefusal::Unauthorized)
     }
 
-    fn answer(&self, key_sha256: &[u8; 32]) -> RedeemAnswer {
+    fn answer(&self, key_sha256: &[u8; 32], delivery: Delivery) -> RedeemAnswer {
         let settings = &self.shared.settings;
         let rules = &self.record.profile.artifacts;
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
@@ -212,9 +236,10 @@ impl Driver {
                 .job
                 .as_ref()
                 .map_or(Order::Hold, |job| Order::Job(self.order(job))),
-            git: None,
-            environment: BTreeMap::new(),
-            authorized_keys: Vec::new(),
+            git: delivery.git,
+            environment: delivery.environment,
+            claude_settings: delivery.claude_settings,
+            authorized_keys: delivery.authorized_keys,
             limits: Limits {
                 max_file_bytes: rules.max_file_bytes,
                 max_total_bytes: rules.max_total_bytes,

@@ -1,30 +1,67 @@
 //! The world of a test.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentlab_api::{
-    Event, EventKind, JobId, JobRequest, JobState, JobView, RepositorySource, SandboxState, SandboxView, Vmid,
+    Event, EventKind, JobId, JobRequest, JobState, JobView, Profile, RepositorySource, SandboxState,
+    SandboxView, SecretName, Vmid,
 };
 use agentlab_backend::Template;
 use agentlab_backend::fake::Fake;
 use agentlab_protocol::message::{Heartbeat, Phase, RedeemAnswer, RedeemRequest, Report, ReportStatus};
-use agentlab_protocol::secret::Secret32;
+use agentlab_protocol::secret::{Secret32, SecretText};
 use agentlab_protocol::seed::Seed;
 use agentlab_protocol::session::{decode_secret, encode_secret};
 use agentlab_store::{EventFilter, SandboxRecord, Store, StoreOptions};
+use async_trait::async_trait;
 
 use super::wires::{Door, Wires};
-use crate::{Clock, Engine, GuestOrigin, GuestRefusal, GuestSession, Observer, Parts, Settings, SystemClock};
+use crate::{
+    Clock, Delivery, Engine, GuestOrigin, GuestRefusal, GuestSession, Observer, Parts, Secrets,
+    SecretsUnavailable, Settings, SystemClock,
+};
 
 /// Longest wait of any test.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One bundle of variables, in memory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Bundles {
+    pub(super) variables: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+#[async_trait]
+impl Secrets for Bundles {
+    async fn reveal(&self, profile: &Profile) -> Result<Delivery, SecretsUnavailable> {
+        let variables = self.variables.lock().unwrap();
+        let mut delivery = Delivery {
+            bundle: "default".to_owned(),
+            ..Delivery::default()
+        };
+        for name in &profile.secrets {
+            let SecretName::Environment(Some(name)) = name else {
+                panic!("{name}")
+            };
+            let value = variables.get(name).ok_or_else(|| SecretsUnavailable {
+                reason: format!("default.age has no env.{name}"),
+                hint: Some("set it".to_owned()),
+            })?;
+            delivery.names.push(format!("env.{name}"));
+            let value = SecretText::new(value.clone());
+            delivery.environment.insert(name.clone(), value);
+        }
+        Ok(delivery)
+    }
+}
 
 pub(super) struct Lab {
     pub(super) engine: Option<Arc<Engine>>,
     pub(super) backend: Fake,
     pub(super) wires: Wires,
     pub(super) door: Door,
+    pub(super) secrets: Bundles,
     pub(super) store: Store,
     pub(super) settings: Settings,
     pub(super) profile: serde_json::Value,
@@ -76,6 +113,7 @@ impl Lab {
             backend,
             wires: Wires::default(),
             door: Door::default(),
+            secrets: Bundles::default(),
             store,
             settings,
             profile,
@@ -93,6 +131,7 @@ impl Lab {
             backend: self.backend.clone(),
             wires: self.wires.clone(),
             door: self.door.clone(),
+            secrets: self.secrets.clone(),
             store: open_store(self.dir.path()).await,
             settings: self.settings.clone(),
             profile: self.profile.clone(),
@@ -107,6 +146,7 @@ impl Lab {
             backend: Arc::new(self.backend.clone()),
             network: Arc::new(self.wires.clone()),
             door: Arc::new(self.door.clone()),
+            secrets: Arc::new(self.secrets.clone()),
             store: self.store.clone(),
             profiles: vec![serde_json::from_value(self.profile.clone()).unwrap()],
             host_key: Secret32::new([3; 32]),

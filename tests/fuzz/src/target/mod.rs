@@ -1,6 +1,7 @@
 //! All targets.
 
 mod artifact_name;
+mod bundle;
 mod channel;
 mod config;
 mod frame;
@@ -8,6 +9,7 @@ mod message;
 mod profile;
 mod qmp;
 mod recipe;
+mod redactor;
 mod seed;
 mod stamp;
 
@@ -60,6 +62,7 @@ impl Outcome {
 /// Every target, by name.
 pub const TARGETS: &[Target] = &[
     artifact_name::TARGET,
+    bundle::TARGET,
     channel::TARGET,
     config::TARGET,
     frame::TARGET,
@@ -67,6 +70,7 @@ pub const TARGETS: &[Target] = &[
     profile::TARGET,
     qmp::TARGET,
     recipe::TARGET,
+    redactor::TARGET,
     seed::TARGET,
     stamp::TARGET,
 ];
