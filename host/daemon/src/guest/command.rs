@@ -84,7 +84,10 @@ impl Commands {
         request: CommandRequest,
     ) -> Result<String, Problem> {
         let silent = |text: &str| Problem::new(ErrorCode::GuestSilent, text.to_owned());
-        let id = random_id()?;
+        let id = random_id().map_err(|error| {
+            let text = format!("The kernel gave no random bytes: {error}");
+            Problem::new(ErrorCode::Internal, text)
+        })?;
         let orders = tokio::time::timeout(GUEST, self.listener(sandbox)).await;
         let orders = orders.map_err(|_| {
             silent("The guest does not take commands").with_hint(
@@ -170,14 +173,9 @@ fn order(id: String, request: CommandRequest) -> CommandOrder {
     }
 }
 
-fn random_id() -> Result<String, Problem> {
+fn random_id() -> Result<String, getrandom::Error> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Problem::new(
-            ErrorCode::Internal,
-            format!("The kernel gave no random bytes: {error}"),
-        )
-    })?;
+    getrandom::fill(&mut bytes)?;
     Ok(hex::encode(bytes))
 }
 
