@@ -15,4 +15,9 @@ pub struct Flags {
     /// Read the configuration and the profiles, say everything that is wrong in them, and start nothing
     #[arg(long)]
     pub check: bool,
+
+    /// Ask Proxmox VE what standard input asks, with the token of the configuration, and start nothing: for
+    /// `agentlab doctor`. No answer to it changes anything.
+    #[arg(long, hide = true, conflicts_with = "check")]
+    pub ask_proxmox: bool,
 }

@@ -9,6 +9,7 @@
 //! `main.rs` starts it as a program; tests start [`Daemon`] with a [`World`] of their own.
 
 mod activation;
+mod ask;
 mod connection;
 mod control;
 mod daemon;
@@ -29,6 +30,7 @@ mod settings;
 mod wire;
 
 pub use activation::take_control_socket;
+pub use ask::ask_proxmox;
 pub use daemon::Daemon;
 pub use error::StartError;
 pub use flags::Flags;

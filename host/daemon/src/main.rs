@@ -30,6 +30,9 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     if flags.check {
         return check(flags, &config, &loaded.warnings);
     }
+    if flags.ask_proxmox {
+        return ask(&config);
+    }
     let log = Log::to_stderr(config.log_level);
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
@@ -61,6 +64,20 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     // A blocking call that hangs on a dead disk must not hold the stop up.
     runtime.shutdown_timeout(Duration::from_millis(500));
     result
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the answers are this program's output"
+)]
+fn ask(config: &Config) -> anyhow::Result<()> {
+    let questions = std::io::read_to_string(std::io::stdin()).context("Standard input cannot be read")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("The runtime cannot be started")?;
+    println!("{}", runtime.block_on(agentlabd::ask_proxmox(config, &questions))?);
+    Ok(())
 }
 
 #[expect(

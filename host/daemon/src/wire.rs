@@ -75,6 +75,14 @@ async fn qemu(config: &Config) -> Result<Arc<dyn Backend>, StartError> {
 
 /// A server that does not answer is no reason not to start: sandboxes may run there.
 fn proxmox(config: &Config) -> Result<Arc<dyn Backend>, StartError> {
+    proxmox::connect(proxmox_settings(config)?).map_err(|source| StartError::Backend {
+        kind: "proxmox",
+        source,
+    })
+}
+
+/// What the file says of a server and of who we are there. A token in a file of its own is read here.
+pub(crate) fn proxmox_settings(config: &Config) -> Result<ProxmoxSettings, StartError> {
     let wrong = |key: &'static str| move |reason: String| StartError::Proxmox { key, reason };
     let url = config.proxmox.url.parse().map_err(wrong("proxmox_api_url"))?;
     let token = match &config.proxmox.token {
@@ -93,11 +101,7 @@ fn proxmox(config: &Config) -> Result<Arc<dyn Backend>, StartError> {
         }
         TlsTrust::Unverified => Trust::ThisHost,
     };
-    let settings = ProxmoxSettings::new(url, token, trust, pve(config));
-    proxmox::connect(settings).map_err(|source| StartError::Backend {
-        kind: "proxmox",
-        source,
-    })
+    Ok(ProxmoxSettings::new(url, token, trust, pve(config)))
 }
 
 fn pve(config: &Config) -> PveOptions {
