@@ -66,17 +66,17 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     result
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the answers are this program's output"
-)]
+#[expect(clippy::print_stdout, reason = "the answers are this program's output")]
 fn ask(config: &Config) -> anyhow::Result<()> {
     let questions = std::io::read_to_string(std::io::stdin()).context("Standard input cannot be read")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("The runtime cannot be started")?;
-    println!("{}", runtime.block_on(agentlabd::ask_proxmox(config, &questions))?);
+    println!(
+        "{}",
+        runtime.block_on(agentlabd::ask_proxmox(config, &questions))?
+    );
     Ok(())
 }
 
