@@ -143,7 +143,7 @@ mod tests {
                 "pveum acl modify /sdn/zones/localnetwork/vmbr1 --roles AgentLabNet",
                 "pveum acl modify /storage/local --roles AgentLabStore --users agentlab@pve",
                 &format!("--tokens 'agentlab@pve!daemon-pve{release}'"),
-                "qm set 9000 --net0",
+                "9000 tmpl is a template on local",
             ] {
                 assert!(ran.stdout.contains(words), "{words} is not in {}", ran.stdout);
             }

@@ -138,7 +138,7 @@ pub(crate) fn merging(run: Option<&str>) -> Row {
     match run.map(str::trim) {
         Some("1") => Row::warn(
             "ksm",
-            "memory of VMs is merged: a guest can find out what pages others have",
+            "memory of VMs is merged, so that a guest can find out what pages others have; Proxmox VE 9 leaves sandboxes out, 8.4 does not",
             "systemctl disable --now ksmtuned; echo 2 > /sys/kernel/mm/ksm/run",
         ),
         Some(_) => Row::ok("ksm", "memory of VMs is not merged"),

@@ -1,8 +1,8 @@
 //! A node as root sees it: what holds up clones, and what is left over.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use agentlab_api::Vmid;
+use agentlab_api::{SandboxState, Vmid};
 use agentlab_client::Client;
 use agentlab_config::Config;
 use serde_json::Value;
@@ -126,23 +126,18 @@ fn numbers(config: &Config, node: &Node, pool: &str) -> Row {
 }
 
 async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Programs) -> Vec<Row> {
-    let known: Option<BTreeSet<Vmid>> = client
-        .sandboxes(false, None, None)
-        .await
-        .ok()
-        .map(|list| list.sandboxes.iter().map(|sandbox| sandbox.vmid).collect());
-    let ours = node
+    let known = sandboxes(client).await;
+    let range = config.vmid_first..=config.vmid_last;
+    let ours: Vec<_> = node
         .machines
         .iter()
-        .filter(|(vmid, _)| (config.vmid_first..=config.vmid_last).contains(*vmid));
+        .filter(|(vmid, _)| range.contains(vmid))
+        .collect();
     let mut rows = Vec::new();
-    let mut looked_at = 0;
-    for (vmid, machine) in ours.take(MOST_MACHINES) {
-        looked_at += 1;
+    for (vmid, machine) in ours.iter().take(MOST_MACHINES) {
         let path = format!("/nodes/{}/qemu/{vmid}", machine.node);
-        let is_known = known.as_ref().is_none_or(|known| known.contains(vmid));
         match programs.ask(&format!("{path}/config"), &[]).await {
-            Ok(config) => rows.extend(of_machine(*vmid, &config, is_known)),
+            Ok(config) => rows.extend(of_machine(**vmid, &config, known.as_ref())),
             Err(error) => rows.push(Row::unknown(
                 "left over",
                 format!("{vmid}: {error}"),
@@ -150,7 +145,7 @@ async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Pro
             )),
         }
         match programs.ask(&format!("{path}/snapshot"), &[]).await {
-            Ok(snapshots) => rows.extend(with_memory(*vmid, &snapshots)),
+            Ok(snapshots) => rows.extend(with_memory(**vmid, &snapshots)),
             Err(error) => rows.push(Row::unknown(
                 "snapshots",
                 format!("{vmid}: {error}"),
@@ -162,31 +157,68 @@ async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Pro
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         rows.extend(snippets(names, known.as_ref()));
     }
-    if rows.is_empty() {
+    if ours.len() > MOST_MACHINES {
+        let seen = format!(
+            "only the first {MOST_MACHINES} of {} machines were looked at",
+            ours.len()
+        );
+        rows.push(Row::unknown(
+            "left over",
+            seen,
+            "end some sandboxes, and run it again",
+        ));
+    }
+    if known.is_none() {
+        let seen = "which machines are sandboxes only the daemon knows, and it does not answer";
+        rows.push(Row::unknown("left over", seen, "systemctl start agentlabd"));
+    } else if rows.is_empty() {
         rows.push(Row::ok(
             "left over",
-            format!("nothing among {looked_at} machines of ours"),
+            format!("nothing among {} machines of ours", ours.len()),
         ));
     }
     rows
 }
 
+type Sandboxes = BTreeMap<Vmid, SandboxState>;
+
+/// Every sandbox that is; `None` where the daemon does not say.
+async fn sandboxes(client: &Client) -> Option<Sandboxes> {
+    let mut all = Sandboxes::new();
+    let mut cursor = None;
+    loop {
+        let page = client.sandboxes(false, cursor.as_deref(), None).await.ok()?;
+        all.extend(page.sandboxes.iter().map(|sandbox| (sandbox.vmid, sandbox.state)));
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Some(all);
+        }
+    }
+}
+
 /// What a machine of ours should not have.
-pub(crate) fn of_machine(vmid: Vmid, config: &Value, is_known: bool) -> Vec<Row> {
+fn of_machine(vmid: Vmid, config: &Value, known: Option<&Sandboxes>) -> Vec<Row> {
     let mut rows = Vec::new();
     let smbios = text(config, "smbios1").unwrap_or_default();
-    if !is_known && option(&smbios, "serial").is_some() {
-        rows.push(Row::warn(
-            "left over",
-            format!("{vmid} still has a seed in SMBIOS, and the daemon knows no such sandbox"),
-            format!("qm config {vmid}; when it is a sandbox nobody has, qm destroy {vmid} --purge"),
-        ));
+    let state = known.map(|known| known.get(&vmid));
+    let seen = match state {
+        Some(None) => Some(format!(
+            "{vmid} has a seed in SMBIOS, and the daemon knows no such sandbox"
+        )),
+        Some(Some(state @ (SandboxState::Ready | SandboxState::Running))) => Some(format!(
+            "{vmid} is {state} and still has its seed in SMBIOS, which is taken away once it was used"
+        )),
+        Some(Some(_)) | None => None,
+    };
+    if let Some(seen) = seen.filter(|_| option(&smbios, "serial").is_some()) {
+        let next = format!("qm config {vmid}; when it is a sandbox nobody has, qm destroy {vmid} --purge");
+        rows.push(Row::warn("left over", seen, next));
     }
     if let Some((key, _)) = nics(config).find(|(_, value)| option(value, "firewall") == Some("1")) {
         rows.push(Row::fail(
             "fwbr",
             format!("{vmid} has firewall=1 on {key}: with PVE's firewall on, our policy does not see it"),
-            "take it out of the template, and destroy this sandbox",
+            "destroy this sandbox; the daemon makes none like that",
         ));
     }
     rows
@@ -215,7 +247,7 @@ pub(crate) fn with_memory(vmid: Vmid, snapshots: &Value) -> Option<Row> {
 }
 
 /// Files that name a sandbox that is no more.
-fn snippets(names: impl Iterator<Item = String>, known: Option<&BTreeSet<Vmid>>) -> Option<Row> {
+fn snippets(names: impl Iterator<Item = String>, known: Option<&Sandboxes>) -> Option<Row> {
     let known = known?;
     let is_stale = |name: &String| {
         let digits: String = name
@@ -224,7 +256,9 @@ fn snippets(names: impl Iterator<Item = String>, known: Option<&BTreeSet<Vmid>>)
             .chars()
             .take_while(char::is_ascii_digit)
             .collect();
-        digits.parse::<Vmid>().is_ok_and(|vmid| !known.contains(&vmid))
+        digits
+            .parse::<Vmid>()
+            .is_ok_and(|vmid| !known.contains_key(&vmid))
     };
     let stale: Vec<String> = names.filter(is_stale).collect();
     (!stale.is_empty()).then(|| {

@@ -7,27 +7,36 @@ fn vmid() -> Vmid {
     1003.try_into().unwrap()
 }
 
+fn known(state: SandboxState) -> Sandboxes {
+    [(vmid(), state)].into()
+}
+
 #[test]
-fn a_seed_of_a_sandbox_that_nobody_knows_is_left_over() {
+fn a_seed_that_was_used_or_that_nobody_knows_of_is_left_over() {
     let config = json!({
         "smbios1": "uuid=7d2ab580-26da-44b3-8f0d-0395a2723def,base64=1,serial=YWwxOnNlZWQ=",
         "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1",
     });
-    assert_eq!(of_machine(vmid(), &config, true), []);
-    assert_eq!(of_machine(vmid(), &config, false).len(), 1);
-    assert_eq!(
-        of_machine(vmid(), &json!({ "smbios1": "uuid=7d2ab580" }), false),
-        []
-    );
+    for (sandboxes, rows) in [
+        (Some(known(SandboxState::Booting)), 0),
+        (Some(known(SandboxState::Running)), 1),
+        (Some(Sandboxes::new()), 1),
+        (None, 0),
+    ] {
+        assert_eq!(
+            of_machine(vmid(), &config, sandboxes.as_ref()).len(),
+            rows,
+            "{sandboxes:?}"
+        );
+    }
+    let without = json!({ "smbios1": "uuid=7d2ab580" });
+    assert_eq!(of_machine(vmid(), &without, Some(&Sandboxes::new())), []);
 }
 
 #[test]
 fn a_nic_under_the_firewall_is_out_of_our_sight() {
-    let rows = of_machine(
-        vmid(),
-        &json!({ "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1" }),
-        true,
-    );
+    let config = json!({ "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1" });
+    let rows = of_machine(vmid(), &config, Some(&known(SandboxState::Running)));
     assert!(rows.len() == 1 && rows[0].state == State::Fail, "{rows:?}");
 }
 
@@ -52,7 +61,7 @@ fn snippets_of_sandboxes_that_are_no_more_are_named_and_others_left_alone() {
         "agentlab-notes",
         "other-1004.yaml",
     ];
-    let known = BTreeSet::from([vmid()]);
+    let known = known(SandboxState::Running);
     let row = snippets(names.iter().map(|name| (*name).to_owned()), Some(&known)).unwrap();
     assert_eq!(
         row.next.as_deref(),

@@ -1,10 +1,11 @@
-//! Whether a template can become sandboxes that work and that are not in somebody's way.
+//! Whether a template can become sandboxes that work. What its clones are given anew does not matter: NICs, protection,
+//! start at boot, cloud-init's upgrades.
 
 use agentlab_api::Vmid;
 use serde_json::Value;
 
 use super::row::Row;
-use crate::init::look::{Machine, disks, is_true, nics, option, text};
+use crate::init::look::{Machine, disks, is_true, text};
 
 const CHECK: &str = "template";
 
@@ -64,33 +65,17 @@ pub(crate) fn row(seen: &Seen<'_>) -> Row {
             "build it anew: docs/template.md",
         );
     }
-    let cards: Vec<_> = nics(config).collect();
-    match cards.as_slice() {
-        [("net0", _)] => {}
-        [] => {
-            return Row::fail(
-                CHECK,
-                format!("{vmid} has no NIC"),
-                format!("qm set {vmid} --net0 virtio,bridge=vmbr1"),
-            );
-        }
-        _ => {
-            return Row::fail(
-                CHECK,
-                format!("{vmid} must have net0 and no other NIC: what hangs on others nobody guards"),
-                format!("qm set {vmid} --delete net1"),
-            );
-        }
-    }
     remarks(vmid, config).unwrap_or_else(|| {
         let storages: Vec<&str> = all.iter().map(|(_, storage, _)| storage.as_str()).collect();
+        let name = text(config, "name").unwrap_or_default();
+        let shield = if is_true(config.get("protection")) {
+            "protected"
+        } else {
+            "not protected"
+        };
         Row::ok(
             CHECK,
-            format!(
-                "{vmid} {} is a template on {}",
-                text(config, "name").unwrap_or_default(),
-                storages.join(", ")
-            ),
+            format!("{vmid} {name} is a template on {}, {shield}", storages.join(", ")),
         )
     })
 }
@@ -100,18 +85,9 @@ fn remarks(vmid: Vmid, config: &Value) -> Option<Row> {
     let warn = |seen: String, next: String| Some(Row::warn(CHECK, format!("{vmid} {seen}"), next));
     let agent = text(config, "agent").unwrap_or_default();
     let agent_is_on = agent.split(',').any(|part| matches!(part, "1" | "enabled=1"));
-    if let Some((key, value)) = nics(config).find(|(_, value)| option(value, "firewall") == Some("1")) {
-        let plain = value.replace(",firewall=1", "");
-        return warn(
-            format!(
-                "has firewall=1 on {key}: with PVE's firewall on, clones hang on a bridge of their own (fwbr), where our policy does not see them"
-            ),
-            format!("qm set {vmid} --{key} {plain}"),
-        );
-    }
     if !agent_is_on {
         return warn(
-            "has no guest agent switched on: addresses are not double-checked".to_owned(),
+            "has no guest agent switched on: nobody can look into a guest that does not answer".to_owned(),
             format!("qm set {vmid} --agent 1"),
         );
     }
@@ -128,24 +104,6 @@ fn remarks(vmid: Vmid, config: &Value) -> Option<Row> {
         return warn(
             "has `args`: every clone gets the same ones".to_owned(),
             format!("see what they are for (qm config {vmid}), or qm set {vmid} --delete args"),
-        );
-    }
-    let has_cloud_init = config.as_object().into_iter().flatten().any(|(_, value)| {
-        value
-            .as_str()
-            .is_some_and(|value| value.contains("cloudinit") && value.contains("media=cdrom"))
-    });
-    let upgrades = config.get("ciupgrade").is_none_or(|value| is_true(Some(value)));
-    if has_cloud_init && upgrades {
-        return warn(
-            "has a cloud-init drive and lets packages be upgraded at each first boot".to_owned(),
-            format!("qm set {vmid} --ciupgrade 0"),
-        );
-    }
-    if is_true(config.get("onboot")) {
-        return warn(
-            "starts at boot: clones inherit it until they are configured".to_owned(),
-            format!("qm set {vmid} --onboot 0"),
         );
     }
     None

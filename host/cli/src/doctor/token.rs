@@ -77,13 +77,12 @@ pub(crate) fn missing(reach: &Reach, permissions: &Permissions, token: &TokenNam
             grant.purpose
         );
         let next = remedy(&grant, has.is_empty(), token);
-        rows.push(if lacks == [SMBIOS] {
-            let seen =
-                format!("{seen}: seeds in SMBIOS cannot be written, and are cloud-init snippets instead");
-            Row::warn("privileges", seen, next)
+        let seen = if lacks.contains(&SMBIOS) {
+            format!("{seen}: without {SMBIOS} no sandbox can be given its seed")
         } else {
-            Row::fail("privileges", seen, next)
-        });
+            seen
+        };
+        rows.push(Row::fail("privileges", seen, next));
     }
     if rows.is_empty() {
         let count = reach.grants().len();

@@ -95,14 +95,23 @@ fn the_missing_privilege_is_named_with_its_path_and_the_command_that_grants_it()
 }
 
 #[test]
-fn without_the_privilege_for_smbios_the_snippets_are_named() {
+fn without_the_privilege_for_smbios_it_is_said_what_does_not_work() {
     let wanting = Reach {
         smbios_seed: true,
         ..reach(Release::Eight)
     };
     let rows = missing(&wanting, &Permissions::of(&recorded(Release::Eight)), &token());
-    assert_eq!(states(&rows), [State::Warn]);
-    assert!(rows[0].seen.contains("cloud-init snippets"), "{}", rows[0].seen);
+    assert_eq!(states(&rows), [State::Fail]);
+    assert!(
+        rows[0].seen.contains("lacks VM.Config.HWType on /pool/agentlab"),
+        "{}",
+        rows[0].seen
+    );
+    assert!(
+        rows[0].seen.contains("no sandbox can be given its seed"),
+        "{}",
+        rows[0].seen
+    );
 }
 
 #[test]

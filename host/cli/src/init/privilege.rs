@@ -58,7 +58,7 @@ const MACHINES: &[&str] = &[
     "VM.Snapshot.Rollback",
 ];
 
-/// What the seed in `smbios1` needs. Without it, seeds are cloud-init snippets on the host.
+/// What the seed in `smbios1` needs.
 pub(crate) const SMBIOS: &str = "VM.Config.HWType";
 
 /// Earlier set-ups of ours may have had it.

@@ -136,28 +136,27 @@ fn joined(words: &std::collections::BTreeSet<String>) -> String {
     words.iter().map(String::as_str).collect::<Vec<_>>().join(",")
 }
 
+/// What earlier versions did instead.
 fn snippets(node: &Node) -> Row {
     let names: Vec<&str> = node
         .storages
         .iter()
-        .filter(|(_, storage)| storage.content.contains("snippets") && storage.kind == "dir")
+        .filter(|(_, storage)| storage.content.contains("snippets"))
         .map(|(name, _)| name.as_str())
         .collect();
-    match names.as_slice() {
-        [] => Row::fail(
-            "seed",
-            "no storage takes snippets, and seeds in SMBIOS are not wanted",
-            "pvesm set local --content ...,snippets, or leave --no-smbios-seed out",
+    let names = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    Row::warn(
+        "seed",
+        format!(
+            "without {SMBIOS} this daemon can give a sandbox no seed; the legacy way were cloud-init snippets \
+             (/var/lib/vz/snippets of `local`; storages that take them: {names})"
         ),
-        names => Row::warn(
-            "seed",
-            format!(
-                "legacy: cloud-init snippets on {} (/var/lib/vz/snippets for `local`); who may read the storage sees them",
-                names.join(", ")
-            ),
-            "leave --no-smbios-seed out",
-        ),
-    }
+        "leave --no-smbios-seed out",
+    )
 }
 
 /// Bridge, packet policy, forwarding and profiles. The daemon makes the first three when it starts, which may be later.
