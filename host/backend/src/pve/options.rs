@@ -37,7 +37,8 @@ pub struct PveOptions {
     pub task_patience: Duration,
     /// How long a clone may take.
     pub clone_patience: Duration,
-    /// How long a lock somebody else holds is waited for. PVE's own clean-up after a rollback holds one for 30 s.
+    /// How long a lock somebody else holds is waited for. PVE's own clean-up after a rollback holds one for 30 s, and a
+    /// step of the engine's takes 60 s at most.
     pub lock_patience: Duration,
     /// How often machines are looked at by whoever waits for one to stop. One call serves all of them.
     pub watch_interval: Duration,
@@ -57,7 +58,7 @@ impl PveOptions {
             volume_owner: None,
             task_patience: Duration::from_secs(120),
             clone_patience: Duration::from_secs(600),
-            lock_patience: Duration::from_secs(60),
+            lock_patience: Duration::from_secs(45),
             watch_interval: Duration::from_secs(10),
         }
     }

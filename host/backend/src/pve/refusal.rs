@@ -128,7 +128,7 @@ impl Refusal {
     }
 
     /// From an HTTP answer other than 200.
-    #[cfg(feature = "proxmox")]
+    #[cfg_attr(not(feature = "proxmox"), expect(dead_code, reason = "only REST is answered so"))]
     pub(crate) fn answered(status: u16, reason: &str, body: &[u8]) -> Self {
         let body: Option<Value> = serde_json::from_slice(body).ok();
         let part = |key: &str| body.as_ref().and_then(|body| body.get(key));
@@ -150,7 +150,8 @@ impl Refusal {
             words.push_str(&format!(" {key}: {error}."));
         }
         let kind = match status {
-            595 | 596 | 599 => Kind::Unknown,
+            // The latter three are of a proxy in front of PVE's own.
+            595 | 596 | 599 | 502 | 503 | 504 => Kind::Unknown,
             401 => Kind::Unauthenticated,
             _ => sort(&words, errors),
         };
@@ -163,7 +164,7 @@ impl Refusal {
     }
 
     /// From the end of a task that is neither `OK` nor `WARNINGS: n`.
-    #[cfg(feature = "proxmox")]
+    #[cfg_attr(not(feature = "proxmox"), expect(dead_code, reason = "only REST follows tasks"))]
     pub(crate) fn task(exit_status: &str, log: &[String]) -> Self {
         // Its worker was killed, or its log is gone: how far it came is not known.
         let is_lost = exit_status == "unexpected status" || exit_status.starts_with("unable to read tail");

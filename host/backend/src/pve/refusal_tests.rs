@@ -119,7 +119,7 @@ fn an_empty_answer_says_what_its_status_says() {
         (refused.kind, refused.words.as_str()),
         (Kind::Unauthenticated, "401 Authentication failed!")
     );
-    for status in [595, 596, 599] {
+    for status in [595, 596, 599, 502, 503, 504] {
         assert_eq!(Refusal::answered(status, "", b"").kind, Kind::Unknown, "{status}");
     }
     assert_eq!(
