@@ -178,7 +178,9 @@ fn is_other_resolver(domain: &Domain) -> bool {
 fn has_shape_of_a_name(domain: &Domain, free_labels: usize) -> bool {
     let free = || domain.labels().take(free_labels);
     let free_bytes: usize = free().map(<[u8]>::len).sum();
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     domain.size() <= LONGEST_NAME
+        && free().all(|label| label.iter().all(is_letter))
         && free_labels <= MOST_FREE_LABELS
         && free_bytes <= MOST_FREE_BYTES
         && !free().any(|label| label.len() >= DATA_LABEL_BYTES && bits_per_letter(label) >= DATA_LABEL_BITS)
@@ -280,6 +282,7 @@ mod tests {
             format!("{data}.example.org"),
             format!("{long}.example.org"),
             format!("{flat}.{flat}.{flat}.example.org"),
+            r"\001\255\032.example.org".to_owned(),
         ] {
             assert_eq!(
                 verdict(&mode, &bad, RecordType::A),

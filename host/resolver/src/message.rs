@@ -15,7 +15,7 @@ use crate::judge::Why;
 
 /// A thousand names of the longest kind, and some air.
 const LARGEST: u32 = 1 << 20;
-/// Addresses that one answer opens, at most.
+/// Addresses that one answer opens, at most; the rest of them is left out of the answer and stays closed.
 pub const MOST_ADDRESSES: usize = 32;
 
 /// What the resolver is to do.

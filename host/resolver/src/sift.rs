@@ -6,11 +6,10 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record};
 
 use crate::judge::Why;
+use crate::message::MOST_ADDRESSES;
 
 /// Aliases that lead from the asked name to its addresses, at most.
 const MOST_ALIASES: usize = 8;
-/// Addresses of one answer, at most; the rest is left out of the answer and stays closed.
-const MOST_ADDRESSES: usize = 32;
 
 /// Private and special networks, which no answer may lead to. The packet policy closes them once more.
 const SPECIAL: [(Ipv4Addr, u8); 14] = [

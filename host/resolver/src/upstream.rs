@@ -141,7 +141,7 @@ async fn exchange(
         let answer = timeout(UDP, over_udp(to, &question, &bytes))
             .await
             .map_err(late)??;
-        if !answer.metadata.truncation {
+        if let Some(answer) = answer.filter(|answer| !answer.metadata.truncation) {
             return Ok(answer);
         }
     }
@@ -167,6 +167,15 @@ fn question(name: &Name, kind: RecordType, dnssec: bool) -> io::Result<Message> 
     Ok(message)
 }
 
+/// Gives the name that an answer repeats the letters it was asked with.
+fn spell_as(question: &Message, answer: &mut Message) {
+    if let ([asked], [repeated]) = (question.queries.as_slice(), answer.queries.as_mut_slice())
+        && repeated.name == asked.name
+    {
+        repeated.name = asked.name.clone();
+    }
+}
+
 /// Whether this is what was asked for, letter by letter.
 fn answers(question: &Message, answer: &Message) -> bool {
     let [asked] = question.queries.as_slice() else {
@@ -183,7 +192,9 @@ fn answers(question: &Message, answer: &Message) -> bool {
         && repeated.name.eq_case(&asked.name)
 }
 
-async fn over_udp(to: SocketAddr, question: &Message, bytes: &[u8]) -> io::Result<Message> {
+/// `None` for an answer that repeats everything but the case of letters: whoever made it can only have the question asked
+/// again, over a stream.
+async fn over_udp(to: SocketAddr, question: &Message, bytes: &[u8]) -> io::Result<Option<Message>> {
     let any = match to {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -195,12 +206,18 @@ async fn over_udp(to: SocketAddr, question: &Message, bytes: &[u8]) -> io::Resul
     let mut buffer = vec![0; 4096];
     for _ in 0..MOST_STRAY {
         let length = socket.recv(&mut buffer).await?;
-        if let Some(answer) = buffer
+        let Some(mut answer) = buffer
             .get(..length)
             .and_then(|bytes| Message::from_vec(bytes).ok())
-            && answers(question, &answer)
-        {
-            return Ok(answer);
+        else {
+            continue;
+        };
+        if answers(question, &answer) {
+            return Ok(Some(answer));
+        }
+        spell_as(question, &mut answer);
+        if answers(question, &answer) {
+            return Ok(None);
         }
     }
     Err(io::Error::new(
@@ -219,11 +236,7 @@ async fn by_stream(to: SocketAddr, question: &Message, bytes: &[u8]) -> io::Resu
     stream.read_exact(&mut answer).await?;
     let mut answer = Message::from_vec(&answer).map_err(io::Error::other)?;
     // Nobody but the upstream can write into the stream, so the case of letters may be what it likes.
-    if let ([asked], [repeated]) = (question.queries.as_slice(), answer.queries.as_mut_slice())
-        && repeated.name == asked.name
-    {
-        repeated.name = asked.name.clone();
-    }
+    spell_as(question, &mut answer);
     if answers(question, &answer) {
         Ok(answer)
     } else {

@@ -24,11 +24,11 @@ use agentlab_engine::port::Disturbance;
 use agentlab_resolver::budget::Limits;
 use agentlab_resolver::message::{FromResolver, ToResolver};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::child::{Child, Sockets};
-use super::Task;
+use super::{Task, Watched};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Between the end of one and the start of the next, doubled each time.
@@ -209,13 +209,13 @@ impl Attendant {
                     Some(command) => child.say(command),
                     None => return Err("the policy has ended".into()),
                 },
-                heard = child.hear() => self.heard(heard?, &child)?,
+                heard = child.hear() => self.heard(heard?, &child).await?,
             }
         }
     }
 
-    fn heard(&self, message: FromResolver, child: &Child) -> Result<(), String> {
-        let gone = |_| "the policy's thread has ended".to_owned();
+    /// Returns when it is done: one that asks without end waits, and fills nothing but its own line.
+    async fn heard(&self, message: FromResolver, child: &Child) -> Result<(), String> {
         match message {
             FromResolver::Upstreams { list, failing } => {
                 self.is(upstream_condition(&list, failing));
@@ -227,19 +227,30 @@ impl Attendant {
                 addresses,
                 seconds,
             } => {
-                let answers = child.mouth();
-                let task: Task = Box::new(move |watched| {
-                    let open = watched.open(guest, &addresses, seconds);
-                    // One that ended meanwhile asks no more.
-                    let _ = answers.send(ToResolver::Opened { id, open });
-                });
-                self.queue.send(task).map_err(gone)
+                let open = self
+                    .on_policy(move |watched| watched.open(guest, &addresses, seconds))
+                    .await?;
+                child.say(ToResolver::Opened { id, open });
+                Ok(())
             }
             FromResolver::Denied { guest, question, why } => {
-                let task: Task = Box::new(move |watched| watched.unanswered(guest, &question, why));
-                self.queue.send(task).map_err(gone)
+                self.on_policy(move |watched| watched.unanswered(guest, &question, why))
+                    .await
             }
         }
+    }
+
+    async fn on_policy<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Watched) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let gone = || "the policy's thread has ended".to_owned();
+        let (reply, answer) = oneshot::channel();
+        let task: Task = Box::new(move |watched| {
+            let _ = reply.send(work(watched));
+        });
+        self.queue.send(task).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
     }
 
     /// Notes how it is, and tells of a change.

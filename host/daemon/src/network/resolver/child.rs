@@ -11,7 +11,7 @@ use std::process::Stdio;
 use agentlab_resolver::message::{FromResolver, ToResolver, receive, send};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::process::Command;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, UnboundedSender, channel, unbounded_channel};
 use tokio::task::JoinSet;
 
 use super::Setup;
@@ -22,6 +22,8 @@ const PACKAGED: &str = "/usr/lib/agentlab";
 /// The user that packages make for it.
 const USER: &str = "agentlab-dns";
 const PORT: u16 = 53;
+/// What it has said and nobody has heard yet, at most.
+const UNHEARD: usize = 64;
 
 /// Both sockets that guests ask. They outlive the process that reads them.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ pub(super) fn account(machines_first: u32) -> Option<(u32, u32)> {
 pub(super) struct Child {
     process: tokio::process::Child,
     mouth: UnboundedSender<ToResolver>,
-    ear: UnboundedReceiver<FromResolver>,
+    ear: Receiver<FromResolver>,
     _line: JoinSet<()>,
 }
 
@@ -115,7 +117,7 @@ impl Child {
         let line = tokio::net::UnixStream::from_std(ours).map_err(failed("its line cannot be used"))?;
         let (mut reads, mut writes) = line.into_split();
         let (mouth, mut said) = unbounded_channel::<ToResolver>();
-        let (heard, ear) = unbounded_channel();
+        let (heard, ear) = channel(UNHEARD);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             while let Some(message) = said.recv().await {
@@ -126,7 +128,7 @@ impl Child {
         });
         tasks.spawn(async move {
             while let Ok(Some(message)) = receive(&mut reads).await {
-                if heard.send(message).is_err() {
+                if heard.send(message).await.is_err() {
                     return;
                 }
             }
@@ -144,11 +146,6 @@ impl Child {
     pub(super) fn say(&self, message: ToResolver) {
         // One that ended is noticed by what it does not say.
         let _ = self.mouth.send(message);
-    }
-
-    /// What it is told with from elsewhere.
-    pub(super) fn mouth(&self) -> UnboundedSender<ToResolver> {
-        self.mouth.clone()
     }
 
     /// What it says next, or why it says no more.
