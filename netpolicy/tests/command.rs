@@ -2,19 +2,27 @@
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
 
     use agentlab_netpolicy::{
         BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, Observer, Protocol, Trust,
-        USUAL_DENIAL_GROUP,
+        USUAL_DENIAL_GROUP, WriterLock,
     };
     use nix::sched::{CloneFlags, unshare};
+
+    /// Where this test keeps what the machine's own programs keep elsewhere.
+    fn places() -> PathBuf {
+        let test = std::thread::current().name().unwrap_or("main").replace(':', "-");
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(test)
+    }
 
     /// Exit status, standard output and standard error.
     fn net(arguments: &[&str]) -> (i32, String, String) {
         // Nothing of this machine's own is read or written.
-        let test = std::thread::current().name().unwrap_or("main").replace(':', "-");
-        let places = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
+        let places = places();
         let (locks, state) = (places.join("lock"), places.join("state"));
         let own = [
             "--config",
@@ -109,6 +117,65 @@ mod tests {
             "the bridge",
         ),
     ];
+
+    #[test]
+    fn while_a_daemon_holds_the_lock_it_is_asked_and_nothing_is_done_beside_it() {
+        if skipped() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        // Names of sockets are short.
+        let socket = std::env::temp_dir().join(format!("agentlab-{}.sock", std::process::id()));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let _lock = WriterLock::take(&places().join("lock"), Some(&socket)).unwrap();
+        let daemon = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for answer in ["200 OK", "409 Conflict"] {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut bytes = [0; 4096];
+                let mut text = String::new();
+                while !text.ends_with('}') {
+                    let length = stream.read(&mut bytes).unwrap();
+                    text.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
+                }
+                let body = if answer.starts_with('2') {
+                    serde_json::json!({"drift": [], "ports": 1, "policy": daemons_policy()})
+                } else {
+                    serde_json::json!({"title": "x", "detail": "No port `tap9i0` is bound"})
+                };
+                write!(stream, "HTTP/1.1 {answer}\r\nconnection: close\r\n\r\n{body}").unwrap();
+                asked.push(text);
+            }
+            asked
+        });
+        let done = json(&[
+            "bind",
+            "tap9i0",
+            "--mac",
+            "02:00:00:00:00:09",
+            "--ip",
+            "10.78.1.9",
+            "nat",
+        ]);
+        assert_eq!(done["by_daemon"], true);
+        let (status, _, words) = net(&["trust", "tap9i0", "off"]);
+        assert!(
+            status == 2 && words.contains("No port `tap9i0` is bound"),
+            "{words}"
+        );
+        let asked = daemon.join().unwrap();
+        std::fs::remove_file(&socket).unwrap();
+        assert!(
+            asked[0].starts_with("POST /v1/network HTTP/1.1\r\n"),
+            "{}",
+            asked[0]
+        );
+        assert!(asked[0].ends_with(r#""trust":{"mode":"nat"}}}"#), "{}", asked[0]);
+        let (status, _, words) = net(&["apply", "--bridge", "br8"]);
+        assert!(status == 2 && words.contains("change it there"), "{words}");
+        let (_, tables, _) = run("nft", &["list", "tables"]);
+        assert_eq!(tables, "", "the policy has two writers");
+    }
 
     #[test]
     fn an_order_that_contradicts_the_policy_is_refused_and_changes_nothing() {

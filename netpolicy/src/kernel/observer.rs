@@ -202,7 +202,12 @@ impl Observer {
 
     /// Makes a policy stand where something else does, or nothing.
     pub(crate) fn make_stand(&mut self, whole: &Ruleset, standing: &Standing) -> Result<(), EnforceError> {
-        let Some(repair) = Transaction::repair(whole, &Standing::of(whole)?, standing) else {
+        let repair = if standing.tables.is_empty() {
+            None
+        } else {
+            Transaction::repair(whole, &Standing::of(whole)?, standing)
+        };
+        let Some(repair) = repair else {
             return self.netfilter.commit(&Transaction::replace(whole));
         };
         match self.netfilter.commit(&repair) {

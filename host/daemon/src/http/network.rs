@@ -1,19 +1,21 @@
 //! `POST /v1/network`: operators' orders to the packet policy, which has one writer while the daemon is up.
 
+use agentlab_netpolicy::Order;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use serde_json::Value;
+use serde_json::json;
 
 use super::Edge;
 use super::problem::Refusal;
 use super::request::Json;
 
-/// What the order means is the policy's own business, here and at the other end.
 pub(super) async fn order(
     State(edge): State<Edge>,
-    Json(order): Json<Value>,
+    Json(order): Json<Order>,
 ) -> Result<impl IntoResponse, Refusal> {
-    let done = edge.engine.operate_network(&order.to_string()).await?;
+    // The engine hands orders on in the policy's own words, which it does not know.
+    let words = json!(order).to_string();
+    let done = edge.engine.operate_network(&words).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], done))
 }

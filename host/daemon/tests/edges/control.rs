@@ -38,6 +38,24 @@ async fn every_route_of_the_table_is_there_and_answers_in_json() {
 }
 
 #[tokio::test]
+async fn an_operator_s_order_reaches_the_policy_and_its_refusal_the_operator() {
+    let lab = Lab::start().await;
+    let order = json!({"order": "trust", "name": "tap9i0", "trust": {"mode": "nat"}});
+    let answer = lab.post("/v1/network", &order).await;
+    assert_eq!((answer.status, answer.json::<Value>()), (200, order));
+    let answer = lab.post("/v1/network", &json!({"order": "unbind", "name": "tap9i0"})).await;
+    assert_eq!((answer.status, answer.code().as_str()), (409, "state_conflict"));
+    assert!(answer.text().contains("No port `tap9i0` is bound"), "{}", answer.text());
+    for wrong in [
+        json!({"order": "open"}),
+        json!({"order": "unbind", "name": "tap*"}),
+        json!({"order": "unbind", "name": "tap9i0", "force": true}),
+    ] {
+        assert_eq!(lab.post("/v1/network", &wrong).await.status, 422, "{wrong}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_route_is_a_problem_too() {
     let lab = Lab::start().await;
     assert_eq!(lab.get("/v1/nothing").await.code(), "no_such_route");

@@ -38,6 +38,15 @@ impl Network for NoNetwork {
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
         Ok(Vec::new())
     }
+    async fn operate(&self, order: &str) -> Result<String, NetworkError> {
+        if order.contains("unbind") {
+            return Err(NetworkError::Unenforced {
+                action: "an operator's order",
+                reason: "No port `tap9i0` is bound".into(),
+            });
+        }
+        Ok(order.to_owned())
+    }
 }
 
 pub(crate) struct Lab {
