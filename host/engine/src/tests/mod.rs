@@ -9,6 +9,7 @@ mod wires;
 mod failure;
 mod guest;
 mod job;
+mod names;
 mod patience;
 mod queue;
 mod restart;

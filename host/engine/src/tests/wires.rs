@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentlab_api::{SandboxId, Vmid};
+use agentlab_api::{AllowEntry, SandboxId, Vmid};
 use agentlab_backend::ByteStream;
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -25,6 +25,7 @@ struct WiresInner {
     unsupported: Option<Trust>,
     disturbances: VecDeque<Disturbance>,
     forgotten: Vec<Vmid>,
+    allowed: BTreeMap<Vmid, Vec<AllowEntry>>,
 }
 
 impl Wires {
@@ -50,6 +51,11 @@ impl Wires {
 
     pub(super) fn without(&self, trust: Trust) {
         self.inner().unsupported = Some(trust);
+    }
+
+    /// Where a sandbox may go, as it was told since this was asked last.
+    pub(super) fn take_allowed(&self, vmid: Vmid) -> Option<Vec<AllowEntry>> {
+        self.inner().allowed.remove(&vmid)
     }
 
     pub(super) fn trust(&self, vmid: Vmid) -> Option<Trust> {
@@ -164,9 +170,18 @@ impl Network for Wires {
         Ok(())
     }
 
+    async fn allow(&self, vmid: Vmid, list: &[AllowEntry]) -> Result<(), NetworkError> {
+        self.inner().allowed.insert(vmid, list.to_vec());
+        Ok(())
+    }
+
     async fn set_trust(&self, vmid: Vmid, trust: Trust) -> Result<(), NetworkError> {
         self.perform("set_trust", || {
             let mut inner = self.inner();
+            assert!(
+                trust != Trust::Allowlist || inner.allowed.contains_key(&vmid),
+                "{vmid} is trusted with a list that nobody told"
+            );
             let Some(port) = inner.ports.get_mut(&vmid) else {
                 return Err(NetworkError::Unenforced {
                     action: "set_trust",
