@@ -267,11 +267,11 @@ impl<W: Wire> Machines for Pve<W> {
         let is_template = |vmid: &Vmid| !(first..=last).contains(vmid);
         let mut places = self.template_nodes().await.map_err(unreachable)?;
         // What pvestatd has not told the cluster yet, the node itself knows.
-        let node = self.node().await?.to_owned();
+        let own_node = self.node().await?.to_owned();
         for (vmid, listed) in self.listed(Duration::from_secs(1)).await? {
             let is_known = places.iter().any(|(known, _, _)| *known == vmid);
             if listed.is_template && !is_known {
-                places.push((vmid, node.clone(), listed.name));
+                places.push((vmid, own_node.clone(), listed.name));
             }
         }
         let mut templates = Vec::new();
@@ -280,6 +280,8 @@ impl<W: Wire> Machines for Pve<W> {
             let record = match self.record(&node, vmid).await {
                 Ok(record) => Some(record),
                 Err(refusal) if matches!(refusal.kind, Kind::NoMachine | Kind::Permission(_)) => None,
+                // Another node that is down is no reason to see nothing of ours.
+                Err(_) if node != own_node => None,
                 Err(refusal) => return Err(unreachable(refusal)),
             };
             templates.push(Template {

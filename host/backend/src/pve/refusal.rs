@@ -128,7 +128,10 @@ impl Refusal {
     }
 
     /// From an HTTP answer other than 200.
-    #[cfg_attr(not(feature = "proxmox"), expect(dead_code, reason = "only REST is answered so"))]
+    #[cfg_attr(
+        not(feature = "proxmox"),
+        expect(dead_code, reason = "only REST is answered so")
+    )]
     pub(crate) fn answered(status: u16, reason: &str, body: &[u8]) -> Self {
         let body: Option<Value> = serde_json::from_slice(body).ok();
         let part = |key: &str| body.as_ref().and_then(|body| body.get(key));
@@ -164,7 +167,10 @@ impl Refusal {
     }
 
     /// From the end of a task that is neither `OK` nor `WARNINGS: n`.
-    #[cfg_attr(not(feature = "proxmox"), expect(dead_code, reason = "only REST follows tasks"))]
+    #[cfg_attr(
+        not(feature = "proxmox"),
+        expect(dead_code, reason = "only REST follows tasks")
+    )]
     pub(crate) fn task(exit_status: &str, log: &[String]) -> Self {
         // Its worker was killed, or its log is gone: how far it came is not known.
         let is_lost = exit_status == "unexpected status" || exit_status.starts_with("unable to read tail");
@@ -395,7 +401,7 @@ fn is_noise(line: &str) -> bool {
         || line.starts_with("unable to get memory stat for")
         || line.starts_with("perl: warning:")
         || (line.starts_with("qm ") || line.starts_with("pvesm ") || line.starts_with("pvesh "))
-            && line.ends_with("[OPTIONS]")
+            && line.contains("[OPTIONS]")
 }
 
 /// One line of bounded length, whatever a guest or a plugin put there.

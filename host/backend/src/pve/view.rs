@@ -254,7 +254,10 @@ impl<W: Wire> Pve<W> {
                         continue;
                     }
                     Ok(None) => continue,
-                    Err(error @ BackendError::Unreachable { .. }) => return Err(error),
+                    // Another node that is down is no reason to see nothing of ours.
+                    Err(error @ BackendError::Unreachable { .. }) if here.contains_key(&vmid) => {
+                        return Err(error);
+                    }
                     Err(_) => None,
                 },
             };

@@ -321,3 +321,51 @@ async fn a_change_whose_answer_is_lost_is_not_repeated_and_its_effect_is_looked_
         assert_eq!(clones, 1, "{lost:?}");
     }
 }
+
+#[tokio::test]
+async fn a_node_of_the_cluster_that_is_down_hides_nothing_but_its_own() {
+    let server = Server::start(|seen| {
+        let path = seen.target.split('?').next().unwrap_or_default();
+        match path {
+            "/nodes/pve8/qemu" => {
+                Reply::data(json!([{"vmid": 1000, "name": "sandbox-1000", "status": "running"}]))
+            }
+            "/cluster/resources" => Reply::data(json!([
+                {"vmid": 1000, "name": "sandbox-1000", "type": "qemu", "node": "pve8", "status": "unknown"},
+                {"vmid": 1500, "name": "db", "type": "qemu", "node": "pve9", "status": "unknown"},
+                {"vmid": 1600, "name": "ct", "type": "lxc", "node": "pve8", "status": "running"},
+                {"vmid": 9001, "name": "far", "type": "qemu", "node": "pve9", "template": "1"},
+            ])),
+            "/nodes/pve8/qemu/1000/config" => {
+                Reply::data(json!({"name": "sandbox-1000", "description": our_line()}))
+            }
+            "/nodes/pve8/qemu/1000/status/current" => {
+                Reply::data(json!({"status": "running", "qmpstatus": "running"}))
+            }
+            "/nodes/pve8/qemu/1500/config" => Reply::refusal(
+                500,
+                "Configuration file 'nodes/pve8/qemu-server/1500.conf' does not exist",
+            ),
+            "/cluster/nextid" => Reply::taken(),
+            _ => Reply::Answer(595, "No route to host".into(), String::new()),
+        }
+    })
+    .await;
+    let backend = backend(&server);
+    let listed = backend.list().await.unwrap();
+    let known: Vec<_> = listed
+        .iter()
+        .map(|machine| (machine.vmid, machine.stamp.is_some()))
+        .collect();
+    assert_eq!(
+        known,
+        [(vmid(1000), true), (vmid(1500), false), (vmid(1600), false)]
+    );
+    assert_eq!(backend.templates().await.unwrap().len(), 1);
+    // Of one of ours there, nothing is known.
+    let answer = backend.inspect(vmid(1500)).await;
+    assert!(
+        matches!(answer, Err(BackendError::Unreachable { .. })),
+        "{answer:?}"
+    );
+}
