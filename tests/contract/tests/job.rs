@@ -158,7 +158,7 @@ fn what_cannot_run_is_refused_before_anything_is_made() {
         "short-lease",
         refused(url, "demo", &["--deadline", "2h", "--ttl", "1h"])
     );
-    assert_shown!("unknown-agent", refused(url, "demo", &["--agent", "clod"]));
+    assert_shown!("unknown-agent", refused(url, "demo", &["--agent", "claud"]));
     let list = lab.json(&["job", "list"]).unwrap();
     assert_eq!(list["jobs"].as_array().unwrap().len(), 0, "{list:#}");
     assert!(!lab.log().contains("secret"), "{}", lab.log());
