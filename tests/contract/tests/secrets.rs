@@ -28,7 +28,7 @@ const CANARIES: &[&str] = &[
 
 struct Stage {
     lab: Lab,
-    visitors: Visitors,
+    visitors: Option<Visitors>,
     /// What the operator has the values in; not the lab's.
     desk: tempfile::TempDir,
 }
@@ -36,7 +36,7 @@ struct Stage {
 impl Stage {
     /// A daemon, a full bundle, and a profile of these lines.
     fn set(profile: &str) -> Self {
-        let mut lab = Lab::prepare().unwrap();
+        let lab = Lab::prepare().unwrap();
         let at = |name: &str| lab.path(name).display().to_string();
         lab.configure(&format!(
             "secrets_dir: {}\nsecrets_age_key_path: {}\n",
@@ -44,7 +44,6 @@ impl Stage {
             at("keys/age.key")
         ))
         .unwrap();
-        let visitors = lab.visitors().unwrap();
         lab.profile(
             "demo.yaml",
             &format!("name: demo\ntemplate_vmid: 9000\nnetwork: {{mode: \"off\"}}\n{profile}"),
@@ -52,7 +51,7 @@ impl Stage {
         .unwrap();
         let stage = Self {
             lab,
-            visitors,
+            visitors: None,
             desk: tempfile::tempdir().unwrap(),
         };
         stage.fill();
@@ -60,6 +59,7 @@ impl Stage {
     }
 
     fn start(mut self) -> Self {
+        self.visitors = Some(self.lab.visitors().unwrap());
         self.lab.start().unwrap();
         self
     }
@@ -116,7 +116,8 @@ impl Stage {
 
     async fn booted(&self) -> (String, Seed, UnixStream) {
         let job = self.lab.detached("ok").unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), self.visitors.next()).await;
+        let next =
+            tokio::time::timeout(Duration::from_secs(10), self.visitors.as_ref().unwrap().next()).await;
         let (seed, line) = next.expect("no machine was powered on").unwrap();
         (job, seed, line)
     }

@@ -146,6 +146,14 @@ fn fields(profile: &Profile) -> String {
             "its arguments",
             (!behavior.inner_sandbox_args.is_empty()).then(|| behavior.inner_sandbox_args.join(" ")),
         )
+        .add_some(
+            "secrets",
+            (!profile.secrets.is_empty()).then(|| {
+                let names: Vec<String> = profile.secrets.iter().map(ToString::to_string).collect();
+                names.join(", ")
+            }),
+        )
+        .add_some("of bundle", profile.secrets_bundle.as_ref())
         .add(
             "artifacts",
             format!(

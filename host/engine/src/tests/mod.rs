@@ -14,5 +14,6 @@ mod patience;
 mod queue;
 mod restart;
 mod retention;
+mod secrets;
 mod steps;
 mod survival;
