@@ -127,6 +127,8 @@ mod tests {
             "agentlab job run --repo . --task-file - --profile demo --keepalive=false --ref main",
             "agentlab job apply job_000000000000 --branch x --force",
             "agentlab net status --json --whatever",
+            "agentlab init --apply --rotate --template 9000 --template 9001 --volume-storage work",
+            "agentlab doctor --json --config config.yaml",
             "agentlab template build demo --store x",
             "agentlab profile validate a.yaml b.yaml",
             "agentlab completion fish",

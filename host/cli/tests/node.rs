@@ -3,12 +3,14 @@
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
     use std::os::unix::process::ExitStatusExt;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     const BEFORE: &str = "# ours\nlog_level: warn # why\nmax_sandboxes: 3\n";
 
@@ -48,18 +50,19 @@ mod tests {
             }
             node.set("users", "{\"userid\":\"root@pam\",\"enable\":1}\n");
             node.set("changes", "0\n");
-            for name in ["pvesh", "pveum"] {
+            for name in ["pvesh", "pveum", "agentlab-net", "agentlabd"] {
                 let to = node.path("bin").join(name);
                 fs::copy(fixtures.join("stand-in"), &to).unwrap();
                 fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
             }
             fs::hard_link(env!("CARGO_BIN_EXE_agentlab"), node.path("bin").join("agentlab")).unwrap();
-            let profiles = node.path("profiles");
-            fs::write(
-                node.path("config.yaml"),
-                format!("{BEFORE}profiles_dir: {}\n", profiles.display()),
-            )
-            .unwrap();
+            let (profiles, data) = (node.path("profiles"), node.path("state"));
+            let paths = format!(
+                "profiles_dir: {}\ndata_dir: {}\n",
+                profiles.display(),
+                data.display()
+            );
+            fs::write(node.path("config.yaml"), format!("{BEFORE}{paths}")).unwrap();
             node
         }
 
@@ -88,7 +91,7 @@ mod tests {
                 .args(arguments)
                 .arg("--config")
                 .arg(self.path("config.yaml"))
-                .env("AGENTLAB_SOCKET", self.path("no-socket"))
+                .env("AGENTLAB_SOCKET", self.path("socket"))
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -269,5 +272,142 @@ mod tests {
             ran.stderr
         );
         assert!(ran.stderr.contains("agentlab doctor"), "{}", ran.stderr);
+    }
+
+    impl Node {
+        /// What the API says to the token: its privileges, and how probes end.
+        fn answers(&self, permissions: &Value, probe: u16) {
+            let said = |status: u16, data: &Value| json!({ "status": status, "reason": "x", "data": data });
+            let list = json!([]);
+            let first = [
+                said(200, &json!({ "version": "8.4.21" })),
+                said(200, permissions),
+                said(403, &Value::Null),
+                said(200, &list),
+            ];
+            let token = "agentlab@pve!daemon-pve8";
+            let whole = |answers: &[Value]| json!({ "token": token, "answers": answers, "clock_ahead": 0 });
+            self.set("asked", &whole(&first).to_string());
+            self.set("probed", &whole(&vec![said(probe, &Value::Null); 6]).to_string());
+        }
+
+        /// A daemon that has no sandboxes. It ends with the test's process.
+        fn daemon(&self) {
+            let listener = UnixListener::bind(self.path("socket")).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    let mut head = [0; 4096];
+                    let length = stream.read(&mut head).unwrap();
+                    let body = if String::from_utf8_lossy(&head[..length]).starts_with("GET /v1/status ") {
+                        json!({
+                            "version": "0.1.0", "started_at": "2026-01-01T00:00:00Z",
+                            "backend": { "kind": "proxmox", "version": "8.4.21", "templates": [] },
+                            "sandboxes": {}, "jobs": {}, "artifact_free_bytes": 1_u64 << 40, "alarms": [],
+                        })
+                    } else {
+                        json!({ "sandboxes": [] })
+                    };
+                    let body = body.to_string();
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+                        body.len()
+                    );
+                    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+                }
+            });
+        }
+
+        fn doctor(&self) -> (Option<i32>, Vec<(String, String, String)>) {
+            let ran = self.run(&["doctor", "--json"]);
+            let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+            let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            let rows = document["checks"].as_array().unwrap();
+            let rows = rows.iter().map(|row| {
+                let seen = format!("{} -> {}", text(row, "seen"), text(row, "next"));
+                (text(row, "check"), text(row, "state"), seen)
+            });
+            (ran.code, rows.collect())
+        }
+    }
+
+    #[test]
+    fn doctor_passes_a_node_that_is_well_and_names_what_is_not() {
+        let node = Node::bare("8");
+        assert_eq!(node.run(&["init", "--apply"]).code, Some(0));
+        node.daemon();
+        node.set("firewall", "{}");
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/permissions-8.json");
+        let mut permissions: Value = serde_json::from_str(&fs::read_to_string(fixtures).unwrap()).unwrap();
+        permissions["/pool/agentlab"]["VM.Config.HWType"] = json!(1);
+        permissions["/vms/9999"] = permissions["/vms/777"].take();
+        permissions["/sdn/zones/localnetwork/vmbr1"] = json!({ "SDN.Use": 1 });
+        permissions.as_object_mut().unwrap().remove("/vms/777");
+        node.answers(&permissions, 403);
+        let (code, rows) = node.doctor();
+        assert_eq!(code, Some(0), "{rows:#?}");
+        for check in [
+            "token",
+            "privileges",
+            "surplus",
+            "reach",
+            "quorum",
+            "template",
+            "storage",
+            "left over",
+            "numbers",
+        ] {
+            let mut of_check = rows.iter().filter(|(name, ..)| name == check).peekable();
+            assert!(of_check.peek().is_some(), "{check} is not in {rows:#?}");
+            assert!(of_check.all(|(_, state, _)| state == "ok"), "{rows:#?}");
+        }
+
+        // A machine of ours that nobody knows, under PVE's firewall, with its memory in a snapshot; and a token too many.
+        let machine =
+            "{\"id\":\"qemu/1003\",\"node\":\"pve8\",\"pool\":\"agentlab\",\"type\":\"qemu\",\"vmid\":1003}";
+        node.set(
+            "resources",
+            &node.get("resources").replace(']', &format!(",{machine}]")),
+        );
+        node.set("machine", "{\"net0\":\"virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1\",\"smbios1\":\"uuid=1,base64=1,serial=YQ==\"}");
+        node.set(
+            "snapshots",
+            "[{\"name\":\"live\",\"vmstate\":1},{\"name\":\"current\"}]",
+        );
+        node.set("firewall", "{\"enable\":1}");
+        node.set("status", "[{\"type\":\"cluster\",\"quorate\":0,\"name\":\"c\"},{\"type\":\"node\",\"local\":1,\"name\":\"pve8\"}]");
+        permissions["/"] = json!({ "Sys.Modify": 1 });
+        permissions["/storage/local"]
+            .as_object_mut()
+            .unwrap()
+            .remove("Datastore.AllocateSpace");
+        node.answers(&permissions, 400);
+        let (code, rows) = node.doctor();
+        assert_eq!(code, Some(1), "{rows:#?}");
+        for (check, state, words) in [
+            ("quorum", "fail", "no quorum"),
+            (
+                "pve-firewall",
+                "warn",
+                "/nodes/pve8/firewall/rules --type in --action ACCEPT --iface vmbr1",
+            ),
+            ("left over", "warn", "1003 has a seed in SMBIOS"),
+            ("fwbr", "fail", "firewall=1 on net0"),
+            ("snapshots", "fail", "qm delsnapshot 1003 live"),
+            (
+                "privileges",
+                "fail",
+                "lacks Datastore.AllocateSpace on /storage/local",
+            ),
+            ("surplus", "warn", "on /: Sys.Modify"),
+            ("reach", "fail", "daemon-pve8 may make roles"),
+        ] {
+            let is_said =
+                |row: &(String, String, String)| row.0 == check && row.1 == state && row.2.contains(words);
+            assert!(
+                rows.iter().any(is_said),
+                "{check} {state} {words} is not in {rows:#?}"
+            );
+        }
     }
 }

@@ -15,8 +15,8 @@ use crate::init::rows::quorum;
 use crate::init::settings::{NodeArguments, OfTemplates, templates};
 use crate::init::template_configs;
 
-/// Machines looked at one by one; each costs a call.
-const MOST_MACHINES: usize = 64;
+/// Machines looked at one by one; each costs two programs of half a second.
+const MOST_MACHINES: usize = 32;
 /// Where `local` keeps snippets.
 const SNIPPETS: &str = "/var/lib/vz/snippets";
 
@@ -47,7 +47,7 @@ pub(crate) async fn rows(
     }
     *of_templates = OfTemplates::of(configs.values().flatten());
     rows.push(match programs.ask("/cluster/firewall/options", &[]).await {
-        Ok(options) => firewall(&options, &config.bridge),
+        Ok(options) => firewall(&options, &config.bridge, &node.name),
         Err(error) => Row::unknown("pve-firewall", error.to_string(), "pve-firewall status"),
     });
     rows.push(numbers(config, node, pool));
@@ -90,15 +90,16 @@ async fn features(vmid: Vmid, node: &Node, programs: &Programs) -> Vec<Row> {
 }
 
 /// PVE's own firewall filters what is forwarded as soon as it is on for the cluster.
-pub(crate) fn firewall(options: &Value, bridge: &str) -> Row {
+fn firewall(options: &Value, bridge: &str, node: &str) -> Row {
     if !is_true(options.get("enable")) {
         return Row::ok("pve-firewall", "off");
     }
     Row::warn(
         "pve-firewall",
-        "on: it sees what sandboxes send to this host and through it, and what our policy accepts it may still drop",
+        "on: what our policy accepts it may still drop, and it lets nobody reach this host by default, sandboxes neither",
         format!(
-            "let it accept what comes in from {bridge}, such as: pvesh create /nodes/NODE/firewall/rules --type in --action ACCEPT --iface {bridge} --enable 1"
+            "pvesh create /nodes/{node}/firewall/rules --type in --action ACCEPT --iface {bridge} --enable 1\n\
+             lets sandboxes reach the ports that our own policy leaves open to them"
         ),
     )
 }
@@ -136,7 +137,10 @@ async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Pro
     let mut rows = Vec::new();
     for (vmid, machine) in ours.iter().take(MOST_MACHINES) {
         let path = format!("/nodes/{}/qemu/{vmid}", machine.node);
-        match programs.ask(&format!("{path}/config"), &[]).await {
+        let (config_path, snapshot_path) = (format!("{path}/config"), format!("{path}/snapshot"));
+        let (config, snapshots) =
+            tokio::join!(programs.ask(&config_path, &[]), programs.ask(&snapshot_path, &[]));
+        match config {
             Ok(config) => rows.extend(of_machine(**vmid, &config, known.as_ref())),
             Err(error) => rows.push(Row::unknown(
                 "left over",
@@ -144,7 +148,7 @@ async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Pro
                 "run it again",
             )),
         }
-        match programs.ask(&format!("{path}/snapshot"), &[]).await {
+        match snapshots {
             Ok(snapshots) => rows.extend(with_memory(**vmid, &snapshots)),
             Err(error) => rows.push(Row::unknown(
                 "snapshots",
@@ -225,7 +229,7 @@ fn of_machine(vmid: Vmid, config: &Value, known: Option<&Sandboxes>) -> Vec<Row>
 }
 
 /// A snapshot with memory holds the secrets a job was given.
-pub(crate) fn with_memory(vmid: Vmid, snapshots: &Value) -> Option<Row> {
+fn with_memory(vmid: Vmid, snapshots: &Value) -> Option<Row> {
     let names: Vec<String> = list(snapshots)
         .filter(|snapshot| is_true(snapshot.get("vmstate")))
         .filter_map(|snapshot| text(snapshot, "name"))

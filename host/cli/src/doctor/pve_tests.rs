@@ -72,7 +72,13 @@ fn snippets_of_sandboxes_that_are_no_more_are_named_and_others_left_alone() {
 
 #[test]
 fn a_firewall_that_is_on_says_that_our_accept_is_not_final() {
-    assert_eq!(firewall(&json!({ "enable": "1" }), "vmbr1").state, State::Warn);
-    assert_eq!(firewall(&json!({ "enable": 0 }), "vmbr1").state, State::Ok);
-    assert_eq!(firewall(&json!({}), "vmbr1").state, State::Ok);
+    assert_eq!(
+        firewall(&json!({ "enable": "1" }), "vmbr1", "pve8").state,
+        State::Warn
+    );
+    assert_eq!(
+        firewall(&json!({ "enable": 0 }), "vmbr1", "pve8").state,
+        State::Ok
+    );
+    assert_eq!(firewall(&json!({}), "vmbr1", "pve8").state, State::Ok);
 }
