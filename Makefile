@@ -9,7 +9,7 @@ help:
 	@echo "make test        every check and test: lint, unit, contract, netns, vm"
 	@echo "make bench       ratios against named baselines"
 	@echo "make survival    the daemon killed and disturbed around real VMs, at every kind of moment"
-	@echo "make soak        SOAK_MINUTES (30) of fuzzing, then SOAK_JOBS (20) jobs in VMs, counting what they leave"
+	@echo "make soak        SOAK_MINUTES (30) of fuzzing, SOAK_SEEDS (10000) fault schedules, SOAK_JOBS (20) jobs in VMs"
 	@echo "make build       release binaries in target/release, the guest's in target/guest"
 	@echo "make deb         Debian packages in target/deb, checked by lintian"
 	@echo "make deb-test    their whole life in a clean Debian (SUITE=trixie for another one)"

@@ -124,6 +124,9 @@ impl Core {
                 return Err(Refusal::Unauthorized(reason)).into();
             }
         };
+        if let Some(vmid) = changed(&request) {
+            self.world().asks_for_change(vmid);
+        }
         let fault = lock(&self.faults).for_call(&who, &request.method);
         let lost = match fault {
             CallFault::None => None,
@@ -371,6 +374,13 @@ impl Core {
             api::clone::undo(&mut world, target);
         }
     }
+}
+
+/// The machine that a call would change.
+fn changed(request: &Request) -> Option<u32> {
+    let (_, rest) = request.path.split_once("/qemu/")?;
+    let vmid = rest.split('/').next()?.parse().ok()?;
+    (request.method != "GET").then_some(vmid)
 }
 
 fn gateway(status: u16) -> Response {

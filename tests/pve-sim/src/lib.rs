@@ -22,6 +22,8 @@ mod formats;
 mod locks;
 mod operator;
 mod permission;
+#[cfg(feature = "qemu")]
+mod qemu;
 mod random;
 pub mod schema;
 mod server;
@@ -36,6 +38,8 @@ pub use audit::{Audit, Origin};
 pub use boot::{Boot, NoBoot, Powered};
 pub use fault::Rates;
 pub use operator::Operator;
+#[cfg(feature = "qemu")]
+pub use qemu::{Booter, QemuBoot, boot_with_qemu};
 pub use setup::{PveSim, Scale, Setup};
 pub use storage::Plugin;
 pub use wire::{Request, Response};

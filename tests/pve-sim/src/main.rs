@@ -19,6 +19,18 @@ struct Arguments {
     /// Let calls fail as this seed says.
     #[arg(long)]
     faults: Option<u64>,
+    /// Boot what is started, from the templates in this directory.
+    #[cfg(feature = "qemu")]
+    #[arg(long, requires = "run_dir")]
+    templates: Option<std::path::PathBuf>,
+    /// Where the VMs' state is kept.
+    #[cfg(feature = "qemu")]
+    #[arg(long)]
+    run_dir: Option<std::path::PathBuf>,
+    /// Bridge the VMs are plugged into.
+    #[cfg(feature = "qemu")]
+    #[arg(long, default_value = "vmbr1")]
+    bridge: String,
 }
 
 #[tokio::main]
@@ -29,16 +41,32 @@ async fn main() -> Result<()> {
     } else {
         Version::V9
     };
-    let sim = Setup::lab(version, Scale(arguments.scale))
-        .in_process()
-        .listen(&arguments.listen)
-        .await?;
+    let setup = Setup::lab(version, Scale(arguments.scale));
+    #[cfg(feature = "qemu")]
+    let (sim, _booters) = booting(setup, &arguments).await?;
+    #[cfg(not(feature = "qemu"))]
+    let sim = setup.in_process();
+    let sim = sim.listen(&arguments.listen).await?;
     if let Some(seed) = arguments.faults {
         sim.plan_faults(seed, Rates::bad_day());
     }
     announce(&sim);
     tokio::signal::ctrl_c().await?;
     Ok(())
+}
+
+/// The stand-in, and whoever boots its machines.
+#[cfg(feature = "qemu")]
+async fn booting(setup: Setup, arguments: &Arguments) -> Result<(PveSim, tokio::task::JoinSet<()>)> {
+    let mut booters = tokio::task::JoinSet::new();
+    let (Some(templates), Some(run_dir)) = (&arguments.templates, &arguments.run_dir) else {
+        return Ok((setup.in_process(), booters));
+    };
+    let bridge = arguments.bridge.clone();
+    let (boot, booter) = pve_sim::boot_with_qemu(templates.clone(), run_dir.clone(), bridge).await?;
+    let sim = setup.boot_with(boot);
+    booters.spawn(booter.run(sim.operator()));
+    Ok((sim, booters))
 }
 
 #[expect(

@@ -165,6 +165,7 @@ impl Setup {
             now: Duration::ZERO,
             next_pid: 5170,
             seen: BTreeMap::new(),
+            excused: BTreeMap::new(),
         };
         for name in &self.nodes {
             let node = Node {

@@ -16,7 +16,7 @@ use crate::task::Task;
 
 /// When the stand-in's clock starts, in seconds since 1970.
 const EPOCH: u64 = 1_795_196_000;
-/// From a look to the change that rests on it, whatever waits between.
+/// From a look to the call that rests on it, and from the call to its effect, whatever waits between.
 const GLIMPSE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
@@ -204,6 +204,8 @@ pub(crate) struct World {
     pub(crate) next_pid: u32,
     /// When a client last read a machine's configuration, and whose the machine was then.
     pub(crate) seen: BTreeMap<u32, (Duration, Origin)>,
+    /// Until when changes of a machine are excused.
+    pub(crate) excused: BTreeMap<u32, Duration>,
 }
 
 impl World {
@@ -287,17 +289,24 @@ impl World {
         }
     }
 
-    /// Whether a client read just now that a machine is its own. Between that and a change no hypervisor lets anybody
-    /// exclude that somebody else takes it over.
-    fn was_its_own(&self, vmid: u32) -> bool {
+    /// Notes that a client asks for a change. If it read a moment ago that the machine is its own, what comes of the call
+    /// is excused: between the look and the change no hypervisor lets anybody exclude that somebody takes it over.
+    pub(crate) fn asks_for_change(&mut self, vmid: u32) {
         let seen = self.seen.get(&vmid);
-        seen.is_some_and(|(at, origin)| *origin == Origin::Client && self.now.saturating_sub(*at) < GLIMPSE)
+        let is_fresh = |at: Duration| self.now.saturating_sub(at) < GLIMPSE;
+        if seen.is_some_and(|(at, origin)| *origin == Origin::Client && is_fresh(*at)) {
+            self.excused.insert(vmid, self.now + GLIMPSE);
+        }
+    }
+
+    fn is_excused(&self, vmid: u32) -> bool {
+        self.excused.get(&vmid).is_some_and(|until| self.now < *until)
     }
 
     /// Notes that somebody changes a machine.
     pub(crate) fn changes_vm(&mut self, who: &Identity, vmid: u32, what: &str) {
         let origin = self.vms.get(&vmid).map(|vm| vm.origin);
-        let origin = origin.filter(|_| !self.was_its_own(vmid));
+        let origin = origin.filter(|_| !self.is_excused(vmid));
         let now = self.now;
         self.audit.change(now, who, &format!("VM {vmid}"), origin, what);
     }
@@ -306,7 +315,7 @@ impl World {
     pub(crate) fn changes_volume(&mut self, who: &Identity, volid: &str, what: &str) {
         let volume = self.volumes.get(volid);
         let origin = volume
-            .filter(|volume| !self.was_its_own(volume.owner))
+            .filter(|volume| !self.is_excused(volume.owner))
             .map(|volume| volume.origin);
         let now = self.now;
         self.audit.change(now, who, volid, origin, what);

@@ -3,7 +3,9 @@
 //! ```text
 //!   replay.rs     216 recorded exchanges with genuine nodes, asked again
 //!   tables.rs     the tables of methods and parameters, held against the schema of genuine releases
+//!   schedule/     engine and REST back end on it, while everything goes wrong that can
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
+//!   tls.rs        the front end's manners on a real connection
 //! ```
 
 #[cfg(test)]
@@ -11,4 +13,8 @@ mod conduct;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]
+mod schedule;
+#[cfg(test)]
 mod tables;
+#[cfg(test)]
+mod tls;
