@@ -122,8 +122,11 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
 /// Crates that a crate may not name itself, though others may bring them.
 const MUST_NOT_NAME: &[(&str, &[&str])] = &[("agentlab-engine", &["axum", "hyper", "nftnl", "rusqlite"])];
 
-/// Features that a program which is shipped must not have: they let a test end it anywhere.
-const MUST_NOT_ENABLE: &[(&str, &str, &str)] = &[("agentlabd", "agentlab-engine", "observer")];
+/// Features that a program which is shipped must not have: they let a test end it anywhere, or answer for a server.
+const MUST_NOT_ENABLE: &[(&str, &str, &str)] = &[
+    ("agentlabd", "agentlab-engine", "observer"),
+    ("agentlabd", "agentlab-backend", "in-process"),
+];
 
 pub(crate) fn check() -> Result<Vec<String>> {
     let mut findings = directions()?;
