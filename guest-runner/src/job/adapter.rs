@@ -48,6 +48,11 @@ impl Adapter {
     }
 }
 
+/// Whether its output is for programs, and is rendered for people.
+pub(crate) fn prints_events(agent: &str) -> bool {
+    agent == AgentKind::Claude.as_str()
+}
+
 /// Directories below the agent's home where it records what it did.
 pub(crate) fn transcripts(kind: AgentKind) -> &'static [&'static str] {
     match kind {
@@ -90,8 +95,23 @@ pub(crate) fn of(
 /// What the agent's own command line calls unattended, and allowed everything.
 fn preset(kind: AgentKind, mode: AgentMode) -> Vec<String> {
     let words: &[&str] = match (kind, mode) {
-        (AgentKind::Claude, AgentMode::Dangerous) => &["claude", "-p", "--dangerously-skip-permissions"],
-        (AgentKind::Claude, AgentMode::Safe) => &["claude", "-p", "--permission-mode", "acceptEdits"],
+        (AgentKind::Claude, AgentMode::Dangerous) => &[
+            "claude",
+            "-p",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+            "--dangerously-skip-permissions",
+        ],
+        (AgentKind::Claude, AgentMode::Safe) => &[
+            "claude",
+            "-p",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+            "--permission-mode",
+            "acceptEdits",
+        ],
         (AgentKind::Codex, AgentMode::Dangerous) => {
             &["codex", "exec", "--dangerously-bypass-approvals-and-sandbox", "-"]
         }

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::adapter::{self, Adapter};
 use super::process::{self, Group};
+use super::render::Rendered;
 use super::sandbox::{self, InnerSandbox};
 use super::{JobLog, Layout};
 
@@ -174,9 +175,12 @@ pub(crate) async fn run(
     let mut child = command.spawn().map_err(|source| start_error(program, source))?;
     let mut group = Group::of(&child);
     let output = child.stdout.take().zip(child.stderr.take());
+    let events = adapter::prints_events(&spec.order.agent);
     let mut pump = std::pin::pin!(async {
-        if let Some((stdout, stderr)) = output {
-            log.pump(stdout, stderr).await;
+        match output {
+            Some((stdout, stderr)) if events => log.pump(Rendered::new(stdout), stderr).await,
+            Some((stdout, stderr)) => log.pump(stdout, stderr).await,
+            None => {}
         }
     });
     let mut pumped = false;

@@ -20,6 +20,7 @@ mod host;
 mod log;
 mod operator;
 pub(crate) mod process;
+mod render;
 mod repository;
 mod sandbox;
 #[cfg(test)]

@@ -30,12 +30,12 @@ async fn each_agent_gets_its_task_on_standard_input_and_the_arguments_of_its_mod
         (
             "claude",
             AgentMode::Dangerous,
-            "claude -p --dangerously-skip-permissions",
+            "claude -p --output-format stream-json --verbose --dangerously-skip-permissions",
         ),
         (
             "claude",
             AgentMode::Safe,
-            "claude -p --permission-mode acceptEdits",
+            "claude -p --output-format stream-json --verbose --permission-mode acceptEdits",
         ),
         (
             "codex",
