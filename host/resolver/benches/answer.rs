@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use agentlab_netpolicy::{BridgeSpec, Enforcer, GuestPort, HostPolicy, IfName, Trust, USUAL_DENIAL_GROUP};
 use agentlab_resolver::budget::{Allowance, Limits};
-use agentlab_resolver::message::{FromResolver, ToResolver};
+use agentlab_resolver::message::{FromResolver, Opening, ToResolver};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -188,8 +188,11 @@ fn open_for_ever(mut line: UnixStream, enforcer: &mut Enforcer, port: &IfName) {
             continue;
         };
         let time = Duration::from_secs(u64::from(seconds));
-        let open = enforcer.resolve(port, &addresses, time).is_ok();
-        if say(&line, &ToResolver::Opened { id, open }).is_err() {
+        let outcome = match enforcer.resolve(port, &addresses, time) {
+            Ok(()) => Opening::Open,
+            Err(_) => Opening::Closed,
+        };
+        if say(&line, &ToResolver::Opened { id, outcome }).is_err() {
             return;
         }
     }

@@ -85,7 +85,7 @@ async fn listen(mut reads: OwnedReadHalf, resolver: Arc<Resolver>) -> io::Result
             ToResolver::Start { .. } => return Err(unexpected("it began twice")),
             ToResolver::Guest { address, names } => resolver.admit(address, names),
             ToResolver::Forget { address } => resolver.forget(address),
-            ToResolver::Opened { id, open } => resolver.opened(id, open),
+            ToResolver::Opened { id, outcome } => resolver.opened(id, outcome),
         }
     }
     Ok(())

@@ -49,9 +49,21 @@ pub enum ToResolver {
     Opened {
         /// Of the wish.
         id: u64,
-        /// Whether they are open now.
-        open: bool,
+        /// What became of it.
+        outcome: Opening,
     },
+}
+
+/// What became of a wish to open addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opening {
+    /// They are open.
+    Open,
+    /// One of them is the host's own, or in a network of it: nothing is open.
+    Own,
+    /// Nothing is open, for another reason.
+    Closed,
 }
 
 /// What the resolver has to say.

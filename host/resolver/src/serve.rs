@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::budget::Limits;
 use crate::cache::Answer;
 use crate::guest::Guest;
 use crate::judge::{Mode, Verdict, Why, judge};
-use crate::message::FromResolver;
+use crate::message::{FromResolver, Opening};
 use crate::question::{Asked, Read, read};
 use crate::sift::sift;
 use crate::upstream::Upstreams;
@@ -46,9 +46,10 @@ pub(crate) struct Resolver {
     upstreams: Upstreams,
     guests: Mutex<HashMap<Ipv4Addr, Guest>>,
     epochs: AtomicU64,
-    wishes: Mutex<HashMap<u64, oneshot::Sender<bool>>>,
+    wishes: Mutex<HashMap<u64, oneshot::Sender<Opening>>>,
     ids: AtomicU64,
-    failing: AtomicBool,
+    /// Why a question got no answer, since it was looked at last.
+    doubt: Mutex<Option<String>>,
     daemon: mpsc::UnboundedSender<FromResolver>,
 }
 
@@ -67,7 +68,7 @@ impl Resolver {
             epochs: AtomicU64::new(0),
             wishes: Mutex::default(),
             ids: AtomicU64::new(0),
-            failing: AtomicBool::new(false),
+            doubt: Mutex::default(),
             daemon,
         }
     }
@@ -82,10 +83,10 @@ impl Resolver {
         lock(&self.guests).remove(&address);
     }
 
-    pub(crate) fn opened(&self, id: u64, open: bool) {
+    pub(crate) fn opened(&self, id: u64, outcome: Opening) {
         if let Some(wish) = lock(&self.wishes).remove(&id) {
             // Whoever wished may have given up.
-            let _ = wish.send(open);
+            let _ = wish.send(outcome);
         }
     }
 
@@ -111,6 +112,10 @@ impl Resolver {
             Read::Asked(asked) => asked,
         };
         let most = if over_tcp { u16::MAX } else { asked.fits };
+        if !lock(&self.guests).contains_key(&from) {
+            // The daemon has begun anew and will say in a moment what it may: it asks again then.
+            return None;
+        }
         let answer = self.answer_to(from, &asked).await;
         let (code, records, authorities) = match &answer {
             Ok(answer) => (
@@ -142,14 +147,26 @@ impl Resolver {
                     guest.end();
                 }
                 let message = asking.map_err(|reason| self.nobody_answers(reason))?;
-                self.somebody_answers();
                 self.accept(from, asked, epoch, &message)?
             }
         };
-        if !answer.addresses.is_empty() {
-            self.open(from, epoch, &answer.addresses, seconds).await?;
+        if answer.addresses.is_empty() {
+            return Ok(answer);
         }
-        Ok(answer)
+        let outcome = self.open(from, epoch, &answer.addresses, seconds).await;
+        // Meanwhile the guest may have become another one, for whom nothing was opened.
+        let mut guests = lock(&self.guests);
+        match (
+            outcome,
+            guests.get_mut(&from).filter(|guest| guest.epoch == epoch),
+        ) {
+            (Opening::Open, Some(_)) => Ok(answer),
+            (Opening::Own, Some(guest)) => {
+                self.deny(guest, from, asked, Why::PrivateAnswer, Instant::now());
+                Err(ResponseCode::NXDomain)
+            }
+            (Opening::Open | Opening::Own | Opening::Closed, _) => Err(ResponseCode::ServFail),
+        }
     }
 
     /// What can be said without asking anybody.
@@ -235,17 +252,12 @@ impl Resolver {
 
     /// Returns once the addresses are open. Asked for each answer, also one that was given before: whatever became of
     /// the policy meanwhile, the addresses are open when the guest reads of them.
-    async fn open(
-        &self,
-        guest: Ipv4Addr,
-        epoch: u64,
-        addresses: &[Ipv4Addr],
-        seconds: u32,
-    ) -> Result<(), ResponseCode> {
-        let same =
-            |guests: &HashMap<Ipv4Addr, Guest>| guests.get(&guest).is_some_and(|guest| guest.epoch == epoch);
-        if !same(&lock(&self.guests)) {
-            return Err(ResponseCode::ServFail);
+    async fn open(&self, guest: Ipv4Addr, epoch: u64, addresses: &[Ipv4Addr], seconds: u32) -> Opening {
+        if lock(&self.guests)
+            .get(&guest)
+            .is_none_or(|guest| guest.epoch != epoch)
+        {
+            return Opening::Closed;
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (wish, outcome) = oneshot::channel();
@@ -256,12 +268,11 @@ impl Resolver {
             addresses: addresses.to_vec(),
             seconds: seconds.saturating_add(self.limits.grace_seconds),
         });
-        let open = matches!(timeout(OPENING, outcome).await, Ok(Ok(true)));
+        let outcome = timeout(OPENING, outcome).await;
         lock(&self.wishes).remove(&id);
-        if open && same(&lock(&self.guests)) {
-            Ok(())
-        } else {
-            Err(ResponseCode::ServFail)
+        match outcome {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Opening::Closed,
         }
     }
 
@@ -276,39 +287,32 @@ impl Resolver {
         }
     }
 
+    /// Whether nobody answers at all is found out apart: a guest knows names that nobody answers for.
     fn nobody_answers(&self, reason: String) -> ResponseCode {
-        if !self.failing.swap(true, Ordering::Relaxed) {
-            self.tell_upstreams(Some(reason));
-        }
+        lock(&self.doubt).get_or_insert(reason);
         ResponseCode::ServFail
-    }
-
-    fn somebody_answers(&self) {
-        if self.failing.swap(false, Ordering::Relaxed) {
-            self.tell_upstreams(None);
-        }
     }
 }
 
-/// Looks now and then whether upstreams that fell silent answer again, and whether the host has others. Never ends.
+/// Looks now and then whether the host has other upstreams, and, when one did not answer, whether any does. Never ends.
 pub(crate) async fn look_after_upstreams(resolver: Arc<Resolver>) {
-    let mut told = resolver.upstreams.list();
+    let mut told = (resolver.upstreams.list(), None);
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = resolver.upstreams.list();
+        let list = resolver.upstreams.list();
+        let doubt = lock(&resolver.doubt).take();
+        let failing = match doubt.or_else(|| told.1.clone()) {
+            None => None,
+            Some(reason) => {
+                let root = Name::root();
+                let asking = resolver.upstreams.ask(&root, RecordType::NS, false);
+                asking.await.is_err().then_some(reason)
+            }
+        };
+        let now = (list, failing);
         if now != told {
+            resolver.tell_upstreams(now.1.clone());
             told = now;
-            resolver.failing.store(false, Ordering::Relaxed);
-            resolver.tell_upstreams(None);
-        }
-        if resolver.failing.load(Ordering::Relaxed)
-            && resolver
-                .upstreams
-                .ask(&Name::root(), RecordType::NS, false)
-                .await
-                .is_ok()
-        {
-            resolver.somebody_answers();
         }
     }
 }

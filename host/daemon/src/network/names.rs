@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agentlab_api::Vmid;
 use agentlab_netpolicy::{Binding, Cidr, GuestPort};
 use agentlab_resolver::judge::Why;
-use agentlab_resolver::message::MOST_ADDRESSES;
+use agentlab_resolver::message::{MOST_ADDRESSES, Opening};
 
 use super::{Watched, allow, port_vmid};
 use crate::http::problem::chain;
@@ -20,15 +20,17 @@ pub(super) struct OwnNetworks(Option<(Instant, Vec<Cidr>)>);
 
 impl Watched {
     /// Opens to a guest what a name of its allowlist stands for, if it may be: the resolver that asks is not trusted.
-    pub(super) fn open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> bool {
-        let opened = self.try_open(guest, addresses, seconds);
-        if let Err(reason) = &opened {
-            tracing::warn!(%guest, reason, "Addresses that a name stands for stay closed");
+    pub(super) fn open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> Opening {
+        match self.try_open(guest, addresses, seconds) {
+            Ok(opening) => opening,
+            Err(reason) => {
+                tracing::warn!(%guest, reason, "Addresses that a name stands for stay closed");
+                Opening::Closed
+            }
         }
-        opened.is_ok()
     }
 
-    fn try_open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> Result<(), String> {
+    fn try_open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> Result<Opening, String> {
         if addresses.len() > MOST_ADDRESSES {
             return Err("there are more of them than one answer opens".into());
         }
@@ -43,7 +45,7 @@ impl Watched {
         let is_own = allow::any_within(&own.1, addresses);
         self.own.0 = Some(own);
         if is_own {
-            return Err("one of them is in a network of the host's own".into());
+            return Ok(Opening::Own);
         }
         let name = self.known().find(|(port, _)| port.address == guest);
         let name = name
@@ -51,7 +53,7 @@ impl Watched {
             .ok_or("no port has the guest's address")?;
         let time = Duration::from_secs(u64::from(seconds));
         let resolved = self.enforcer.resolve(&name, addresses, time);
-        resolved.map_err(|error| chain(&error))
+        resolved.map(|()| Opening::Open).map_err(|error| chain(&error))
     }
 
     /// Counts a question of a guest that got no answer, and tells the engine now and then.

@@ -227,10 +227,10 @@ impl Attendant {
                 addresses,
                 seconds,
             } => {
-                let open = self
+                let outcome = self
                     .on_policy(move |watched| watched.open(guest, &addresses, seconds))
                     .await?;
-                child.say(ToResolver::Opened { id, open });
+                child.say(ToResolver::Opened { id, outcome });
                 Ok(())
             }
             FromResolver::Denied { guest, question, why } => {
