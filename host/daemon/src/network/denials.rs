@@ -48,15 +48,13 @@ impl Denials {
     ) -> Option<Denied> {
         let of = self.sandboxes.entry(vmid).or_default();
         let known = of.recent.iter().position(|denied| denied.target == target);
-        let mut denied = known
-            .and_then(|place| of.recent.remove(place))
-            .unwrap_or(Denied {
-                vmid,
-                target,
-                rule,
-                hint,
-                count: 0,
-            });
+        let mut denied = known.and_then(|place| of.recent.remove(place)).unwrap_or(Denied {
+            vmid,
+            target,
+            rule,
+            hint,
+            count: 0,
+        });
         denied.count += 1;
         denied.rule = rule;
         denied.hint = hint;
