@@ -53,7 +53,10 @@ fn run(input: &[u8]) -> Outcome {
     }
     // What is left between two marks was printed so; a secret that stood there would be there still.
     for rest in pieces(&whole) {
-        for secret in secrets.iter().filter(|secret| secret.len() >= MIN_SECRET_BYTES) {
+        for secret in secrets.iter().map(|secret| secret.trim()) {
+            if secret.len() < MIN_SECRET_BYTES {
+                continue;
+            }
             let found = rest.windows(secret.len()).any(|part| part == secret.as_bytes());
             assert!(!found, "{secret:?} is in {:?}", String::from_utf8_lossy(&whole));
         }
