@@ -235,6 +235,23 @@ mod tests {
     }
 
     #[test]
+    fn a_storage_named_for_workspaces_is_remembered_by_its_grant() {
+        let node = Node::bare("8");
+        let ran = node.run(&["init", "--apply", "--volume-storage", "labdir"]);
+        assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+        assert!(
+            node.config().contains("proxmox_storage: \"labdir\""),
+            "{}",
+            node.config()
+        );
+        assert!(
+            node.get("acl")
+                .contains("\"path\":\"/storage/labdir\",\"propagate\":1,\"roleid\":\"AgentLabVolumes\"")
+        );
+        node.assert_ready("without naming it again");
+    }
+
+    #[test]
     fn what_stands_in_the_way_is_named_before_anything_is_done() {
         let foreign = "{\"privs\":\"Sys.Modify,VM.Audit\",\"roleid\":\"AgentLab\",\"special\":0}\n";
         let node = Node::bare("8");

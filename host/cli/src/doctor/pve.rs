@@ -45,7 +45,7 @@ pub(crate) async fn rows(
             rows.extend(features(*vmid, node, programs).await);
         }
     }
-    *of_templates = OfTemplates::of(configs.values().flatten());
+    *of_templates = OfTemplates::of(configs.values().flatten(), node, &arguments.user);
     rows.push(match programs.ask("/cluster/firewall/options", &[]).await {
         Ok(options) => firewall(&options, &config.bridge, &node.name),
         Err(error) => Row::unknown("pve-firewall", error.to_string(), "pve-firewall status"),

@@ -58,7 +58,7 @@ pub(crate) async fn survey(
         )
     })?;
     let templates = template_configs(settings::templates(arguments, &read.config), &node, programs).await;
-    let of_templates = OfTemplates::of(templates.values().flatten());
+    let of_templates = OfTemplates::of(templates.values().flatten(), &node, &arguments.user);
     let mut rows = rows::of_node(&node, &read.config);
     let wanted = node
         .release

@@ -104,6 +104,8 @@ impl Role {
 }
 
 const MACHINES_ROLE: &str = "AgentLab";
+/// Tells which storage an earlier set-up gave to workspaces.
+pub(crate) const VOLUMES_ROLE: &str = "AgentLabVolumes";
 
 /// What the daemon may do with its own machines.
 pub(crate) fn machines(release: Release, smbios_seed: bool) -> Role {
@@ -128,7 +130,7 @@ fn storage() -> Role {
 
 fn volume_storage() -> Role {
     Role::ours(
-        "AgentLabVolumes",
+        VOLUMES_ROLE,
         &["Datastore.Allocate", "Datastore.AllocateSpace", "Datastore.Audit"],
     )
 }

@@ -1,6 +1,6 @@
 //! The checklist besides the steps: the node itself, and what of this host the daemon needs.
 
-use agentlab_config::{Config, ConfigError};
+use agentlab_config::{Config, ConfigError, TlsTrust};
 
 use super::look::Node;
 use super::plan::Wanted;
@@ -38,6 +38,9 @@ pub(crate) fn of_node(node: &Node, config: &Config) -> Vec<Row> {
     }];
     rows.push(quorum(node.quorate, node.nodes));
     rows.push(match (&node.fingerprint, pins(config, &node.name)) {
+        (Some(fingerprint), true) if is_pinned(config, fingerprint) => {
+            Row::ok("certificate", format!("pinned: {fingerprint}"))
+        }
         (Some(fingerprint), true) => Row::ok("certificate", format!("to be pinned: {fingerprint}")),
         (_, false) => Row::ok(
             "certificate",
@@ -60,6 +63,10 @@ pub(crate) fn of_node(node: &Node, config: &Config) -> Vec<Row> {
         ));
     }
     rows
+}
+
+fn is_pinned(config: &Config, fingerprint: &str) -> bool {
+    matches!(&config.proxmox.trust, TlsTrust::Fingerprint(pinned) if pinned.eq_ignore_ascii_case(fingerprint))
 }
 
 /// Without a quorum /etc/pve is read-only.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::file;
 use super::look::{self, Node};
 use super::plan::{Found, Stored, Wanted};
-use super::privilege::{Reach, Release};
+use super::privilege::{Reach, Release, VOLUMES_ROLE};
 use super::step::TokenName;
 use crate::error::CommandError;
 
@@ -147,16 +147,24 @@ pub(crate) fn templates(arguments: &NodeArguments, config: &Config) -> BTreeSet<
     }
 }
 
-/// Storages and bridges of templates, as their configurations say.
+/// Storages and bridges of templates, as their configurations say; and what an earlier set-up gave to workspaces.
 #[derive(Debug, Default)]
 pub(crate) struct OfTemplates {
     pub(crate) storages: BTreeSet<String>,
     pub(crate) bridges: BTreeSet<String>,
+    pub(crate) volume_storage: Option<String>,
 }
 
 impl OfTemplates {
-    pub(crate) fn of<'a>(configs: impl IntoIterator<Item = &'a Value>) -> Self {
-        let mut all = Self::default();
+    pub(crate) fn of<'a>(configs: impl IntoIterator<Item = &'a Value>, node: &Node, user: &str) -> Self {
+        let mut all = Self {
+            volume_storage: node
+                .grants
+                .iter()
+                .filter(|grant| grant.role == VOLUMES_ROLE && grant.holder == user)
+                .find_map(|grant| grant.path.strip_prefix("/storage/").map(str::to_owned)),
+            ..Self::default()
+        };
         for config in configs {
             all.storages.extend(look::disk_storages(config));
             let bridges = look::nics(config).filter_map(|(_, value)| look::option(value, "bridge"));
@@ -177,7 +185,11 @@ pub(crate) fn reach(
     let mut storages: BTreeSet<String> = arguments.storage.iter().cloned().collect();
     storages.extend(proxmox.storage.clone());
     storages.extend(of_templates.storages.iter().cloned());
-    storages.extend(arguments.volume_storage.clone());
+    let volume_storage = arguments
+        .volume_storage
+        .as_ref()
+        .or(of_templates.volume_storage.as_ref());
+    storages.extend(volume_storage.cloned());
     let mut bridges = of_templates.bridges.clone();
     bridges.insert(config.bridge.clone());
     let usual_owner = || Vmid::try_from(USUAL_VOLUME_OWNER).ok();
@@ -188,7 +200,7 @@ pub(crate) fn reach(
         pool: pool.unwrap_or_else(|| "agentlab".to_owned()),
         templates: templates(arguments, config),
         storages,
-        volume_storage: arguments.volume_storage.clone(),
+        volume_storage: volume_storage.cloned(),
         bridges,
         volume_owner: arguments.volume_vmid.or(proxmox.volume_vmid).or_else(usual_owner),
     })
