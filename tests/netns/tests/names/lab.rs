@@ -48,8 +48,7 @@ const ZONE: &[&str] = &[
 /// All of it.
 pub(crate) struct Lab {
     pub(crate) host: Arc<Namespace>,
-    /// Held: its sockets answer for the Internet.
-    _net: Arc<Namespace>,
+    net: Arc<Namespace>,
     pub(crate) a: Guest,
     pub(crate) b: Guest,
     pub(crate) network: Arc<EnforcedNetwork>,
@@ -96,7 +95,8 @@ impl Lab {
              address add 8.8.8.8/32 dev lo\naddress add 8.8.4.4/32 dev lo\naddress add 1.1.1.1/32 dev lo",
         )?;
         let asked = Arc::default();
-        serve_names(&net, &asked)?;
+        serve_names(&net, UPSTREAM, &asked)?;
+        take_calls(&net)?;
         let text = format!("uplink: vmbr0\n{lines}\n");
         let (network, stop, daemon) = start(&host, text)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -113,7 +113,7 @@ impl Lab {
         let (a, b) = (cable(0)?, cable(1)?);
         Ok(Self {
             host,
-            _net: net,
+            net,
             a,
             b,
             network,
@@ -122,6 +122,11 @@ impl Lab {
             stop: Some(stop),
             daemon: Some(daemon),
         })
+    }
+
+    /// Lets an upstream answer at one more address.
+    pub(crate) fn answer_at(&self, address: &str) -> Result<()> {
+        serve_names(&self.net, address, &self.asked)
     }
 
     pub(crate) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
@@ -205,10 +210,10 @@ fn start(host: &Arc<Namespace>, text: String) -> Result<Daemon> {
     Ok((network, stop, daemon))
 }
 
-/// The upstream: UDP and TCP, and a listener at every address a test calls.
-fn serve_names(net: &Namespace, asked: &Arc<Mutex<Vec<String>>>) -> Result<()> {
+/// The upstream, over UDP and TCP.
+fn serve_names(net: &Namespace, at: &str, asked: &Arc<Mutex<Vec<String>>>) -> Result<()> {
     let (udp, tcp) =
-        net.enter(|| Ok::<_, anyhow::Error>((UdpSocket::bind(UPSTREAM)?, TcpListener::bind(UPSTREAM)?)))??;
+        net.enter(|| Ok::<_, anyhow::Error>((UdpSocket::bind(at)?, TcpListener::bind(at)?)))??;
     let log = Arc::clone(asked);
     // Both end with the process; their namespace is held by their sockets alone.
     std::thread::spawn(move || {
@@ -229,6 +234,11 @@ fn serve_names(net: &Namespace, asked: &Arc<Mutex<Vec<String>>>) -> Result<()> {
             });
         }
     });
+    Ok(())
+}
+
+/// Somebody who takes every call.
+fn take_calls(net: &Namespace) -> Result<()> {
     let listener = net.enter(|| TcpListener::bind("0.0.0.0:443"))??;
     std::thread::spawn(move || {
         let mut open = Vec::new();

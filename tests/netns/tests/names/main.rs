@@ -290,6 +290,29 @@ mod tests {
     }
 
     #[test]
+    fn upstreams_that_do_not_answer_are_told_of_until_one_does() {
+        if skipped() {
+            return;
+        }
+        // Nobody is there: every question is refused at once.
+        let lab = Lab::with("dns: {upstreams: ['192.168.1.1:5300']}").unwrap();
+        lab.allow(0, &LIST).unwrap();
+        let answer = ask(&lab.a, "good.example.com.", RecordType::A).unwrap();
+        assert_eq!(code(&answer), ResponseCode::ServFail);
+        let told = lab.disturbance().unwrap();
+        assert!(
+            matches!(&told, Disturbance::Unresolved(reason) if reason.contains("192.168.1.1:5300")),
+            "{told:?}"
+        );
+        lab.answer_at("192.168.1.1:5300").unwrap();
+        assert_eq!(lab.disturbance().unwrap(), Disturbance::Resolved);
+        assert_eq!(
+            addresses(&ask(&lab.a, "good.example.com.", RecordType::A).unwrap()),
+            ["8.8.8.8"]
+        );
+    }
+
+    #[test]
     fn a_mode_without_a_resolver_is_refused_before_anything_is_made() {
         if skipped() {
             return;
