@@ -128,3 +128,88 @@ fn read(path: &Path) -> Result<String, StartError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use agentlab_config::parse_config;
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        parse_config(text, "config.yaml").unwrap().value
+    }
+
+    const TOKEN: &str = "proxmox_api_token: agentlab@pve!daemon=0d08f8bc-0a12\n";
+
+    #[test]
+    fn a_node_that_does_not_answer_yet_is_no_reason_not_to_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "agentlab@pve!daemon=0d08f8bc-0a12\n").unwrap();
+        for text in [
+            format!("{TOKEN}proxmox_tls_fingerprint: {}", "AB".repeat(32)),
+            format!("{TOKEN}proxmox_tls_insecure: true\nproxmox_api_url: https://127.0.0.1:1"),
+            format!(
+                "backend: proxmox\nproxmox_tls_insecure: true\nproxmox_api_token_path: {}",
+                token.display()
+            ),
+        ] {
+            assert!(proxmox(&config(&text)).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named_by_its_key_and_the_token_is_not_shown() {
+        let trusted = "proxmox_tls_insecure: true\n";
+        for (text, key) in [
+            (
+                format!("{trusted}proxmox_api_token: a@b!c=d hush"),
+                "proxmox_api_token",
+            ),
+            (
+                format!("{TOKEN}{trusted}proxmox_api_url: https://localhost:8006/x"),
+                "proxmox_api_url",
+            ),
+            (
+                format!("{TOKEN}proxmox_tls_ca_path: /no/such/ca.pem"),
+                "/no/such/ca.pem",
+            ),
+        ] {
+            let Err(error) = proxmox(&config(&text)) else {
+                panic!("{text} was accepted");
+            };
+            let words = error.to_string();
+            assert!(words.contains(key) && !words.contains("hush"), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_the_file_says_of_a_node_reaches_the_back_end() {
+        let told = pve(&config(&format!(
+            "{TOKEN}proxmox_node: pve1\nproxmox_pool: agentlab\nproxmox_storage: fast\nproxmox_clone_mode: full\n\
+             proxmox_volume_vmid: 777\nproxmox_command_timeout: 30m\nbridge: vmbr7\nvmid_first: 2000\nvmid_last: 2999"
+        )));
+        assert_eq!(told.node.as_deref(), Some("pve1"));
+        assert_eq!(
+            (told.pool.as_deref(), told.storage.as_deref()),
+            (Some("agentlab"), Some("fast"))
+        );
+        assert_eq!(told.clone, CloneMode::Full);
+        assert_eq!(told.volume_owner.map(u32::from), Some(777));
+        assert_eq!(
+            (told.task_patience, told.clone_patience),
+            (
+                std::time::Duration::from_secs(1800),
+                std::time::Duration::from_secs(1800)
+            )
+        );
+        assert_eq!(
+            (
+                told.bridge.as_str(),
+                u32::from(told.vmids.0),
+                u32::from(told.vmids.1)
+            ),
+            ("vmbr7", 2000, 2999)
+        );
+    }
+}
