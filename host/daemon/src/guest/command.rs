@@ -96,18 +96,23 @@ impl Commands {
         })?;
         let (arrived, arrival) = oneshot::channel();
         self.state().ordered.insert(id.clone(), (sandbox, arrived));
+        let _ordered = Forget(|| drop(self.state().ordered.remove(&id)));
         let order = order(id.clone(), request);
         let opened = async {
             orders.send(order).await.ok()?;
             arrival.await.ok()
         };
         let opened = tokio::time::timeout(GUEST, opened).await;
-        self.state().ordered.remove(&id);
         let Ok(Some(opened)) = opened else {
             return Err(silent("The guest did not answer to the command in time"));
         };
-        self.state().opened.insert(id.clone(), opened);
-        Ok(id)
+        let mut state = self.state();
+        // A guest that has gone already forgets its command after this, or has done so before.
+        if !opened.input.is_closed() {
+            state.opened.insert(id.clone(), opened);
+        }
+        drop(state);
+        Ok(id.clone())
     }
 
     /// Waits for a guest's open request: after a start, and after a restart of the daemon, it comes in a moment.
@@ -179,6 +184,15 @@ fn random_id() -> Result<String, getrandom::Error> {
     Ok(hex::encode(bytes))
 }
 
+/// Forgets when it goes, however it goes: who asked may break off at any moment.
+struct Forget<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Forget<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// Takes a guest's open request away again, unless a newer one is in its place.
 struct Listening {
     commands: Arc<Commands>,
@@ -236,10 +250,10 @@ pub(super) async fn open(
         output: request.into_body(),
         input,
     };
+    // Not followed in time, or the guest went: what stood by goes.
+    let _opened = Forget(|| drop(commands.state().opened.remove(&id)));
     arrived.send(opened).map_err(|_| gone())?;
     let followed = tokio::time::timeout(OPERATOR, followed).await;
-    // Not followed in time: what stood by goes.
-    commands.state().opened.remove(&id);
     match followed {
         Ok(Ok(input)) => Ok(input.into_response()),
         Ok(Err(_)) | Err(_) => Err(gone()),
