@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 TOOLCHAIN := export AGENTLAB_ROOT=$(CURDIR); . packaging/toolchain.sh && agentlab_find_cargo &&
 
-.PHONY: help demo test survival setup build runner deb deb-test lint fmt bench soak clean-demo
+.PHONY: help demo stand-in test survival setup build runner deb deb-test lint fmt bench soak clean-demo
 
 help:
 	@echo "make demo        a real job in a real VM, from nothing (KEEP=1 leaves the daemon up)"
+	@echo "                 BACKEND=proxmox: through Proxmox VE's REST API, against a stand-in"
 	@echo "make test        every check and test: lint, unit, contract, netns, vm"
 	@echo "make bench       ratios against named baselines"
 	@echo "make survival    the daemon killed and disturbed around real VMs, at every kind of moment"
@@ -17,8 +18,12 @@ help:
 
 demo:
 	@packaging/with-sudo packaging/setup demo
-	@packaging/with-sudo $(MAKE) --no-print-directory build
-	@packaging/demo/run
+	@packaging/with-sudo $(MAKE) --no-print-directory build $(if $(filter proxmox,$(BACKEND)),stand-in)
+	@BACKEND=$(BACKEND) packaging/demo/run
+
+stand-in:
+	@echo "build: the Proxmox VE stand-in that boots VMs"
+	@$(TOOLCHAIN) cargo build --quiet --locked --package agentlab-tests-pve-sim --features qemu
 
 test:
 	@packaging/setup test

@@ -39,7 +39,7 @@ pub use boot::{Boot, NoBoot, Powered};
 pub use fault::Rates;
 pub use operator::Operator;
 #[cfg(feature = "qemu")]
-pub use qemu::{Booter, QemuBoot, boot_with_qemu};
+pub use qemu::{BootOptions, Booter, QemuBoot, boot_with_qemu};
 pub use setup::{PveSim, Scale, Setup};
 pub use storage::Plugin;
 pub use wire::{Request, Response};

@@ -27,6 +27,10 @@ struct Arguments {
     #[cfg(feature = "qemu")]
     #[arg(long)]
     run_dir: Option<std::path::PathBuf>,
+    /// First of the user ids that VMs run under.
+    #[cfg(feature = "qemu")]
+    #[arg(long, default_value_t = 2_000_000)]
+    uid_first: u32,
     /// Bridge the VMs are plugged into.
     #[cfg(feature = "qemu")]
     #[arg(long, default_value = "vmbr1")]
@@ -62,8 +66,13 @@ async fn booting(setup: Setup, arguments: &Arguments) -> Result<(PveSim, tokio::
     let (Some(templates), Some(run_dir)) = (&arguments.templates, &arguments.run_dir) else {
         return Ok((setup.in_process(), booters));
     };
-    let bridge = arguments.bridge.clone();
-    let (boot, booter) = pve_sim::boot_with_qemu(templates.clone(), run_dir.clone(), bridge).await?;
+    let options = pve_sim::BootOptions {
+        templates: templates.clone(),
+        run_dir: run_dir.clone(),
+        bridge: arguments.bridge.clone(),
+        uid_first: arguments.uid_first,
+    };
+    let (boot, booter) = pve_sim::boot_with_qemu(options).await?;
     let sim = setup.boot_with(boot);
     booters.spawn(booter.run(sim.operator()));
     Ok((sim, booters))

@@ -30,6 +30,8 @@ use crate::operator::Operator;
 
 /// The template every machine is a clone of, as the local store knows it.
 const TEMPLATE: u32 = 9000;
+/// How many user ids VMs may use.
+const UIDS: u32 = 4095;
 
 #[derive(Debug)]
 enum Order {
@@ -77,16 +79,28 @@ pub struct Booter {
     stamps: HashMap<u32, Stamp>,
 }
 
-/// Real VMs from local templates, their state in `run_dir`, their cables in `bridge`.
+/// What VMs are made of, and where.
+#[derive(Debug, Clone)]
+pub struct BootOptions {
+    /// Where `agentlab-template` stores its templates.
+    pub templates: PathBuf,
+    /// Where the VMs' state is kept.
+    pub run_dir: PathBuf,
+    /// What their cables are plugged into.
+    pub bridge: String,
+    /// First of the user ids they run under.
+    pub uid_first: u32,
+}
+
+/// Real VMs from local templates.
 ///
 /// # Errors
 /// As [`Qemu::open`].
-pub async fn boot_with_qemu(
-    template_dir: PathBuf,
-    run_dir: PathBuf,
-    bridge: String,
-) -> Result<(Arc<dyn Boot>, Booter)> {
-    let qemu = Arc::new(Qemu::open(QemuOptions::new(run_dir, template_dir)).await?);
+pub async fn boot_with_qemu(options: BootOptions) -> Result<(Arc<dyn Boot>, Booter)> {
+    let mut qemu = QemuOptions::new(options.run_dir, options.templates);
+    qemu.uid_range = (options.uid_first, options.uid_first.saturating_add(UIDS));
+    let bridge = options.bridge;
+    let qemu = Arc::new(Qemu::open(qemu).await?);
     qemu.adopt().await?;
     let (sender, orders) = mpsc::unbounded_channel();
     let booter = Booter {
