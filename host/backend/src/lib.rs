@@ -69,6 +69,12 @@ pub trait Machines: Send + Sync {
     /// Pulls the plug. Returns once the machine no longer runs. Stopped already, or absent, is success.
     async fn power_off(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
 
+    /// Asks the guest to switch itself off, and pulls the plug when it has not in time. A back end that cannot ask pulls
+    /// it at once.
+    async fn shut_down(&self, vmid: Vmid, stamp: &Stamp, _patience: Duration) -> Result<()> {
+        self.power_off(vmid, stamp).await
+    }
+
     /// Freezes a running machine in memory. Suspended already is success.
     async fn suspend(&self, vmid: Vmid, stamp: &Stamp) -> Result<()>;
 

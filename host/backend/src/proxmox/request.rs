@@ -89,6 +89,10 @@ impl Request {
             Change::Power { vmid, to } => {
                 post(format!("{}/status/{}", machine(vmid), to.as_str()), Vec::new())
             }
+            Change::ShutDown { vmid, seconds } => {
+                let values = vec![pair("timeout", seconds), pair("forceStop", 1)];
+                post(format!("{}/status/shutdown", machine(vmid)), values)
+            }
             // Never with `destroy-unreferenced-disks`: it takes every volume of that number on every storage.
             Change::Destroy { vmid } => Self::delete(&machine(vmid), &[("purge", "1")]),
             Change::TakeSnapshot { vmid, name, memory } => {

@@ -94,6 +94,11 @@ pub(crate) enum Change {
         vmid: Vmid,
         to: PowerWord,
     },
+    /// Asks the guest first, and pulls the plug after so many seconds.
+    ShutDown {
+        vmid: Vmid,
+        seconds: u64,
+    },
     Destroy {
         vmid: Vmid,
     },

@@ -134,6 +134,30 @@ impl<W: Wire> Pve<W> {
         self.switch(&record, PowerWord::Stop, Power::Stopped).await
     }
 
+    async fn shut_down_once(&self, vmid: Vmid, stamp: &Stamp, patience: Duration) -> Attempt<()> {
+        let Some(record) = self.ours_or_absent("shut down", vmid, stamp).await? else {
+            return Ok(());
+        };
+        match self.power(&record).await? {
+            Power::Stopped => return Ok(()),
+            // A guest that is frozen hears nothing.
+            Power::Suspended => return self.switch(&record, PowerWord::Stop, Power::Stopped).await,
+            Power::Running => {}
+        }
+        let change = Change::ShutDown {
+            vmid,
+            seconds: patience.as_secs().max(1),
+        };
+        let patience = patience + self.options.task_patience;
+        match self.wire.change(&record.node, &change, patience).await {
+            Ok(_) => Ok(()),
+            Err(refusal) => match self.power(&record).await {
+                Ok(Power::Stopped) => Ok(()),
+                Ok(_) | Err(_) => Err(refusal.into()),
+            },
+        }
+    }
+
     async fn pause_once(&self, vmid: Vmid, stamp: &Stamp, to: PowerWord) -> Attempt<()> {
         let (action, wanted) = match to {
             PowerWord::Suspend => ("suspend", Power::Suspended),
@@ -323,6 +347,12 @@ impl<W: Wire> Machines for Pve<W> {
             .patiently("power off", vmid, || self.power_off_once(vmid, stamp))
             .await;
         absent_is_success(done)
+    }
+
+    async fn shut_down(&self, vmid: Vmid, stamp: &Stamp, patience: Duration) -> Result<()> {
+        let _turn = self.turn(vmid).await;
+        let attempt = || self.shut_down_once(vmid, stamp, patience);
+        absent_is_success(self.patiently("shut down", vmid, attempt).await)
     }
 
     async fn suspend(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {

@@ -70,6 +70,9 @@ impl Argv {
             Change::Set { vmid, values } => qm("set", vmid).options(values),
             Change::Resize { vmid, disk, size } => also(also(qm("resize", vmid), disk), size),
             Change::Power { vmid, to } => qm(to.as_str(), vmid),
+            Change::ShutDown { vmid, seconds } => qm("shutdown", vmid)
+                .option("timeout", seconds)
+                .option("forceStop", 1),
             // Never with `--destroy-unreferenced-disks`: it takes every volume of that number on every storage.
             Change::Destroy { vmid } => qm("destroy", vmid).option("purge", 1),
             Change::TakeSnapshot { vmid, name, memory } => {

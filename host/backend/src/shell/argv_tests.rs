@@ -81,6 +81,13 @@ fn changes() -> Vec<(&'static str, Change)> {
         ("grow", grow),
         ("start", power(PowerWord::Start)),
         ("stop of a stopped VM", power(PowerWord::Stop)),
+        (
+            "shutdown with force",
+            Change::ShutDown {
+                vmid: vmid(420),
+                seconds: 3,
+            },
+        ),
         ("suspend", power(PowerWord::Suspend)),
         ("resume", power(PowerWord::Resume)),
         ("destroy", Change::Destroy { vmid: vmid(420) }),

@@ -140,6 +140,7 @@ impl Wire for Shell {
             | Change::Set { .. }
             | Change::Resize { .. }
             | Change::Power { .. }
+            | Change::ShutDown { .. }
             | Change::Destroy { .. }
             | Change::TakeSnapshot { .. }
             | Change::RollBack { .. }

@@ -149,6 +149,7 @@ fn asked(node: &str, words: &[&str]) -> (&'static str, String, Map<String, Value
         ["qm", power @ ("start" | "stop" | "suspend" | "resume"), vmid] => {
             ("POST", format!("{}/status/{power}", machine(vmid)))
         }
+        ["qm", "shutdown", vmid] => ("POST", format!("{}/status/shutdown", machine(vmid))),
         ["qm", "destroy", vmid] => ("DELETE", machine(vmid)),
         _ => panic!("nobody should ask for {words:?}"),
     };

@@ -179,6 +179,24 @@ pub(crate) async fn power_goes_on_and_off_and_every_repeat_is_success(rig: &mut 
     }
 }
 
+pub(crate) async fn a_machine_that_is_shut_down_is_off_whatever_its_guest_does(rig: &mut dyn Rig) {
+    let backend = rig.backend();
+    let spec = running(backend, 1000).await;
+    for _ in 0..2 {
+        let patience = Duration::from_secs(1);
+        backend.shut_down(spec.vmid, &spec.stamp, patience).await.unwrap();
+        assert_eq!(power(backend, spec.vmid).await, Some(Power::Stopped));
+    }
+    let answer = backend
+        .shut_down(spec.vmid, &stamp(), Duration::from_secs(1))
+        .await;
+    assert!(matches!(answer, Err(BackendError::NotOurs { .. })), "{answer:?}");
+    backend
+        .shut_down(vmid(1001), &spec.stamp, Duration::from_secs(1))
+        .await
+        .unwrap();
+}
+
 pub(crate) async fn a_suspended_machine_stays_where_it_is_until_resumed(rig: &mut dyn Rig) {
     let backend = rig.backend();
     assert!(backend.info().await.unwrap().capabilities.suspend);
@@ -435,6 +453,7 @@ macro_rules! contract {
             a_clone_repeated_is_one_machine_and_another_spec_is_a_conflict,
             a_foreign_stamp_is_refused_by_every_change_and_nothing_is_touched,
             power_goes_on_and_off_and_every_repeat_is_success,
+            a_machine_that_is_shut_down_is_off_whatever_its_guest_does,
             a_suspended_machine_stays_where_it_is_until_resumed,
             a_machine_that_ends_without_us_is_stopped_and_whoever_waits_learns_it,
             a_second_opener_takes_the_channel_over_and_the_end_of_the_machine_ends_it,
