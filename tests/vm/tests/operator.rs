@@ -1,8 +1,13 @@
 //! A person in a sandbox: made without a job, worked in through the guest channel, on both channels.
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test waits for the commands and guests that it is about"
+)]
 mod tests {
     use std::io::Write as _;
+    use std::path::Path;
     use std::process::{Command, Output, Stdio};
     use std::time::Duration;
 
@@ -10,8 +15,63 @@ mod tests {
     use anyhow::{Context, Result, ensure};
 
     const PROFILES: &str = "name: over-serial\ntemplate_vmid: 9000\nnetwork: {mode: \"off\", channels: [serial]}\n\
-        resources: {cores: 1, memory_mb: 512}\n---\nname: over-tls\ntemplate_vmid: 9000\n\
-        network: {mode: \"off\", channels: [tls]}\nresources: {cores: 1, memory_mb: 512}\n";
+        resources: {cores: 1, memory_mb: 512}\nsecrets: [env.CANARY, git.token]\n---\nname: over-tls\n\
+        template_vmid: 9000\nnetwork: {mode: \"off\", channels: [tls]}\nresources: {cores: 1, memory_mb: 512}\n\
+        secrets: [env.CANARY, git.token]\n";
+    /// Values of a bundle: two that sandboxes are given, and one that they are not.
+    const CANARIES: [(&str, &str); 3] = [
+        ("env", "c4n4ry-of-the-environment"),
+        ("git", "c4n4ry-of-git"),
+        ("other", "c4n4ry-of-nobody"),
+    ];
+
+    /// A lab with a bundle beside it: what is searched later must not hold the values themselves.
+    fn lab_with_secrets(desk: &Path) -> Result<Lab> {
+        let (dir, key) = (desk.join("secrets"), desk.join("keys/age.key"));
+        let config = format!(
+            "secrets_dir: {}\nsecrets_age_key_path: {}\n",
+            dir.display(),
+            key.display()
+        );
+        let lab = Lab::start_with(PROFILES, &config)?;
+        let (dir, key) = (dir.display().to_string(), key.display().to_string());
+        let place = ["secrets", "--dir", &dir, "--age-key", &key];
+        for (line, (_, value)) in [
+            &["set-env", "--name", "CANARY", "--value-file", "-"][..],
+            &["set-git", "--token-file", "-"],
+            &["set-env", "--name", "OTHER", "--value-file", "-"],
+        ]
+        .into_iter()
+        .zip(CANARIES)
+        {
+            let set = with_input(&lab, &[&place, line].concat(), value.as_bytes())?;
+            ensure!(set.status.success(), "{set:?}");
+        }
+        let patterns: Vec<&str> = CANARIES.iter().map(|(_, value)| *value).collect();
+        std::fs::write(desk.join("patterns"), patterns.join("\n"))?;
+        Ok(lab)
+    }
+
+    /// The values are in the sandbox's memory, and on no disk, in no record and on no command line of the host.
+    fn secrets_are_in_memory_only(lab: &Lab, vmid: &str, desk: &Path) -> Result<()> {
+        let script = "set -e; cd /run/agentlab; stat -f -c %T .; stat -c '%n %a %U' environment git-credential\n\
+                      . ./environment; echo \"$CANARY\"; echo \"none${OTHER:-}\"; grep -c c4n4ry-of-git git-credential; sync";
+        let (code, out, err) = exec(lab, vmid, script)?;
+        let seen =
+            "tmpfs\nenvironment 400 agent\ngit-credential 400 agent\nc4n4ry-of-the-environment\nnone\n1\n";
+        ensure!((code, out.as_str()) == (Some(0), seen), "{code:?} {out} {err}");
+        let everywhere = "grep -rlaF -D skip -f \"$1\" \"$2\"; grep -laF -f \"$1\" /proc/[0-9]*/cmdline /proc/[0-9]*/environ \
+                          2>/dev/null; test -s \"$1\" && find \"$2\" -size +1M -name '*.qcow2' | grep -c .";
+        let found = Command::new("sh")
+            .args(["-c", everywhere, "sh"])
+            .arg(desk.join("patterns"))
+            .arg(lab.dir())
+            .output()?;
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        // One line: there was a disk to look at.
+        ensure!(found.trim() == "1", "secrets are in: {found}");
+        Ok(())
+    }
 
     /// Runs the CLI with this on its standard input.
     fn with_input(lab: &Lab, arguments: &[&str], input: &[u8]) -> Result<Output> {
@@ -45,89 +105,111 @@ mod tests {
         Ok((ran.code(), ran.stdout, ran.stderr))
     }
 
+    /// Exit codes, both outputs, both users.
+    fn commands_return_what_they_print(lab: &Lab, vmid: &str) -> Result<()> {
+        let (code, out, err) = exec(lab, vmid, "echo out; echo err >&2; id -u; pwd; exit 7")?;
+        ensure!(
+            (code, out.as_str(), err.as_str()) == (Some(7), "out\n1000\n/work/repo\n", "err\n"),
+            "{code:?} {out:?} {err:?}\n{}",
+            lab.daemon_log()
+        );
+        let ran = lab.agentlab(&["exec", "-u", "root", vmid, "--", "id", "-u"])?;
+        ensure!(ran.stdout == "0\n", "{} {}", ran.stdout, ran.stderr);
+        let ran = lab.agentlab(&["exec", vmid, "--", "no-such-program"])?;
+        ensure!(ran.code() == Some(127), "{:?} {}", ran.code(), ran.stderr);
+        Ok(())
+    }
+
+    /// A large input, and a file there and back.
+    fn files_come_back_unchanged(lab: &Lab, vmid: &str) -> Result<()> {
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[1]).collect();
+        let counted = with_input(lab, &["exec", "-i", vmid, "--", "wc", "-c"], &bytes)?;
+        ensure!(counted.stdout == b"3000000\n", "{counted:?}");
+        let (source, back) = (lab.dir().join("source.bin"), lab.dir().join("back.bin"));
+        std::fs::write(&source, &bytes)?;
+        let there = format!("{vmid}:/tmp/there.bin");
+        for (from, to) in [
+            (source.display().to_string(), there.clone()),
+            (there.clone(), back.display().to_string()),
+        ] {
+            let ran = lab.agentlab(&["cp", &from, &to])?;
+            ensure!(ran.code() == Some(0), "{from} to {to}: {}", ran.stderr);
+        }
+        ensure!(
+            std::fs::read(&back)? == bytes,
+            "the file came back as another one"
+        );
+        Ok(())
+    }
+
+    /// What a command began ends with its operator.
+    fn a_command_ends_with_its_operator(lab: &Lab, vmid: &str) -> Result<()> {
+        let mut child = lab
+            .command(&["exec", vmid, "--", "sleep", "4711"])
+            .stdin(Stdio::null())
+            .spawn()?;
+        let running = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [4]711'";
+        let counts = |wanted: &str| -> Result<bool> {
+            for _ in 0..40 {
+                if exec(lab, vmid, running)?.1.trim() == wanted {
+                    return Ok(true);
+                }
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            Ok(false)
+        };
+        ensure!(counts("1")?, "the command did not begin");
+        child.kill()?;
+        child.wait()?;
+        ensure!(counts("0")?, "the command outlived its operator");
+        Ok(())
+    }
+
+    /// A shell on a terminal, with its size and its exit code.
+    fn a_terminal_has_its_size_and_its_code(lab: &Lab, vmid: &str) -> Result<()> {
+        let typed = "tty; stty size; exit 5\r";
+        let attach = lab.command(&["attach", vmid]);
+        let line = format!(
+            "stty rows 33 columns 99; {} attach {vmid}; echo code=$?",
+            attach.get_program().display()
+        );
+        let mut terminal = Command::new("script");
+        for (name, value) in attach.get_envs() {
+            terminal.env(name, value.unwrap_or_default());
+        }
+        let mut terminal = terminal
+            .args(["-qec", &line, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut keys = terminal.stdin.take().context("stdin")?;
+        std::thread::sleep(Duration::from_secs(2));
+        keys.write_all(typed.as_bytes())?;
+        keys.flush()?;
+        let shown = terminal.wait_with_output()?;
+        drop(keys);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        ensure!(
+            shown.contains("/dev/pts/") && shown.contains("33 99") && shown.contains("code=5"),
+            "{shown}"
+        );
+        Ok(())
+    }
+
     #[test]
     fn commands_files_and_terminals_go_through_the_guest_channel() -> Result<()> {
         if !vm_tier() {
             return Ok(());
         }
         for profile in ["over-serial", "over-tls"] {
-            let mut lab = Lab::start(PROFILES)?;
+            let desk = tempfile::tempdir()?;
+            let mut lab = lab_with_secrets(desk.path())?;
             let vmid = new_sandbox(&lab, profile)?;
-            let (code, out, err) = exec(&lab, &vmid, "echo out; echo err >&2; id -u; pwd; exit 7")?;
-            ensure!(
-                (code, out.as_str(), err.as_str()) == (Some(7), "out\n1000\n/work/repo\n", "err\n"),
-                "{profile}: {code:?} {out:?} {err:?}\n{}",
-                lab.daemon_log()
-            );
-            let ran = lab.agentlab(&["exec", "-u", "root", &vmid, "--", "id", "-u"])?;
-            ensure!(ran.stdout == "0\n", "{} {}", ran.stdout, ran.stderr);
-            let ran = lab.agentlab(&["exec", &vmid, "--", "no-such-program"])?;
-            ensure!(ran.code() == Some(127), "{:?} {}", ran.code(), ran.stderr);
-
-            let bytes: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[1]).collect();
-            let counted = with_input(&lab, &["exec", "-i", &vmid, "--", "wc", "-c"], &bytes)?;
-            ensure!(counted.stdout == b"3000000\n", "{counted:?}");
-            let (source, back) = (lab.dir().join("source.bin"), lab.dir().join("back.bin"));
-            std::fs::write(&source, &bytes)?;
-            let there = format!("{vmid}:/tmp/there.bin");
-            for (from, to) in [
-                (source.display().to_string(), there.clone()),
-                (there.clone(), back.display().to_string()),
-            ] {
-                let ran = lab.agentlab(&["cp", &from, &to])?;
-                ensure!(ran.code() == Some(0), "{from} to {to}: {}", ran.stderr);
-            }
-            ensure!(
-                std::fs::read(&back)? == bytes,
-                "the file came back as another one"
-            );
-
-            // What a command began ends with its operator.
-            let mut child = lab
-                .command(&["exec", &vmid, "--", "sleep", "4711"])
-                .stdin(Stdio::null())
-                .spawn()?;
-            let running = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [4]711'";
-            let counts = |wanted: &str| -> Result<bool> {
-                for _ in 0..40 {
-                    if exec(&lab, &vmid, running)?.1.trim() == wanted {
-                        return Ok(true);
-                    }
-                    std::thread::sleep(Duration::from_millis(250));
-                }
-                Ok(false)
-            };
-            ensure!(counts("1")?, "the command did not begin");
-            child.kill()?;
-            child.wait()?;
-            ensure!(counts("0")?, "the command outlived its operator");
-
-            let typed = "tty; stty size; exit 5\r";
-            let attach = lab.command(&["attach", &vmid]);
-            let line = format!(
-                "stty rows 33 columns 99; {} attach {vmid}; echo code=$?",
-                attach.get_program().display()
-            );
-            let mut terminal = Command::new("script");
-            for (name, value) in attach.get_envs() {
-                terminal.env(name, value.unwrap_or_default());
-            }
-            let mut terminal = terminal
-                .args(["-qec", &line, "/dev/null"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()?;
-            let mut keys = terminal.stdin.take().context("stdin")?;
-            std::thread::sleep(Duration::from_secs(2));
-            keys.write_all(typed.as_bytes())?;
-            keys.flush()?;
-            let shown = terminal.wait_with_output()?;
-            drop(keys);
-            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-            ensure!(
-                shown.contains("/dev/pts/") && shown.contains("33 99") && shown.contains("code=5"),
-                "{shown}"
-            );
+            secrets_are_in_memory_only(&lab, &vmid, desk.path())?;
+            commands_return_what_they_print(&lab, &vmid)?;
+            files_come_back_unchanged(&lab, &vmid)?;
+            a_command_ends_with_its_operator(&lab, &vmid)?;
+            a_terminal_has_its_size_and_its_code(&lab, &vmid)?;
 
             lab.kill_daemon()?;
             lab.start_daemon()?;
