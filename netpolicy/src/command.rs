@@ -73,7 +73,8 @@ enum Command {
     Smoke(smoke::SmokeArguments),
     /// Have Tailscale advertise the agent subnet beside what it advertises already
     Tailscale(tailscale::TailscaleArguments),
-    /// Print the dnsmasq configuration that gives addresses on the bridge, or write it
+    /// Print the dnsmasq configuration that gives addresses on the bridge, or write it; the packet policy itself passes no
+    /// DHCP of a sandbox, whose address is given to it
     Dhcp(dhcp::DhcpArguments),
 }
 

@@ -1,4 +1,5 @@
-//! dnsmasq for those who want DHCP on the bridge: sandboxes of the daemon need none, their addresses are given to them.
+//! dnsmasq for those who want DHCP on the bridge. Sandboxes of the daemon need none, their addresses are given to them; and
+//! the packet policy passes no DHCP of a guest, which the command says.
 
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -55,7 +56,7 @@ pub(super) fn run(
     let word = if written { "Wrote" } else { "Nothing to change in" };
     Ok(writeln!(
         output,
-        "{word} {path}; `systemctl restart dnsmasq` reads it"
+        "{word} {path}; `systemctl restart dnsmasq` reads it. While the packet policy stands it passes no DHCP of a sandbox"
     )?)
 }
 

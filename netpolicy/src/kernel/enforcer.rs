@@ -175,6 +175,7 @@ impl Enforcer {
     pub fn bind(&mut self, port: &GuestPort) -> Result<(), EnforceError> {
         check_port(&self.host, port)?;
         self.refuse_shared(port)?;
+        self.forget_old_link(&port.name)?;
         if self.vacated.contains(&port.address) {
             conntrack::cut(&mut self.kernel.netfilter, port.address, self.host.bridge.address)?;
             self.vacated.remove(&port.address);

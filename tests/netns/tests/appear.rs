@@ -86,6 +86,24 @@ mod tests {
     }
 
     #[test]
+    fn a_binding_that_is_newer_than_the_end_of_a_link_outlives_its_news() {
+        if skipped() {
+            return;
+        }
+        let host = bare_host().unwrap();
+        let (mut enforcer, mut watch) = started(&host);
+        let port = port(3, Trust::Nat).unwrap();
+        host.enter(|| {
+            drop(enforcer.attach(&port).unwrap());
+            // The link is gone, and nobody has read so yet.
+            enforcer.bind(&port).unwrap();
+            assert_eq!(follow(&mut enforcer, &mut watch), []);
+            assert_eq!(enforcer.attached().unwrap(), std::slice::from_ref(&port.name));
+        })
+        .unwrap();
+    }
+
+    #[test]
     fn a_new_tap_of_an_old_name_is_not_unbound_by_news_of_the_old_one() {
         if skipped() {
             return;

@@ -117,6 +117,20 @@ impl Enforcer {
         }
     }
 
+    /// A binding that is made now is not for a link that is gone, whose end is perhaps not told yet.
+    pub(super) fn forget_old_link(&mut self, name: &IfName) -> Result<(), EnforceError> {
+        if let Some(index) = self.present.get(name).copied()
+            && self
+                .kernel
+                .links
+                .find(name)?
+                .is_none_or(|link| link.index != index)
+        {
+            self.present.remove(name);
+        }
+        Ok(())
+    }
+
     /// Sets what a bound port's link must be like.
     pub(super) fn settle(&mut self, link: u32, bridge: u32, port: &GuestPort) -> Result<(), EnforceError> {
         for setting in sysctl::of_port(&port.name) {
