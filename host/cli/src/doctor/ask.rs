@@ -89,3 +89,54 @@ pub(crate) async fn ask(
     }
     Ok(answers)
 }
+
+/// Who asks a node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Way<'a> {
+    /// Root, by the node's own programs: sees everything.
+    Root(&'a Programs),
+    /// The daemon's token, over the API: sees what it may.
+    Token {
+        programs: &'a Programs,
+        config: &'a Path,
+    },
+}
+
+impl Way<'_> {
+    /// `data` of GET on a path, or in words why there is none.
+    pub(crate) async fn ask(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, String> {
+        match self {
+            Self::Root(programs) => {
+                let options: Vec<String> = query
+                    .iter()
+                    .flat_map(|(key, value)| [format!("--{key}"), (*value).to_owned()])
+                    .collect();
+                let options: Vec<&str> = options.iter().map(String::as_str).collect();
+                programs
+                    .ask(path, &options)
+                    .await
+                    .map_err(|error| error.to_string())
+            }
+            Self::Token { programs, config } => {
+                let query: Vec<String> = query
+                    .iter()
+                    .map(|(key, value)| format!("{key}={value}"))
+                    .collect();
+                let mark = if query.is_empty() { "" } else { "?" };
+                let question = Question::get(format!("{path}{mark}{}", query.join("&")));
+                match ask(programs, config, &[question]).await?.answers.pop() {
+                    Some(Answer::Said {
+                        status: 200, data, ..
+                    }) => Ok(data),
+                    Some(Answer::Said { status, reason, .. }) => Err(format!("{status} {reason}")),
+                    Some(Answer::Lost { error }) => Err(error),
+                    None => Err("nothing was answered".to_owned()),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn sees_all(&self) -> bool {
+        matches!(self, Self::Root(_))
+    }
+}

@@ -1,4 +1,4 @@
-//! A node as root sees it: what holds up clones, and what is left over.
+//! A node: what holds up clones, and what is left over.
 
 use std::collections::BTreeMap;
 
@@ -7,61 +7,69 @@ use agentlab_client::Client;
 use agentlab_config::Config;
 use serde_json::Value;
 
+use super::ask::Way;
 use super::row::Row;
 use super::template;
 use crate::init::look::{Node, is_true, list, nics, option, text};
-use crate::init::programs::Programs;
-use crate::init::rows::quorum;
 use crate::init::settings::{NodeArguments, OfTemplates, templates};
-use crate::init::template_configs;
 
 /// Machines looked at one by one; each costs two programs of half a second.
 const MOST_MACHINES: usize = 32;
 /// Where `local` keeps snippets.
 const SNIPPETS: &str = "/var/lib/vz/snippets";
 
-pub(crate) async fn rows(
-    arguments: &NodeArguments,
-    config: &Config,
-    node: &Node,
-    client: &Client,
-    programs: &Programs,
-    of_templates: &mut OfTemplates,
-) -> Vec<Row> {
+/// A node and the way to it.
+#[derive(Debug)]
+pub(crate) struct Looked<'a> {
+    pub(crate) arguments: &'a NodeArguments,
+    pub(crate) config: &'a Config,
+    pub(crate) node: &'a Node,
+    pub(crate) quorum: Row,
+    pub(crate) client: &'a Client,
+    pub(crate) way: Way<'a>,
+}
+
+/// All rows of it, and what its templates say of storages and bridges.
+pub(crate) async fn rows(looked: Looked<'_>) -> (Vec<Row>, OfTemplates) {
+    let Looked {
+        config, node, way, ..
+    } = looked;
     let mut rows = vec![
         Row::ok("node", format!("{}, Proxmox VE {}", node.name, node.version)),
-        quorum(node.quorate, node.nodes),
+        looked.quorum,
     ];
     let pool = config.proxmox.pool.as_deref().unwrap_or("agentlab");
-    let configs = template_configs(templates(arguments, config), node, programs).await;
-    for (vmid, config) in &configs {
+    let mut configs = Vec::new();
+    for vmid in templates(looked.arguments, config) {
+        let machine = node.machines.get(&vmid);
+        let home = machine.map_or(node.name.as_str(), |machine| machine.node.as_str());
+        let path = format!("/nodes/{home}/qemu/{vmid}");
+        let answer = way.ask(&format!("{path}/config"), &[]).await;
         rows.push(template::row(&template::Seen {
-            vmid: *vmid,
-            machine: node.machines.get(vmid),
-            config: config.as_ref().map_err(Clone::clone),
+            vmid,
+            machine,
+            config: answer.as_ref().map_err(Clone::clone),
             pool,
         }));
-        if config.is_ok() {
-            rows.extend(features(*vmid, node, programs).await);
+        if let Ok(answer) = answer {
+            configs.push(answer);
+            rows.extend(features(vmid, &path, way).await);
         }
     }
-    *of_templates = OfTemplates::of(configs.values().flatten(), node, &arguments.user);
-    rows.push(match programs.ask("/cluster/firewall/options", &[]).await {
+    rows.push(match way.ask("/cluster/firewall/options", &[]).await {
         Ok(options) => firewall(&options, &config.bridge, &node.name),
-        Err(error) => Row::unknown("pve-firewall", error.to_string(), "pve-firewall status"),
+        Err(error) => Row::unknown("pve-firewall", error, "pve-firewall status, as root on the node"),
     });
-    rows.push(numbers(config, node, pool));
-    rows.extend(left_over(config, node, client, programs).await);
-    rows
+    if way.sees_all() {
+        rows.push(numbers(config, node, pool));
+    }
+    rows.extend(left_over(config, node, looked.client, way).await);
+    (rows, OfTemplates::of(&configs, node, &looked.arguments.user))
 }
 
 /// What a template's storage can, in PVE's own words.
-async fn features(vmid: Vmid, node: &Node, programs: &Programs) -> Vec<Row> {
-    let home = node
-        .machines
-        .get(&vmid)
-        .map_or(node.name.as_str(), |machine| machine.node.as_str());
-    let path = format!("/nodes/{home}/qemu/{vmid}/feature");
+async fn features(vmid: Vmid, path: &str, way: Way<'_>) -> Vec<Row> {
+    let path = format!("{path}/feature");
     let mut rows = Vec::new();
     for (feature, lack) in [
         (
@@ -70,7 +78,7 @@ async fn features(vmid: Vmid, node: &Node, programs: &Programs) -> Vec<Row> {
         ),
         ("snapshot", "takes no snapshots: sandboxes cannot be rolled back"),
     ] {
-        rows.push(match programs.ask(&path, &["--feature", feature]).await {
+        rows.push(match way.ask(&path, &[("feature", feature)]).await {
             Ok(answer) if is_true(answer.get("hasFeature")) => {
                 Row::ok("storage", format!("that of template {vmid} can do `{feature}`"))
             }
@@ -79,11 +87,7 @@ async fn features(vmid: Vmid, node: &Node, programs: &Programs) -> Vec<Row> {
                 format!("that of template {vmid} {lack}"),
                 "keep templates on zfspool, lvmthin, rbd, or on dir with qcow2",
             ),
-            Err(error) => Row::unknown(
-                "storage",
-                error.to_string(),
-                format!("pvesh get {path} --feature {feature}"),
-            ),
+            Err(error) => Row::unknown("storage", error, format!("pvesh get {path} --feature {feature}")),
         });
     }
     rows
@@ -126,7 +130,7 @@ fn numbers(config: &Config, node: &Node, pool: &str) -> Row {
     )
 }
 
-async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Programs) -> Vec<Row> {
+async fn left_over(config: &Config, node: &Node, client: &Client, way: Way<'_>) -> Vec<Row> {
     let known = sandboxes(client).await;
     let range = config.vmid_first..=config.vmid_last;
     let ours: Vec<_> = node
@@ -138,8 +142,7 @@ async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Pro
     for (vmid, machine) in ours.iter().take(MOST_MACHINES) {
         let path = format!("/nodes/{}/qemu/{vmid}", machine.node);
         let (config_path, snapshot_path) = (format!("{path}/config"), format!("{path}/snapshot"));
-        let (config, snapshots) =
-            tokio::join!(programs.ask(&config_path, &[]), programs.ask(&snapshot_path, &[]));
+        let (config, snapshots) = tokio::join!(way.ask(&config_path, &[]), way.ask(&snapshot_path, &[]));
         match config {
             Ok(config) => rows.extend(of_machine(**vmid, &config, known.as_ref())),
             Err(error) => rows.push(Row::unknown(
@@ -157,7 +160,7 @@ async fn left_over(config: &Config, node: &Node, client: &Client, programs: &Pro
             )),
         }
     }
-    if let Ok(entries) = std::fs::read_dir(SNIPPETS) {
+    if let Some(entries) = std::fs::read_dir(SNIPPETS).ok().filter(|_| way.sees_all()) {
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         rows.extend(snippets(names, known.as_ref()));
     }

@@ -93,6 +93,27 @@ pub(crate) async fn look(programs: &Programs, token: &TokenName) -> Result<Node,
     })
 }
 
+impl Node {
+    /// Of which only name, version and some machines are known.
+    pub(crate) fn seen_by_token(name: &str, version: &str, resources: &Value) -> Self {
+        Self {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            release: Release::of_version(version),
+            quorate: true,
+            nodes: 0,
+            fingerprint: None,
+            roles: BTreeMap::new(),
+            pools: BTreeSet::new(),
+            users: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            grants: BTreeSet::new(),
+            machines: machines(resources),
+            storages: BTreeMap::new(),
+        }
+    }
+}
+
 /// This node's name, and whether its cluster has a quorum. One that is in no cluster always has.
 pub(crate) fn here(status: &Value) -> (String, bool) {
     let local = list(status).find(|entry| is_true(entry.get("local")));
@@ -146,7 +167,7 @@ fn grants(answer: &Value) -> BTreeSet<FoundGrant> {
     list(answer).filter_map(grant).collect()
 }
 
-pub(crate) fn machines(answer: &Value) -> BTreeMap<Vmid, Machine> {
+fn machines(answer: &Value) -> BTreeMap<Vmid, Machine> {
     let machine = |entry: &Value| {
         let machine = Machine {
             node: text(entry, "node").unwrap_or_default(),
@@ -158,7 +179,7 @@ pub(crate) fn machines(answer: &Value) -> BTreeMap<Vmid, Machine> {
     list(answer).filter_map(machine).collect()
 }
 
-pub(crate) fn storages(answer: &Value) -> BTreeMap<String, Storage> {
+fn storages(answer: &Value) -> BTreeMap<String, Storage> {
     let storage = |entry: &Value| {
         let storage = Storage {
             kind: text(entry, "type").unwrap_or_default(),

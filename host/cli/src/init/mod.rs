@@ -98,7 +98,7 @@ pub(crate) async fn look_at(programs: &Programs, user: &str) -> Result<Node, Str
 }
 
 /// The configurations of templates, or why they could not be read.
-pub(crate) async fn template_configs(
+async fn template_configs(
     templates: BTreeSet<Vmid>,
     node: &Node,
     programs: &Programs,
