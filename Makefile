@@ -23,7 +23,7 @@ demo:
 
 stand-in:
 	@echo "build: the Proxmox VE stand-in that boots VMs"
-	@$(TOOLCHAIN) cargo build --quiet --locked --package agentlab-tests-pve-sim --features qemu
+	@$(TOOLCHAIN) cargo build --quiet --locked --package agentlab-tests-pve-sim
 
 test:
 	@packaging/setup test

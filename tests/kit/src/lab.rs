@@ -33,7 +33,7 @@ impl Ran {
     }
 }
 
-/// A daemon with the QEMU back end in a directory and a network namespace of its own. Dropping it ends everything.
+/// A daemon, with the QEMU back end unless told otherwise, in a directory and a network namespace of its own. Dropping it ends everything.
 #[derive(Debug)]
 pub struct Lab {
     dir: TempDir,
@@ -63,8 +63,13 @@ impl Lab {
         fs::create_dir(&profiles_dir)?;
         fs::write(profiles_dir.join("lab.yaml"), profiles)?;
         let at = |name: &str| dir.path().join(name).display().to_string();
+        let backend = if configuration.contains("backend:") {
+            ""
+        } else {
+            "backend: qemu\n"
+        };
         let config = format!(
-            "profiles_dir: {}\ndata_dir: {}\nrun_dir: {}\ntemplate_dir: {}\nbackend: qemu\n{configuration}",
+            "profiles_dir: {}\ndata_dir: {}\nrun_dir: {}\ntemplate_dir: {}\n{backend}{configuration}",
             at("profiles"),
             at("data"),
             at("run"),
