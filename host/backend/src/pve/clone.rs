@@ -1,11 +1,11 @@
 //! Clones. An answer, yes or no, does not say whose a machine is: several may have asked for one number, and all of them
 //! were told yes. Only its description says so, which stands there from its first moment.
 
-use super::change::{Change, Read, Values, pair};
+use super::change::{Change, Values, pair};
 use super::machines::Attempt;
 use super::record::{Label, Record};
 use super::view::Found;
-use super::{CloneMode, Fields, Kind, Pve, Refusal, Trouble, Wire, being_made};
+use super::{CloneMode, Kind, Pve, Refusal, Trouble, Wire, being_made};
 use crate::{BackendError, CloneSpec, Machine};
 
 use agentlab_api::Vmid;
@@ -129,20 +129,12 @@ impl<W: Wire> Pve<W> {
         Ok(record)
     }
 
-    /// Ways to clone, in the order to try.
-    async fn fullness(&self, template: &Record) -> Vec<bool> {
+    /// Whether to clone in full: ways in the order to try. PVE says at once, before it begins, that a storage cannot link.
+    fn fullness(&self) -> &'static [bool] {
         match self.options.clone {
-            CloneMode::Linked => vec![false],
-            CloneMode::Full => vec![true],
-            CloneMode::Auto => {
-                let path = format!("/nodes/{}/qemu/{}/feature", template.node, template.vmid);
-                let answer = self.wire.read(&Read::new(path).with("feature", "clone")).await;
-                let can = answer.ok().and_then(Fields::of);
-                match can {
-                    Some(can) if !can.flag("hasFeature") => vec![true],
-                    Some(_) | None => vec![false, true],
-                }
-            }
+            CloneMode::Linked => &[false],
+            CloneMode::Full => &[true],
+            CloneMode::Auto => &[false, true],
         }
     }
 
@@ -151,14 +143,13 @@ impl<W: Wire> Pve<W> {
             return Ok(machine);
         }
         let template = self.template(spec.template).await?;
-        let fullness = self.fullness(&template).await;
         let storage = template.root_disk().map(|disk| disk.storage().to_owned());
         let turns = self.storage_turns(&storage.unwrap_or_default());
         // Never closed.
         let _turn = turns.acquire().await;
         let mut answer = Err(Refusal::new(Kind::Other, "no way to clone is configured"));
-        for full in fullness {
-            answer = self.make(spec, &template, full).await;
+        for full in self.fullness() {
+            answer = self.make(spec, &template, *full).await;
             if !matches!(&answer, Err(refusal) if refusal.kind == Kind::NoLinkedClone) {
                 break;
             }

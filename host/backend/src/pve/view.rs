@@ -217,6 +217,19 @@ impl<W: Wire> Pve<W> {
         Ok(known)
     }
 
+    /// The stamp of a machine that a list shows; `None` when it is gone meanwhile. One call for one of our own node.
+    async fn read_stamp(&self, node: &str, vmid: Vmid, is_here: bool) -> Result<Option<Option<Stamp>>> {
+        if is_here && let Ok(record) = self.record(node, vmid).await {
+            let stamp = record.label().map(|label| label.stamp);
+            if !record.is_being_made() {
+                self.view.note(vmid, &record.name(), stamp.clone());
+            }
+            return Ok(Some(stamp));
+        }
+        let machine = self.describe("list", vmid).await?;
+        Ok(machine.map(|machine| machine.stamp))
+    }
+
     /// Everything in our range.
     pub(super) async fn list_all(&self) -> Result<Vec<Machine>> {
         let unreachable = |refusal: Refusal| refusal.into_unreachable(self.wire.kind(), "list");
@@ -246,18 +259,14 @@ impl<W: Wire> Pve<W> {
             }
             let line = line.or_else(|| elsewhere.map(|resource| (resource.name.as_str(), resource.runs)));
             let Some((name, runs)) = line else { continue };
+            let line_is_ours = here.contains_key(&vmid);
             let stamp = match self.view.stamp(vmid, name) {
                 Some(stamp) => stamp,
-                None => match self.describe("list", vmid).await {
-                    Ok(Some(machine)) => {
-                        machines.push(machine);
-                        continue;
-                    }
+                None => match self.read_stamp(&node, vmid, line_is_ours).await {
+                    Ok(Some(stamp)) => stamp,
                     Ok(None) => continue,
                     // Another node that is down is no reason to see nothing of ours.
-                    Err(error @ BackendError::Unreachable { .. }) if here.contains_key(&vmid) => {
-                        return Err(error);
-                    }
+                    Err(error @ BackendError::Unreachable { .. }) if line_is_ours => return Err(error),
                     Err(_) => None,
                 },
             };
