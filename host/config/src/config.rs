@@ -83,6 +83,10 @@ pub struct Config {
     pub kill_grace: Duration,
     /// What is logged.
     pub log_level: LogLevel,
+    /// Key that every sandbox lets in; [`Config::operator_keys`] reads it or the file.
+    pub ssh_public_key: Option<String>,
+    /// File with such keys.
+    pub ssh_public_key_path: Option<PathBuf>,
     /// The embedded QEMU back end.
     pub qemu: QemuConfig,
     /// The sandboxes' resolver.

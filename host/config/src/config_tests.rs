@@ -111,7 +111,7 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest_one() {
 #[test]
 fn everything_that_is_wrong_is_said_at_once_in_the_order_of_the_text() {
     let text = "max_sandboxes: 0\nmetrics_listen: 127.0.0.1:8847\nheartbeat_secnds: 4\nqemu:\n  accelerator: xen\n\
-                boot_timeout: soon\nssh_public_key: |\n  one\n  two\ntrust_agent_subnet:\n- 10.0.0.0/8\n# end\n\
+                boot_timeout: soon\ncli_path: |\n  one\n  two\ntrust_agent_subnet:\n- 10.0.0.0/8\n# end\n\
                 log_max_bytes: 0\n";
     let said = faults(text);
     let places: Vec<&str> = said.lines().filter_map(|line| line.split(' ').next()).collect();
@@ -175,19 +175,6 @@ fn numbers_that_contradict_each_other_are_refused() {
     let enough = "max_sandboxes: 64\nqemu:\n  uid_count: 65\n";
     assert!(parse_config(enough, "c.yaml").is_ok());
     assert!(faults("---\ndata_dir: /a\n---\ndata_dir: /b\n").contains("second"));
-}
-
-#[test]
-fn keys_for_a_login_that_no_sandbox_offers_are_refused_and_never_echoed() {
-    let said = faults(
-        "ssh_public_key: \"-----BEGIN OPENSSH PRIVATE KEY-----\"\nssh_public_key_path: /etc/agentlab/id.pub\n",
-    );
-    assert!(
-        said.contains("c.yaml:1:1: key `ssh_public_key` is not enforced")
-            && said.contains("c.yaml:2:1: key `ssh_public_key_path` is not enforced")
-            && !said.contains("BEGIN"),
-        "{said}"
-    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod error;
 mod file;
 #[cfg(test)]
 mod keys;
+mod login;
 mod network;
 mod profile;
 mod proxmox;

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::check::Check;
+use crate::login;
 use crate::network::{NetworkPart, RawDns};
 use crate::{Accelerator, CloneMode, Config, LogLevel, ProxmoxConfig, QemuConfig};
 
@@ -49,6 +50,8 @@ pub(crate) struct Raw {
     pub(crate) reconcile_interval: Option<SignedDuration>,
     pub(crate) kill_grace_seconds: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
+    pub(crate) ssh_public_key: Option<String>,
+    pub(crate) ssh_public_key_path: Option<PathBuf>,
     pub(crate) secrets_dir: Option<PathBuf>,
     pub(crate) secrets_bundle: Option<String>,
     pub(crate) secrets_age_key_path: Option<PathBuf>,
@@ -91,20 +94,13 @@ impl Raw {
         let proxmox = ProxmoxConfig::of(&self, kind, check);
         let data_dir = check.path("data_dir", self.data_dir, || "/var/lib/agentlab".into());
         let run_dir = check.path("run_dir", self.run_dir, || "/run/agentlab".into());
-        let heartbeat = check.number(&["heartbeat_seconds"], self.heartbeat_seconds, 5, (1, 300));
-        let silence = check.number(
-            &["heartbeat_silence_seconds"],
-            self.heartbeat_silence_seconds,
-            60,
-            (3, 3600),
-        );
-        if silence < heartbeat.saturating_mul(3) {
-            check.fault(
-                &["heartbeat_silence_seconds"],
-                format!("is {silence}, less than three times `heartbeat_seconds` ({heartbeat}): one lost beat would end a job"),
-            );
-        }
+        let (heartbeat, silence) = heartbeats(self.heartbeat_seconds, self.heartbeat_silence_seconds, check);
         let grace = check.number(&["kill_grace_seconds"], self.kill_grace_seconds, 10, (1, 600));
+        login::check(
+            self.ssh_public_key.as_deref(),
+            self.ssh_public_key_path.as_deref(),
+            check,
+        );
         let secrets_bundle = self.secrets_bundle.unwrap_or_else(|| "default".to_owned());
         if !crate::profile::is_bundle_name(&secrets_bundle) {
             check.fault(&["secrets_bundle"], crate::profile::NO_BUNDLE_NAME);
@@ -159,10 +155,25 @@ impl Raw {
             reconcile_interval: check.duration("reconcile_interval", self.reconcile_interval, 30, (1, 3600)),
             kill_grace: Duration::from_secs(u64::from(grace)),
             log_level: self.log_level.unwrap_or(LogLevel::Info),
+            ssh_public_key: self.ssh_public_key,
+            ssh_public_key_path: self.ssh_public_key_path,
             qemu: self.qemu.into_config(limits.sandboxes, check),
             dns: self.dns.into_config(network.address.address, check),
         }
     }
+}
+
+/// Between two signs of life, and how long none may come.
+fn heartbeats(seconds: Option<u32>, silence_seconds: Option<u32>, check: &mut Check<'_>) -> (u32, u32) {
+    let heartbeat = check.number(&["heartbeat_seconds"], seconds, 5, (1, 300));
+    let silence = check.number(&["heartbeat_silence_seconds"], silence_seconds, 60, (3, 3600));
+    if silence < heartbeat.saturating_mul(3) {
+        check.fault(
+            &["heartbeat_silence_seconds"],
+            format!("is {silence}, less than three times `heartbeat_seconds` ({heartbeat}): one lost beat would end a job"),
+        );
+    }
+    (heartbeat, silence)
 }
 
 struct LimitsPart {

@@ -103,14 +103,6 @@ const CONFIG: &[(&str, &str)] = &[
         "authorized_keys_path",
         "signed tokens are not supported by this build",
     ),
-    (
-        "ssh_public_key",
-        "no key is installed in sandboxes; look at one with `agentlab sandbox logs`",
-    ),
-    (
-        "ssh_public_key_path",
-        "no key is installed in sandboxes; look at one with `agentlab sandbox logs`",
-    ),
     ("cli_path", "the daemon runs no CLI"),
     ("artifact_upload_url", "the guest is told `artifact_listen`"),
     (

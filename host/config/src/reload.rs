@@ -28,6 +28,8 @@ impl Config {
             "profiles_dir": profiles_dir,
             "secrets_dir": secrets_dir,
             "secrets_bundle": secrets_bundle,
+            "ssh_public_key": ssh_public_key,
+            "ssh_public_key_path": ssh_public_key_path,
             "secrets_age_key_path": secrets_age_key_path,
             "data_dir": data_dir,
             "run_dir": run_dir,
@@ -88,6 +90,8 @@ mod tests {
 profiles_dir: /x1                        restart
 secrets_dir: /x9                         restart
 secrets_bundle: other                    restart
+ssh_public_key: ssh-ed25519 AAAAx        restart
+ssh_public_key_path: /x11                restart
 secrets_age_key_path: /x10               restart
 data_dir: /x2                            restart
 run_dir: /x3                             restart

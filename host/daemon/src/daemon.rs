@@ -83,6 +83,7 @@ impl Daemon {
         let stopping = CancellationToken::new();
         let door = SerialDoor::new(stopping.clone());
         let mut told = settings::engine(config);
+        told.operator_keys = config.operator_keys().map_err(StartError::Login)?;
         told.bootstrap = dialled(told.bootstrap, bootstrap.address());
         told.artifacts = dialled(told.artifacts, artifacts.address());
         told.spki_sha256 = keys.spki_sha256;

@@ -56,6 +56,9 @@ pub enum StartError {
     /// Profiles.
     #[error("The profiles cannot be used")]
     Profiles(#[source] agentlab_config::ConfigError),
+    /// The operator's SSH key.
+    #[error("The SSH key for sandboxes cannot be used")]
+    Login(#[source] agentlab_config::ConfigError),
     /// The packet policy.
     #[error("The packet policy cannot be enforced, and without it no sandbox may run: {0}")]
     Network(String),

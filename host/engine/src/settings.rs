@@ -59,6 +59,8 @@ pub struct Settings {
     pub retention: Duration,
     /// All log text of one job.
     pub max_log_bytes: u64,
+    /// Public keys that every sandbox lets in.
+    pub operator_keys: Vec<String>,
     /// One uploaded repository.
     pub max_bundle_bytes: u64,
     /// Nothing is received while less than this is free.
@@ -94,6 +96,7 @@ impl Default for Settings {
             max_queued_jobs: 100,
             retention: Duration::from_secs(30 * 24 * 3600),
             max_log_bytes: 64 << 20,
+            operator_keys: Vec::new(),
             max_bundle_bytes: 1 << 30,
             artifact_disk_floor: 1 << 30,
             runner_version: env!("CARGO_PKG_VERSION").to_owned(),

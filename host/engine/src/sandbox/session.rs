@@ -239,7 +239,7 @@ impl Driver {
             git: delivery.git,
             environment: delivery.environment,
             claude_settings: delivery.claude_settings,
-            authorized_keys: delivery.authorized_keys,
+            authorized_keys: [settings.operator_keys.clone(), delivery.authorized_keys].concat(),
             limits: Limits {
                 max_file_bytes: rules.max_file_bytes,
                 max_total_bytes: rules.max_total_bytes,
