@@ -362,9 +362,11 @@ pub(crate) fn ask_by_stream(guest: &Guest, name: &str) -> Result<Message> {
 }
 
 pub(crate) fn addresses(message: &Message) -> Vec<String> {
-    let address = |record: &Record| match &record.data {
-        RData::A(address) => Some(address.0.to_string()),
-        _ => None,
+    let address = |record: &Record| {
+        let RData::A(address) = &record.data else {
+            return None;
+        };
+        Some(address.0.to_string())
     };
     message.answers.iter().filter_map(address).collect()
 }
