@@ -178,6 +178,46 @@ mod tests {
     }
 
     #[test]
+    fn smoke_believes_what_a_sandbox_can_reach_and_nothing_else_of_it() {
+        if skipped() {
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        // Stands in for a sandbox: it runs the script in a network where one port of one address answers.
+        assert_eq!(run("ip", &["link", "set", "lo", "up"]).0, 0);
+        assert_eq!(run("ip", &["address", "add", "10.77.0.1/32", "dev", "lo"]).0, 0);
+        let listeners = [8844, 8846].map(|port| std::net::TcpListener::bind(("10.77.0.1", port)).unwrap());
+        let shell = places().join("exec");
+        std::fs::create_dir_all(places()).unwrap();
+        std::fs::write(
+            &shell,
+            "#!/bin/sh\n[ \"$1 $2 $3\" = \"exec --stdin 1000\" ] || exit 9\nshift 3\nexec \"$@\"\n",
+        )
+        .unwrap();
+        assert_eq!(run("chmod", &["755", shell.to_str().unwrap()]).0, 0);
+        let program = ["--agentlab", shell.to_str().unwrap()];
+        let smoke = |more: &[&str]| net(&[&["smoke", "1000"], &program[..], more].concat());
+        let (status, text, words) = smoke(&["--mode", "off"]);
+        assert_eq!(status, 0, "{text} {words}");
+        assert!(text.contains("PASS metadata address"), "{text}");
+        let (status, text, _) = smoke(&["--mode", "off", "--lan", "10.77.0.1:8844"]);
+        assert!(
+            status == 1 && text.contains("FAIL machine on the host's LAN"),
+            "{text}"
+        );
+        let (status, text, _) = smoke(&["--mode", "nat", "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (status, &report["passed"]),
+            (1, &serde_json::Value::Bool(false)),
+            "{text}"
+        );
+        drop(listeners);
+        let (status, _, words) = net(&["smoke", "1001", "--agentlab", shell.to_str().unwrap()]);
+        assert!(status == 2 && words.contains("asking 1001 failed"), "{words}");
+    }
+
+    #[test]
     fn an_order_that_contradicts_the_policy_is_refused_and_changes_nothing() {
         if skipped() {
             return;

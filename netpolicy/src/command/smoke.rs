@@ -1,4 +1,5 @@
-//! The promises of docs/security.md, tried from inside of a sandbox over SSH, as from a device of the tailnet.
+//! The promises of docs/security.md, tried from inside of a sandbox: over SSH, as from a device of the tailnet, or through
+//! the daemon's own channel to it.
 
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -15,17 +16,20 @@ use crate::{HostPolicy, Observer};
 
 #[derive(Debug, Args)]
 pub(super) struct SmokeArguments {
-    /// Address of the sandbox
-    #[arg(long)]
-    ip: Ipv4Addr,
+    /// VMID, name or UUID of a sandbox of the daemon's, which is then asked through its own channel
+    #[arg(required_unless_present = "ip", conflicts_with_all = ["ip", "ssh_key"])]
+    sandbox: Option<String>,
+    /// Address of the sandbox, to log in over SSH
+    #[arg(long, requires = "ssh_key")]
+    ip: Option<Ipv4Addr>,
     /// Private key that the sandbox lets in
-    #[arg(long, value_name = "FILE")]
-    ssh_key: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "ip")]
+    ssh_key: Option<PathBuf>,
     /// User to log in as
     #[arg(long, default_value = "agent")]
     user: String,
     /// The sandbox's trust: what must be open, and what must not
-    #[arg(long, value_parser = ["off", "nat"], default_value = "nat")]
+    #[arg(long, value_parser = ["off", "nat", "allowlist"], default_value = "nat")]
     mode: String,
     /// Address of a machine on the host's LAN that must not be reached
     #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = target)]
@@ -39,6 +43,9 @@ pub(super) struct SmokeArguments {
     /// The program
     #[arg(long, value_name = "PATH", default_value = "ssh", hide = true)]
     ssh: PathBuf,
+    /// The program that knows the daemon
+    #[arg(long, value_name = "PATH", hide = true)]
+    agentlab: Option<PathBuf>,
 }
 
 /// An address, and port 22 unless another is named.
@@ -63,7 +70,6 @@ struct Check {
 
 fn checks(arguments: &SmokeArguments, host: &HostPolicy) -> Vec<Check> {
     let bridge = host.bridge.address;
-    let nat = arguments.mode == "nat";
     let mut checks = Vec::new();
     let mut add = |what, address, port, open| {
         checks.push(Check {
@@ -80,7 +86,13 @@ fn checks(arguments: &SmokeArguments, host: &HostPolicy) -> Vec<Check> {
         add("unpublished port of the bridge address", bridge, port, false);
     }
     let (public, port) = arguments.public;
-    add("public address", public, port, nat);
+    // What an allowlist names is not known here.
+    if arguments.mode != "allowlist" {
+        add("public address", public, port, arguments.mode == "nat");
+    }
+    for port in [53, 853] {
+        add("resolver other than the host's", public, port, false);
+    }
     add("metadata address", Ipv4Addr::new(169, 254, 169, 254), 80, false);
     for (address, port) in &arguments.lan {
         add("machine on the host's LAN", *address, *port, false);
@@ -88,8 +100,8 @@ fn checks(arguments: &SmokeArguments, host: &HostPolicy) -> Vec<Check> {
     for (address, port) in &arguments.tailnet_device {
         add("device of the tailnet", *address, *port, false);
     }
-    let neighbour = Ipv4Addr::from_bits(arguments.ip.to_bits() ^ 1);
-    if neighbour != bridge {
+    let neighbour = arguments.ip.map(|own| Ipv4Addr::from_bits(own.to_bits() ^ 1));
+    if let Some(neighbour) = neighbour.filter(|neighbour| *neighbour != bridge) {
         add("neighbouring address", neighbour, 22, false);
     }
     checks
@@ -131,7 +143,7 @@ pub(super) fn run(
         arguments.user.escape_debug()
     );
     let checks = checks(arguments, &host);
-    let said = over_ssh(arguments, &script(&checks))?;
+    let said = inside(arguments, &script(&checks))?;
     let mut failed = 0;
     let mut results = Vec::new();
     for (number, check) in checks.iter().enumerate() {
@@ -181,51 +193,93 @@ fn answer(said: &str, number: usize) -> Result<bool> {
     }
 }
 
-fn over_ssh(arguments: &SmokeArguments, script: &str) -> Result<String> {
-    let mut child = Command::new(&arguments.ssh)
-        .args([
-            "-o",
-            "BatchMode=yes",
-            "-o",
-            "ConnectTimeout=10",
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            "-o",
-            "LogLevel=ERROR",
-            "-o",
-            "IdentitiesOnly=yes",
-            "-i",
-        ])
-        .arg(&arguments.ssh_key)
-        .arg(format!("{}@{}", arguments.user, arguments.ip))
-        .arg("bash -s")
+/// Runs the script in the sandbox, and returns what it printed.
+fn inside(arguments: &SmokeArguments, script: &str) -> Result<String> {
+    let (mut command, whom) = match (&arguments.sandbox, arguments.ip, &arguments.ssh_key) {
+        (Some(sandbox), ..) => (through_daemon(arguments, sandbox)?, sandbox.clone()),
+        (None, Some(address), Some(key)) => {
+            let mut command = Command::new(&arguments.ssh);
+            for option in SSH_OPTIONS {
+                command.args(["-o", option]);
+            }
+            command.arg("-i").arg(key);
+            command
+                .arg(format!("{}@{address}", arguments.user))
+                .arg("bash -s");
+            (command, address.to_string())
+        }
+        (None, ..) => bail!("name a sandbox, or give --ip and --ssh-key"),
+    };
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("starting ssh")?;
-    child
-        .stdin
-        .take()
-        .context("its input is a pipe")?
-        .write_all(script.as_bytes())
-        .context("speaking to the sandbox")?;
-    let output = child.wait_with_output().context("waiting for ssh")?;
+        .with_context(|| format!("starting {}", command.get_program().display()))?;
+    let mut stdin = child.stdin.take().context("its input is a pipe")?;
+    let sent = stdin.write_all(script.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().context("waiting for an answer")?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
-        "ssh to {} failed: {}",
-        arguments.ip,
+        "asking {} failed: {}",
+        whom.escape_debug(),
         error.trim().escape_debug()
     );
+    sent.context("speaking to the sandbox")?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A sandbox's host key is as old as the sandbox, and nothing that it says is believed.
+const SSH_OPTIONS: [&str; 6] = [
+    "BatchMode=yes",
+    "ConnectTimeout=10",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+    "IdentitiesOnly=yes",
+];
+
+/// `agentlab exec`, found beside this program or in PATH.
+fn through_daemon(arguments: &SmokeArguments, sandbox: &str) -> Result<Command> {
+    ensure!(
+        !sandbox.starts_with('-'),
+        "`{}` is no sandbox",
+        sandbox.escape_debug()
+    );
+    let beside = || {
+        let own = std::env::current_exe().ok()?;
+        Some(own.with_file_name("agentlab")).filter(|path| path.is_file())
+    };
+    let program = arguments.agentlab.clone().or_else(beside);
+    let mut command = Command::new(program.unwrap_or_else(|| "agentlab".into()));
+    command.args(["exec", "--stdin", sandbox, "bash", "-s"]);
+    Ok(command)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sandbox_is_asked_by_one_way_or_the_other() {
+        use clap::Parser as _;
+        for (line, fine) in [
+            ("smoke 1000", true),
+            ("smoke --ip 10.77.0.11 --ssh-key key --lan 192.168.1.1:443", true),
+            ("smoke", false),
+            ("smoke 1000 --ip 10.77.0.11 --ssh-key key", false),
+            ("smoke --ip 10.77.0.11", false),
+            ("smoke --ssh-key key", false),
+            ("smoke 1000 --mode open", false),
+            ("smoke 1000 --lan router", false),
+        ] {
+            let line: Vec<_> = std::iter::once("agentlab-net").chain(line.split(' ')).collect();
+            let parsed = crate::command::Arguments::try_parse_from(&line);
+            assert_eq!(parsed.is_ok(), fine, "{line:?}");
+        }
+    }
 
     #[test]
     fn a_sandbox_that_says_nothing_or_both_has_not_passed() {
