@@ -14,6 +14,7 @@ mod hostile_guest;
 mod hostile_upload;
 mod job;
 mod job_end;
+mod node;
 mod process;
 mod profile;
 mod sandbox;
