@@ -1,6 +1,12 @@
 //! Many at once, on a node where everything works and every lock is real.
 
+use std::time::Duration;
+
 use agentlab_api::JobState;
+use bytes::Bytes;
+use pve_sim::{PveSim, Request};
+use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::{Schedule, Version};
 
@@ -13,4 +19,70 @@ fn a_hundred_jobs_asked_for_at_once_all_complete_and_no_lock_is_mentioned() {
     for job in jobs.iter().flatten() {
         assert_eq!(job.state, JobState::Completed, "{job:#?}");
     }
+}
+
+/// When the node carried out the start of a machine, in its own time.
+fn started_at(schedule: &Schedule, vmid: u32) -> Duration {
+    let changes = schedule.world.sim.audit().changes;
+    let end = format!("start VM {vmid}");
+    let line = changes.iter().find(|line| line.ends_with(&end)).unwrap();
+    let seconds: f64 = line.split_whitespace().next().unwrap().parse().unwrap();
+    Duration::from_secs_f64(seconds)
+}
+
+/// The same calls by hand, a task looked at every 50 ms.
+async fn by_hand(node: &PveSim) {
+    let ask = async |method: &str, path: &str, body: Value| {
+        let request = Request {
+            method: method.into(),
+            path: format!("/nodes/{}{path}", node.node()),
+            authorization: Some(format!("PVEAPIToken={}", node.token())),
+            content_type: (method != "GET").then(|| "application/json".into()),
+            body: if method == "GET" {
+                Bytes::new()
+            } else {
+                body.to_string().into()
+            },
+            ..Request::default()
+        };
+        let response = node.answer(request).await;
+        assert_eq!(response.status, 200, "{method} {path}: {response:?}");
+        response.body.unwrap()["data"].clone()
+    };
+    let follow = async |upid: Value| {
+        let path = format!("/tasks/{}/status", upid.as_str().unwrap());
+        while ask("GET", &path, Value::Null).await["status"] == "running" {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    follow(
+        ask(
+            "POST",
+            "/qemu/9000/clone",
+            json!({ "newid": 1000, "pool": "agentlab" }),
+        )
+        .await,
+    )
+    .await;
+    let shape =
+        json!({ "cores": 1, "memory": 512, "protection": 0, "onboot": 0, "net0": "virtio,bridge=vmbr1" });
+    ask("PUT", "/qemu/1000/config", shape).await;
+    let seed = json!({ "smbios1": format!("uuid={},base64=1,serial=c2VlZA==", "0".repeat(36)) });
+    ask("PUT", "/qemu/1000/config", seed).await;
+    follow(ask("POST", "/qemu/1000/status/start", json!({})).await).await;
+}
+
+#[test]
+fn a_sandbox_starts_a_quarter_of_a_second_later_than_by_hand_at_most() {
+    let hand = Schedule::fair(Version::V9, 0);
+    let runtime = super::world::runtime();
+    runtime.block_on(by_hand(&hand.world.sim));
+    let ours = Schedule::fair(Version::V9, 1);
+    ours.live();
+    let (hand, ours) = (started_at(&hand, 1000), started_at(&ours, 1000));
+    println!("started after {ours:?}, by hand after {hand:?}");
+    assert!(
+        ours <= hand + Duration::from_millis(250),
+        "{ours:?}, by hand {hand:?}"
+    );
 }
