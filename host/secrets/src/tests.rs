@@ -243,6 +243,14 @@ fn a_change_is_seen_by_the_next_reader_and_a_refused_one_changes_nothing() {
 }
 
 #[test]
+fn a_refused_first_value_makes_neither_key_nor_bundle() {
+    let place = Place::new();
+    assert!(set(&place.vault(), "default", "A B", "x").is_err());
+    assert!(!place.dir.path().join("keys").exists());
+    assert_eq!(place.vault().files().unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn a_private_key_comes_with_its_hosts_and_without_a_passphrase() {
     let mut bundle = Bundle::default();
     let git = |key: &str, hosts: Option<&str>| Git {

@@ -201,7 +201,7 @@ impl Vault {
     ) -> Result<Opened, SecretsError> {
         let _lock = self.lock()?;
         let mut audit = Audit::open(&self.dir)?;
-        let identities = self.identities_or_new()?;
+        let (identities, is_new) = self.identities_or_new()?;
         let (mut opened, before) = match self.find(edit.name)? {
             Some((path, Form::Age)) => {
                 let bytes = file::read(&path, Privacy::Group)?.unwrap_or_default();
@@ -216,6 +216,9 @@ impl Vault {
         spare_others(&opened, recipients.len(), edit.drop_recipients)?;
         let names = change(&mut opened.bundle)?;
         let sealed = sealed(&opened.bundle, &recipients, &identities, &opened.path)?;
+        if is_new {
+            identities.store()?;
+        }
         file::replace(&opened.path, &sealed)?;
         opened.fingerprint = digits(&sealed);
         opened.recipients = recipients.len();
@@ -229,15 +232,14 @@ impl Vault {
         Ok(opened)
     }
 
-    fn identities_or_new(&self) -> Result<Identities, SecretsError> {
+    /// The keys, and whether they are yet to be stored.
+    fn identities_or_new(&self) -> Result<(Identities, bool), SecretsError> {
         match self.identities() {
             // With bundles there, the key is not missing but lost, and a new one would hide that.
             Err(SecretsError::KeyAbsent(_)) if self.files()?.is_empty() => {
-                let identities = Identities::generate(&self.key_path);
-                identities.store()?;
-                Ok(identities)
+                Ok((Identities::generate(&self.key_path), true))
             }
-            found => found,
+            found => Ok((found?, false)),
         }
     }
 
