@@ -229,4 +229,28 @@ mod tests {
             assert_eq!(reader.next_frame(), Err(error));
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_reader_panic_or_hold_more_than_a_frame(
+            chunks in proptest::collection::vec(proptest::collection::vec(0u8..9, 0..200), 0..40)
+        ) {
+            let mut reader = FrameReader::default();
+            for chunk in chunks {
+                reader.push(&chunk);
+                loop {
+                    match reader.next_frame() {
+                        Ok(Some(frame)) => {
+                            let mut again = FrameReader::default();
+                            again.push(&frame.encode());
+                            proptest::prop_assert_eq!(again.next_frame(), Ok(Some(frame)));
+                        }
+                        Ok(None) => break,
+                        Err(_) => return Ok(()),
+                    }
+                }
+                proptest::prop_assert!(reader.bytes.len() <= reader.at + HEADER + MAX_PAYLOAD + 200);
+            }
+        }
+    }
 }
