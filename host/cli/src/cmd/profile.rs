@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use agentlab_api::{Profile, ProfileList};
+use agentlab_api::{AllowEntry, Profile, ProfileList};
 use clap::{Args, Subcommand};
 
 use crate::output::{Fields, Table, cell, size};
@@ -101,6 +101,17 @@ fn table(profiles: &[Profile]) -> String {
     table.render()
 }
 
+/// Entries of an allowlist that are shown; the document has all of them.
+const MOST_SHOWN: usize = 20;
+
+fn allowed(list: &[AllowEntry]) -> String {
+    let mut shown: Vec<String> = list.iter().take(MOST_SHOWN).map(ToString::to_string).collect();
+    if list.len() > MOST_SHOWN {
+        shown.push(format!("and {} more", list.len() - MOST_SHOWN));
+    }
+    shown.join(", ")
+}
+
 fn fields(profile: &Profile) -> String {
     let Profile {
         network,
@@ -121,6 +132,10 @@ fn fields(profile: &Profile) -> String {
             (!behavior.agent_command.is_empty()).then(|| behavior.agent_command.join(" ")),
         )
         .add("network", network.mode)
+        .add_some(
+            "allowed",
+            (!network.allow.is_empty()).then(|| allowed(&network.allow)),
+        )
         .add_some("bridge", network.bridge.as_ref())
         .add_some(
             "channels",
