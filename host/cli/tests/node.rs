@@ -178,6 +178,14 @@ mod tests {
             }
             node.assert_ready(release);
             let changes = node.changes();
+            fs::set_permissions(node.path("config.yaml"), fs::Permissions::from_mode(0o644)).unwrap();
+            let open = node.run(&["init"]);
+            assert!(
+                open.code == Some(1) && open.stdout.contains("chmod 0600"),
+                "{}",
+                open.stdout
+            );
+            fs::set_permissions(node.path("config.yaml"), fs::Permissions::from_mode(0o600)).unwrap();
             let again = node.run(&["init", "--apply", "--json"]);
             assert_eq!(
                 (again.code, node.changes()),

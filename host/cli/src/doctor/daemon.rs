@@ -92,3 +92,64 @@ fn templates(status: &StatusView) -> Row {
         Row::ok("template", names.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use agentlab_api::{BackendStatus, TemplateView};
+
+    use super::*;
+    use crate::doctor::State;
+
+    fn status(accelerator: Option<&str>, templates: Vec<TemplateView>) -> StatusView {
+        StatusView {
+            version: "0.1.0".to_owned(),
+            started_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            backend: BackendStatus {
+                kind: "qemu".to_owned(),
+                version: "7.2".to_owned(),
+                accelerator: accelerator.map(str::to_owned),
+                accelerator_reason: Some("a probe VM did not run under KVM".to_owned()),
+                templates,
+            },
+            sandboxes: std::collections::BTreeMap::new(),
+            jobs: std::collections::BTreeMap::new(),
+            artifact_free_bytes: 1 << 30,
+            live_tokens: 0,
+            alarms: vec!["something is wrong".to_owned()],
+        }
+    }
+
+    fn state(rows: &[Row], check: &str) -> State {
+        rows.iter().find(|row| row.check == check).unwrap().state
+    }
+
+    #[test]
+    fn a_host_with_qemu_is_judged_by_what_its_daemon_found_out() {
+        let rows = rows(&Ok(status(Some("tcg"), Vec::new())), BackendKind::Qemu);
+        for (check, expected) in [
+            ("daemon", State::Ok),
+            ("back end", State::Ok),
+            ("kvm", State::Warn),
+            ("template", State::Fail),
+            ("room", State::Warn),
+            ("alarm", State::Fail),
+        ] {
+            assert_eq!(state(&rows, check), expected, "{check}");
+        }
+        let template = TemplateView {
+            name: "demo".to_owned(),
+            vmid: 9000.try_into().unwrap(),
+            id: "00".to_owned(),
+            runner_version: "0.1.0".to_owned(),
+        };
+        let well = super::rows(&Ok(status(Some("kvm"), vec![template])), BackendKind::Qemu);
+        assert_eq!(
+            (state(&well, "kvm"), state(&well, "template")),
+            (State::Ok, State::Ok)
+        );
+        // It still runs with what config.yaml said before.
+        let stale = super::rows(&Ok(status(Some("kvm"), Vec::new())), BackendKind::Proxmox);
+        assert_eq!(state(&stale, "back end"), State::Warn);
+        assert!(stale.iter().all(|row| row.check != "template"));
+    }
+}

@@ -60,6 +60,7 @@ pub(crate) async fn survey(
     let templates = template_configs(settings::templates(arguments, &read.config), &node, programs).await;
     let of_templates = OfTemplates::of(templates.values().flatten(), &node, &arguments.user);
     let mut rows = rows::of_node(&node, &read.config);
+    rows.extend(rows::private(config));
     let wanted = node
         .release
         .and_then(|release| settings::wanted(arguments, &read, &node, release, &of_templates));

@@ -1,5 +1,8 @@
 //! The checklist besides the steps: the node itself, and what of this host the daemon needs.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use agentlab_config::{Config, ConfigError, TlsTrust};
 
 use super::look::Node;
@@ -52,7 +55,7 @@ pub(crate) fn of_node(node: &Node, config: &Config) -> Vec<Row> {
             "pin it by hand with `proxmox_tls_fingerprint`: pvenode cert info",
         ),
     });
-    let own = std::path::Path::new("/etc/pve/nodes")
+    let own = Path::new("/etc/pve/nodes")
         .join(&node.name)
         .join("pveproxy-ssl.pem");
     if own.exists() && pins(config, &node.name) {
@@ -63,6 +66,27 @@ pub(crate) fn of_node(node: &Node, config: &Config) -> Vec<Row> {
         ));
     }
     rows
+}
+
+/// The file with the token must be nobody else's. The daemon refuses it otherwise; a write of ours mends it.
+pub(crate) fn private(path: &Path) -> Option<Row> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+    let path = path.display();
+    Some(if mode & 0o077 == 0 {
+        Row::ok("config", format!("{path}, mode {mode:04o}"))
+    } else if mode & 0o037 == 0 {
+        Row::warn(
+            "config",
+            format!("{path} has mode {mode:04o}: its group can read it"),
+            format!("chmod 0600 {path}"),
+        )
+    } else {
+        Row::fail(
+            "config",
+            format!("{path} has mode {mode:04o}: others can use it"),
+            format!("chmod 0600 {path}"),
+        )
+    })
 }
 
 fn is_pinned(config: &Config, fingerprint: &str) -> bool {
