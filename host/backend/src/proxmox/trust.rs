@@ -22,6 +22,8 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 enum Rule {
     /// Any: who answers on this host's own port is trusted with more than a token.
     Any,
+    /// None.
+    Nobody,
     /// Exactly this certificate. Its dates do not matter: who holds its key is who was meant.
     Pinned(Fingerprint),
     /// Signed by an authority, or one of these itself.
@@ -48,11 +50,14 @@ impl Verifier {
             Trust::Fingerprint(fingerprint) => Rule::Pinned(*fingerprint),
             Trust::ThisHost => Rule::Any,
             Trust::CaPem(pem) => chain(pem.as_bytes(), provider.clone())?,
-            Trust::SystemRoots => {
-                let pem = std::fs::read(SYSTEM_ROOTS)
-                    .map_err(|error| format!("{SYSTEM_ROOTS} could not be read: {error}"))?;
-                chain(&pem, provider.clone())?
-            }
+            // A host that trusts nobody still learns what it could pin.
+            Trust::SystemRoots => match std::fs::read(SYSTEM_ROOTS) {
+                Ok(pem) => chain(&pem, provider.clone())?,
+                Err(error) => {
+                    tracing::warn!(%error, "{SYSTEM_ROOTS} could not be read: no authority is trusted");
+                    Rule::Nobody
+                }
+            },
         };
         Ok(Arc::new(Self {
             rule,
@@ -81,7 +86,9 @@ impl Verifier {
                 format!("its fingerprint is not the pinned {wanted}; nodes get new certificates now and then")
             }
             Rule::Any => return None,
-            Rule::Chain { .. } => "nobody that is trusted here has signed it for this name".to_owned(),
+            Rule::Nobody | Rule::Chain { .. } => {
+                "nobody that is trusted here has signed it for this name".to_owned()
+            }
         };
         Some(format!(
             "the server's certificate has the SHA-256 fingerprint {seen}, and {asked}. Compare with \
@@ -99,6 +106,7 @@ impl Verifier {
     ) -> Result<ServerCertVerified, Error> {
         match &self.rule {
             Rule::Any => Ok(ServerCertVerified::assertion()),
+            Rule::Nobody => Err(CertificateError::UnknownIssuer.into()),
             Rule::Pinned(wanted) if fingerprint(certificate) == *wanted => {
                 Ok(ServerCertVerified::assertion())
             }
