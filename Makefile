@@ -57,6 +57,7 @@ survival:
 	@packaging/setup test
 	@packaging/build-runner
 	@$(TOOLCHAIN) cargo build --quiet --locked --workspace --bins && cargo test --locked --package agentlab-tests-vm --test survival -- --test-threads=1
+	@$(TOOLCHAIN) AGENTLAB_KILLS=50 cargo test --locked --package agentlab-tests-vm --test rest -- --test-threads=1
 
 soak:
 	@packaging/setup test

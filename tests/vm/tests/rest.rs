@@ -103,4 +103,55 @@ mod tests {
         drop(node);
         Ok(())
     }
+
+    /// The daemon is killed at some moment of each job, always another one. `AGENTLAB_KILLS=50` for more of them.
+    #[test]
+    fn a_daemon_killed_at_any_moment_of_a_job_over_rest_brings_it_to_its_end() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let kills = std::env::var("AGENTLAB_KILLS").map_or(Ok(4), |text| text.parse::<u64>())?;
+        let mut lab = Lab::start_with(PROFILE, CONFIGURATION)?;
+        let node = node(&lab)?;
+        lab.stop_daemon()?;
+        lab.start_daemon()?;
+        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let path = repository.path().display().to_string();
+        for kill in 0..kills {
+            let moment = Duration::from_millis((kill * 3571 + 400) % 9000);
+            println!("killed after {moment:?}");
+            let asked = [
+                "job",
+                "run",
+                "--detach",
+                "--repo",
+                &path,
+                "--task",
+                FIX,
+                "--profile",
+                "over-rest",
+            ];
+            let ran = lab.agentlab(&asked)?;
+            ensure!(
+                ran.code() == Some(0),
+                "{}{}\n{}",
+                ran.stdout,
+                ran.stderr,
+                lab.daemon_log()
+            );
+            let job = lab.newest_job()?;
+            std::thread::sleep(moment);
+            lab.kill_daemon()?;
+            lab.start_daemon()?;
+            let ended = lab.wait_for_job(&job.id.to_string(), PATIENCE * 3, |job| job.state.is_final())?;
+            ensure!(
+                ended.state == JobState::Completed,
+                "killed after {moment:?}: {ended:#?}\n{}",
+                lab.daemon_log()
+            );
+            lab.nothing_is_left()?;
+        }
+        drop(node);
+        Ok(())
+    }
 }
