@@ -8,8 +8,8 @@ use crate::cache::Cache;
 use crate::domain::Allowed;
 use crate::judge::{Mode, Why};
 
-/// Questions of one guest that wait for an upstream at once.
-const MOST_WAITING: usize = 64;
+/// Questions of one guest that wait for an upstream at once: twenty guests together do not take every place there is.
+const MOST_WAITING: usize = 48;
 /// Denials of one guest that the daemon is told of.
 const TOLD: Allowance = Allowance {
     size: 50.0,

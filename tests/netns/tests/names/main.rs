@@ -144,9 +144,7 @@ mod tests {
             code(&ask_by_stream(&lab.a, "evil.net.").unwrap()),
             ResponseCode::NXDomain
         );
-        assert!(
-            reaches(&lab.a, "8.8.8.8:443").unwrap_or(false) == addresses(&long).contains(&"8.8.8.8".into())
-        );
+        assert!(!reaches(&lab.a, "8.8.8.8:443").unwrap(), "nothing else is open");
     }
 
     #[test]
