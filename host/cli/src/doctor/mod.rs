@@ -45,7 +45,7 @@ pub(crate) async fn examine(
         Err(error) => {
             let next = error
                 .hint()
-                .unwrap_or_else(|| "agentlabd --check says the same".to_owned());
+                .unwrap_or_else(|| "run it as root; `agentlabd --check` says the same".to_owned());
             return vec![Row::fail("config", error.to_string(), next)];
         }
     };

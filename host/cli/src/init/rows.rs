@@ -226,7 +226,10 @@ pub(crate) async fn policy(programs: &Programs, config: &Config) -> Row {
         argv.extend(policy_options(config));
         argv
     };
-    let next = super::step::typed(&argv("apply"));
+    let next = format!(
+        "systemctl restart agentlabd\n{}, without the daemon",
+        super::step::typed(&argv("apply"))
+    );
     match programs.run(&argv("verify"), b"").await {
         Ok(output) if output.code == Some(0) => Row::ok(
             "policy",
@@ -260,7 +263,7 @@ pub(crate) fn forwarding(uplink: Option<&str>, path: &str) -> Row {
         Ok(_) => Row::fail(
             "forwarding",
             format!("off, and {uplink} is to lead outside"),
-            "agentlab-net apply",
+            "systemctl restart agentlabd",
         ),
         Err(error) => Row::unknown("forwarding", format!("{path}: {error}"), "run as root"),
     }
