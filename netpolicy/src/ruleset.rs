@@ -85,6 +85,25 @@ pub(crate) struct Lasts {
     pub(crate) left: u64,
 }
 
+impl Set {
+    /// The set without its elements, which may be thousands.
+    #[cfg_attr(
+        not(feature = "kernel"),
+        allow(dead_code, reason = "only the kernel half encodes")
+    )]
+    pub(crate) fn bare(&self) -> Self {
+        Self {
+            name: self.name,
+            fields: self.fields,
+            interval: self.interval,
+            verdicts: self.verdicts,
+            dynamic: self.dynamic,
+            timed: self.timed,
+            elements: BTreeSet::new(),
+        }
+    }
+}
+
 impl Element {
     /// An element that stays.
     pub(crate) fn new(key: Vec<Value>) -> Self {

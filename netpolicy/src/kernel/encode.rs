@@ -217,14 +217,7 @@ impl Builder {
         action: MsgType,
     ) {
         let table = nftnl::Table::new(c_string(TABLE), protocol(family));
-        let handle = set_of(
-            &Set {
-                elements: std::collections::BTreeSet::new(),
-                ..set.clone()
-            },
-            0,
-            &table,
-        );
+        let handle = set_of(&set.bare(), 0, &table);
         let mut any = false;
         for element in elements {
             add_element(&handle, set, element);
@@ -266,11 +259,7 @@ impl Builder {
         action: MsgType,
     ) {
         let table = nftnl::Table::new(c_string(TABLE), protocol(family));
-        let empty = Set {
-            elements: std::collections::BTreeSet::new(),
-            ..set.clone()
-        };
-        let handle = set_of(&empty, 0, &table);
+        let handle = set_of(&set.bare(), 0, &table);
         for element in elements {
             push(&handle, &RawElement::from(*element));
         }

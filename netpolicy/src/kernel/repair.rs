@@ -12,7 +12,7 @@ use super::encode::{Builder, Object, PER_ELEMENT, PER_RULE, Transaction, chain_o
 use super::expressions::c_string;
 use super::standing::{self, Standing};
 use crate::Ruleset;
-use crate::ruleset::{Family, Set, TABLE, Table};
+use crate::ruleset::{Family, TABLE, Table};
 
 impl Transaction {
     /// From `seen` to `ruleset`, whose reading is `expected`. `None` where a table must be replaced as a whole.
@@ -72,7 +72,7 @@ fn repair_table(
             (_, Some(_)) => return None,
             (_, None) => builder.add(
                 Object::Set(family, set.name),
-                &set_of(&bare(set), 0, &handle),
+                &set_of(&set.bare(), 0, &handle),
                 MsgType::Add,
             ),
         }
@@ -147,13 +147,5 @@ fn remove_extra(
         let set: nftnl::set::Set<'_, super::element::AnyKey> =
             nftnl::set::Set::new_named(&c_string(name), 0, handle, family);
         builder.add(object, &set, MsgType::Del);
-    }
-}
-
-/// A set without its elements, which are added one by one.
-fn bare(set: &Set) -> Set {
-    Set {
-        elements: std::collections::BTreeSet::new(),
-        ..set.clone()
     }
 }
