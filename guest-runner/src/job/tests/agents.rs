@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use agentlab_protocol::agent::AgentMode;
 use agentlab_protocol::message::{Phase, ReportStatus, Stream};
+use agentlab_protocol::secret::SecretText;
 
 use super::Lab;
 use crate::requirement::skipped_without_root;
@@ -197,4 +198,33 @@ async fn a_hardened_agent_sees_its_own_work_and_a_template_can_switch_the_sandbo
     assert_eq!(report.inner_sandbox, "none");
     assert_eq!(lab.host.text(Stream::Stdout), "none\n");
     assert!(lab.host.text(Stream::Runner).contains("switched off"));
+}
+
+#[tokio::test]
+async fn claude_code_reads_its_settings_from_memory_and_what_they_hold_is_not_shown() {
+    if skipped_without_root() {
+        return;
+    }
+    for agent in ["claude", "codex"] {
+        let mut lab = Lab::new("do it").await;
+        install(
+            &lab,
+            agent,
+            "for last; do :; done; [ -f \"$last\" ] || exit 0; echo \"$last\"; sed 's/^/is /' \"$last\"; echo; stat -c %a \"$last\"; \
+             stat -f -c %T \"$last\"",
+        );
+        lab.order.agent = agent.to_owned();
+        let settings = r#"{"env":{"ANTHROPIC_AUTH_TOKEN":"s3cr3t-of-claude"},"model":"a-model-of-it"}"#;
+        lab.answer.claude_settings = Some(SecretText::new(settings.to_owned()));
+        let report = lab.run().await;
+        assert_eq!(report.status, ReportStatus::Completed, "{agent}: {report:?}");
+        let shown = lab.host.text(Stream::Stdout);
+        if agent == "codex" {
+            assert_eq!(shown, "");
+            continue;
+        }
+        let rest = shown.split_once("/claude-settings.json\n").unwrap().1;
+        let expected = r#"is {"env":{"ANTHROPIC_AUTH_TOKEN":"[redacted]"},"model":"a-model-of-it"}"#;
+        assert_eq!(rest, format!("{expected}\n400\ntmpfs\n"));
+    }
 }
