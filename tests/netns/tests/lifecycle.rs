@@ -126,6 +126,66 @@ mod tests {
         assert_eq!(state(&host), before);
     }
 
+    /// Program, its words, and what is then seen to differ.
+    const DAMAGES: &[(&str, &str, &str)] = &[
+        ("nft", "delete table inet agentlab", "table inet agentlab"),
+        (
+            "nft",
+            "flush table bridge agentlab",
+            "rule 1 of chain prerouting of table bridge agentlab",
+        ),
+        (
+            "nft",
+            "flush chain inet agentlab forward",
+            "rule 1 of chain forward",
+        ),
+        (
+            "nft",
+            "add rule inet agentlab nat counter",
+            " of chain nat of table inet agentlab",
+        ),
+        (
+            "nft",
+            "insert rule inet agentlab guest_forward accept",
+            "rule 1 of chain guest_forward",
+        ),
+        ("nft", "add chain inet agentlab extra", "chain extra"),
+        (
+            "nft",
+            "add element inet agentlab trust { 10.77.0.99 : goto nat }",
+            "set trust",
+        ),
+        (
+            "nft",
+            "delete element bridge agentlab ports { \"tap1003i0\" }",
+            "set ports of table bridge",
+        ),
+        (
+            "nft",
+            "delete element inet agentlab denied { 10.0.0.0/8 }",
+            "set denied",
+        ),
+        ("nft", "flush set arp agentlab ports", "set ports of table arp"),
+        (
+            "bridge",
+            "link set dev tap1003i0 isolated off learning on",
+            "port tap1003i0",
+        ),
+        ("ip", "link set vmbr1 down", "bridge vmbr1"),
+        ("ip", "address del 10.77.0.1/16 dev vmbr1", "bridge vmbr1"),
+        (
+            "ip",
+            "link set vmbr1 type bridge stp_state 1 mcast_snooping 1",
+            "bridge vmbr1",
+        ),
+        ("sysctl", "-w net.ipv4.ip_forward=0", "net/ipv4/ip_forward"),
+        (
+            "sysctl",
+            "-w net.ipv6.conf.vmbr1.disable_ipv6=0",
+            "net/ipv6/conf/vmbr1/disable_ipv6",
+        ),
+    ];
+
     #[test]
     fn every_kind_of_damage_is_seen_and_repaired() {
         if skipped() {
@@ -138,64 +198,7 @@ mod tests {
             .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
             .collect();
         let sound = listing(&host);
-        for (program, damage, object) in [
-            ("nft", "delete table inet agentlab", "table inet agentlab"),
-            (
-                "nft",
-                "flush table bridge agentlab",
-                "rule 1 of chain prerouting of table bridge agentlab",
-            ),
-            (
-                "nft",
-                "flush chain inet agentlab forward",
-                "rule 1 of chain forward",
-            ),
-            (
-                "nft",
-                "add rule inet agentlab nat counter",
-                " of chain nat of table inet agentlab",
-            ),
-            (
-                "nft",
-                "insert rule inet agentlab guest_forward accept",
-                "rule 1 of chain guest_forward",
-            ),
-            ("nft", "add chain inet agentlab extra", "chain extra"),
-            (
-                "nft",
-                "add element inet agentlab trust { 10.77.0.99 : goto nat }",
-                "set trust",
-            ),
-            (
-                "nft",
-                "delete element bridge agentlab ports { \"tap1003i0\" }",
-                "set ports of table bridge",
-            ),
-            (
-                "nft",
-                "delete element inet agentlab denied { 10.0.0.0/8 }",
-                "set denied",
-            ),
-            ("nft", "flush set arp agentlab ports", "set ports of table arp"),
-            (
-                "bridge",
-                "link set dev tap1003i0 isolated off learning on",
-                "port tap1003i0",
-            ),
-            ("ip", "link set vmbr1 down", "bridge vmbr1"),
-            ("ip", "address del 10.77.0.1/16 dev vmbr1", "bridge vmbr1"),
-            (
-                "ip",
-                "link set vmbr1 type bridge stp_state 1 mcast_snooping 1",
-                "bridge vmbr1",
-            ),
-            ("sysctl", "-w net.ipv4.ip_forward=0", "net/ipv4/ip_forward"),
-            (
-                "sysctl",
-                "-w net.ipv6.conf.vmbr1.disable_ipv6=0",
-                "net/ipv6/conf/vmbr1/disable_ipv6",
-            ),
-        ] {
+        for &(program, damage, object) in DAMAGES {
             if program == "sysctl" {
                 let (setting, value) = damage.trim_start_matches("-w net.").split_once('=').unwrap();
                 host.set(&setting.replace('.', "/"), value).unwrap();
