@@ -25,7 +25,8 @@ mod reload;
 mod yaml;
 
 pub use config::{
-    Accelerator, BackendKind, BridgeAddress, Config, DnsConfig, LogLevel, QemuConfig, load_config, parse_config,
+    Accelerator, BackendKind, BridgeAddress, Config, DnsConfig, LogLevel, QemuConfig, load_config,
+    parse_config,
 };
 pub use error::{ConfigError, Fault};
 pub use profile::{LoadedProfile, load_profile_files, load_profiles, parse_profiles};

@@ -274,8 +274,14 @@ fn secrets_are_named_as_a_bundle_names_them_and_nothing_else() {
         ("secrets: [all]\n", "`all` names no secret"),
         ("secrets: [tailscale]\n", "not given to sandboxes"),
         ("secrets: git\n", "p.yaml:3:"),
-        ("secrets_bundle: ci\n", "p.yaml:3:1: `secrets_bundle` would be ignored"),
-        ("secrets_bundle: ../x\nsecrets: [git]\n", "`secrets_bundle` is no name of a bundle"),
+        (
+            "secrets_bundle: ci\n",
+            "p.yaml:3:1: `secrets_bundle` would be ignored",
+        ),
+        (
+            "secrets_bundle: ../x\nsecrets: [git]\n",
+            "`secrets_bundle` is no name of a bundle",
+        ),
     ] {
         let said = faults(&format!("name: a\ntemplate_vmid: 9000\n{line}"));
         assert!(said.contains(words), "{line:?} gave {said:?}");

@@ -2,8 +2,8 @@
 
 use agentlab_api::{ArtifactKind, ErrorCode, Failure, JobOutcome, JobState};
 use agentlab_protocol::message::{
-    ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, LOG_NAME, PATCH_NAME, Phase, REPORT_NAME,
-    Report, ReportStatus,
+    ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, LOG_NAME, PATCH_NAME, Phase,
+    REPORT_NAME, Report, ReportStatus,
 };
 use agentlab_store::{ArtifactRecord, JobRecord};
 

@@ -43,9 +43,15 @@ async fn an_operator_s_order_reaches_the_policy_and_its_refusal_the_operator() {
     let order = json!({"order": "trust", "name": "tap9i0", "trust": {"mode": "nat"}});
     let answer = lab.post("/v1/network", &order).await;
     assert_eq!((answer.status, answer.json::<Value>()), (200, order));
-    let answer = lab.post("/v1/network", &json!({"order": "unbind", "name": "tap9i0"})).await;
+    let answer = lab
+        .post("/v1/network", &json!({"order": "unbind", "name": "tap9i0"}))
+        .await;
     assert_eq!((answer.status, answer.code().as_str()), (409, "state_conflict"));
-    assert!(answer.text().contains("No port `tap9i0` is bound"), "{}", answer.text());
+    assert!(
+        answer.text().contains("No port `tap9i0` is bound"),
+        "{}",
+        answer.text()
+    );
     for wrong in [
         json!({"order": "open"}),
         json!({"order": "unbind", "name": "tap*"}),

@@ -68,20 +68,28 @@ mod tests {
             ..Vitals::default()
         };
         let mut watchdog = Watchdog::default();
-        assert_eq!(watchdog.look(&fine), [], "kills before the first beat are not the job's");
+        assert_eq!(
+            watchdog.look(&fine),
+            [],
+            "kills before the first beat are not the job's"
+        );
         let bad = Vitals {
             disk_free_bytes: 1 << 20,
             oom_kills: 4,
             quiet_seconds: 601,
             ..fine
         };
-        assert_eq!(watchdog.look(&bad), [Sign::OutOfMemory, Sign::DiskLow, Sign::Stuck]);
+        assert_eq!(
+            watchdog.look(&bad),
+            [Sign::OutOfMemory, Sign::DiskLow, Sign::Stuck]
+        );
         assert_eq!(watchdog.look(&bad), []);
-        let again = Vitals {
-            oom_kills: 4,
-            ..fine
-        };
+        let again = Vitals { oom_kills: 4, ..fine };
         assert_eq!(watchdog.look(&again), [Sign::MovesAgain]);
-        assert_eq!(watchdog.look(&Vitals::default()), [], "a guest that says nothing has no disk");
+        assert_eq!(
+            watchdog.look(&Vitals::default()),
+            [],
+            "a guest that says nothing has no disk"
+        );
     }
 }
