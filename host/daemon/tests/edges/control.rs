@@ -19,6 +19,8 @@ async fn every_route_of_the_table_is_there_and_answers_in_json() {
             .replace("{*name}", "files/none");
         let answer = match route.method {
             Method::Get => lab.get(&path).await,
+            // A body that is whole, or it would be that what is refused.
+            Method::Post if path.ends_with("/commands") => lab.post(&path, &json!({"words": ["true"]})).await,
             Method::Post => lab.post(&path, &json!({})).await,
             Method::Delete => lab.control().await.send("DELETE", &path, &[], "").await,
         };
@@ -29,7 +31,9 @@ async fn every_route_of_the_table_is_there_and_answers_in_json() {
                 "{path}"
             );
         } else if answer.status >= 400 {
-            assert_eq!(answer.status, 422, "{path}: {}", answer.text());
+            // A stream both ways takes HTTP/2, and this is HTTP/1.1.
+            let expected = if path.ends_with("/stream") { 400 } else { 422 };
+            assert_eq!(answer.status, expected, "{path}: {}", answer.text());
             answer.code();
         } else {
             assert_eq!(answer.header("content-type"), "application/json", "{path}");
