@@ -280,7 +280,8 @@ fn repository_url(url: &str) -> Result<(), Problem> {
         .with_hint("https://…, ssh://… or git@host:path"))
 }
 
-/// The template a profile names, if it is there and carries the right runner.
+/// The template a profile names, if it is there and not known to carry another runner. One of a hypervisor that records
+/// no version is not known until its guest says so: [`runner_fits`].
 pub(crate) fn template(
     templates: &[Template],
     profile: &Profile,
@@ -297,19 +298,20 @@ pub(crate) fn template(
             profile.name
         )));
     };
-    let wanted = major_minor(runner_version);
     match found.runner_version.as_deref() {
-        Some(version) if wanted.is_some() && major_minor(version) == wanted => Ok(()),
-        Some(version) => Err(unavailable(format!(
+        Some(version) if !runner_fits(version, runner_version) => Err(unavailable(format!(
             "Template {vmid} ({}) carries runner {}, this daemon needs {runner_version}",
             found.name,
             version.escape_debug().take(40).collect::<String>()
         ))),
-        None => Err(unavailable(format!(
-            "Template {vmid} ({}) does not say which runner it carries; this daemon needs {runner_version}",
-            found.name
-        ))),
+        Some(_) | None => Ok(()),
     }
+}
+
+/// Whether a runner speaks as this daemon does: versions differ in their last number at most.
+pub(crate) fn runner_fits(version: &str, needed: &str) -> bool {
+    let needed = major_minor(needed);
+    needed.is_some() && major_minor(version) == needed
 }
 
 fn major_minor(version: &str) -> Option<(u64, u64)> {
@@ -425,8 +427,10 @@ mod tests {
                 runner_version: version.map(str::to_owned),
             }]
         };
-        assert!(template(&of(Some("0.1.9")), &demo(), "0.1.0").is_ok());
-        for version in [Some("0.2.0"), Some("1.1.0"), Some("nonsense"), None] {
+        for version in [Some("0.1.9"), None] {
+            assert!(template(&of(version), &demo(), "0.1.0").is_ok(), "{version:?}");
+        }
+        for version in [Some("0.2.0"), Some("1.1.0"), Some("nonsense")] {
             let problem = template(&of(version), &demo(), "0.1.0").unwrap_err();
             assert_eq!(problem.code, ErrorCode::TemplateUnavailable, "{version:?}");
             assert!(problem.hint.unwrap().contains("agentlab-template build"));

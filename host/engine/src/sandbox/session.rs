@@ -22,8 +22,8 @@ use super::vitals::Watchdog;
 use crate::event::{self, StepEnd};
 use crate::guest::{GuestRefusal, within_quota};
 use crate::journal::Point;
-use crate::report;
 use crate::secrets::{Delivery, SecretsUnavailable};
+use crate::{report, request};
 
 /// Phase changes of one job that make an event; a guest that flaps is not worth more.
 const PROGRESS_EVENTS: u32 = 200;
@@ -83,6 +83,13 @@ impl Driver {
             None if self.is_too_old(&token) => Err(GuestRefusal::Unauthorized),
             None if matches!(self.state, State::Ready | State::Running { .. }) => {
                 Err(GuestRefusal::Unauthorized)
+            }
+            None if !request::runner_fits(
+                &redemption.runner_version,
+                &self.shared.settings.runner_version,
+            ) =>
+            {
+                self.other_runner(&redemption.runner_version).await
             }
             None => match self.shared.reveal(&self.record.profile).await {
                 Ok(delivery) => self.first_redemption(&redemption, key, delivery).await,
@@ -171,15 +178,38 @@ impl Driver {
         }
     }
 
+    /// A template that did not say which runner it carries turns out to carry one that this daemon does not understand.
+    async fn other_runner(&mut self, version: &str) -> Result<RedeemAnswer, GuestRefusal> {
+        let text = format!(
+            "Template {} carries runner {}, this daemon needs {}",
+            self.record.profile.template_vmid,
+            report::clean_line(version, 40),
+            self.shared.settings.runner_version
+        );
+        let hint = "build the template again, with the runner of this version".to_owned();
+        self.not_begun(ErrorCode::TemplateUnavailable, text, Some(hint))
+            .await
+    }
+
     /// The bundles changed since the sandbox was asked for: without what its profile names, it is not begun.
     async fn without_secrets(&mut self, error: SecretsUnavailable) -> Result<RedeemAnswer, GuestRefusal> {
         let text = format!(
             "The secrets of profile `{}` cannot be given: {error}",
             self.record.profile.name
         );
+        self.not_begun(ErrorCode::SecretsUnavailable, text, error.hint)
+            .await
+    }
+
+    async fn not_begun(
+        &mut self,
+        code: ErrorCode,
+        text: String,
+        hint: Option<String>,
+    ) -> Result<RedeemAnswer, GuestRefusal> {
         tracing::error!(sandbox = %self.record.id, "{text}");
-        let mut cause = failure(ErrorCode::SecretsUnavailable, Step::AwaitGuest.as_str(), text);
-        cause.hint = error.hint;
+        let mut cause = failure(code, Step::AwaitGuest.as_str(), text);
+        cause.hint = hint;
         self.apply(&Event::GuestLost(cause), None, Vec::new())
             .await
             .map_err(|error| later(&error))?;

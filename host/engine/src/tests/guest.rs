@@ -28,6 +28,26 @@ async fn the_same_key_gets_the_same_answer_until_it_is_acknowledged_even_after_a
 }
 
 #[tokio::test]
+async fn a_guest_with_another_runner_is_given_nothing_and_its_job_says_which_it_has() {
+    let lab = Lab::new().await;
+    let job = lab.run().await;
+    let mut guest = Guest {
+        runner_version: "0.9.0",
+        ..lab.boot(&job).await
+    };
+    assert_eq!(guest.redeem(&lab).await.unwrap_err(), GuestRefusal::Unauthorized);
+    let cause = lab.until_job(&job, JobState::Failed).await.failure.unwrap();
+    assert_eq!(cause.code, ErrorCode::TemplateUnavailable);
+    assert!(
+        cause.message.contains("carries runner 0.9.0"),
+        "{}",
+        cause.message
+    );
+    lab.until_sandbox(&job, SandboxState::Failed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test]
 async fn a_second_key_revokes_everything_fails_the_sandbox_and_raises_an_alarm() {
     let lab = Lab::new().await;
     let job = lab.run().await;

@@ -291,6 +291,7 @@ impl Lab {
             seed,
             key: [9; 32],
             session: None,
+            runner_version: "0.1.0",
         }
     }
 
@@ -362,6 +363,7 @@ pub(super) struct Guest {
     pub(super) seed: Seed,
     pub(super) key: [u8; 32],
     pub(super) session: Option<Secret32>,
+    pub(super) runner_version: &'static str,
 }
 
 impl Guest {
@@ -370,7 +372,7 @@ impl Guest {
             vmid: self.seed.vmid,
             token: encode_secret(&self.seed.token),
             runner_key: encode_secret(&Secret32::new(self.key)),
-            runner_version: "0.1.0".into(),
+            runner_version: self.runner_version.into(),
         };
         let answer = lab.engine().redeem(self.origin, request).await?;
         self.session = decode_secret(answer.session.expose());

@@ -321,6 +321,7 @@ async fn guest(lab: &Lab, story: Story, memory: &Memory) {
             seed,
             key: [9; 32],
             session: memory.guest.borrow().session.clone(),
+            runner_version: "0.1.0",
         };
         match say(&mut guest, lab, story, memory, word).await {
             Ok(()) => {
