@@ -282,7 +282,6 @@ mod tests {
             format!("{data}.example.org"),
             format!("{long}.example.org"),
             format!("{flat}.{flat}.{flat}.example.org"),
-            r"\001\255\032.example.org".to_owned(),
         ] {
             assert_eq!(
                 verdict(&mode, &bad, RecordType::A),
@@ -290,6 +289,11 @@ mod tests {
                 "{bad}"
             );
         }
+        let raw = Name::from_labels([&b"\x01\xff "[..], b"example", b"org"]).unwrap();
+        assert_eq!(
+            judge(&mode, &Domain::of(&raw), RecordType::A),
+            Verdict::NoSuchName(Why::NameShape)
+        );
     }
 
     proptest! {
