@@ -2,7 +2,7 @@
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getuid, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities, set_name,
     set_no_new_privs,
 };
 
@@ -20,6 +20,8 @@ pub fn harden() -> Result<(), String> {
             "it was started as root, and reads what strangers wrote: start it as a user of its own".into(),
         );
     }
+    // Begun from a descriptor it would be listed under a number.
+    set_name(c"agentlab-resolver").map_err(failed("taking its name"))?;
     set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
     clear_ambient_capability_set().map_err(failed("giving up ambient capabilities"))?;
     let none = CapabilitySets {

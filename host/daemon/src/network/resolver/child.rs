@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -96,8 +96,12 @@ impl Child {
         let program = setup.program.as_ref().map_err(Clone::clone)?;
         let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         let (ours, theirs) = UnixStream::pair().map_err(failed("its line cannot be made"))?;
-        let mut command = Command::new(program);
+        // Begun from its descriptor: whoever it runs as may not reach the directory that it lies in.
+        let cannot = |error: io::Error| format!("{} cannot be started: {error}", program.display());
+        let opened = std::fs::File::open(program).map_err(cannot)?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", opened.as_raw_fd()));
         command
+            .arg0(program)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -107,10 +111,8 @@ impl Child {
             // Changing the user as root also empties the supplementary groups.
             command.uid(uid).gid(gid);
         }
-        let process = command
-            .spawn()
-            .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
-        drop(command);
+        let process = command.spawn().map_err(cannot)?;
+        drop((command, opened));
         hand_over(&ours, sockets).map_err(failed("its sockets cannot be handed over"))?;
         ours.set_nonblocking(true)
             .map_err(failed("its line cannot be used"))?;
