@@ -9,6 +9,7 @@ use agentlab_api::{ErrorCode, Problem, Profile, SandboxId, SandboxList, SandboxV
 use agentlab_store::{SandboxRecord, Store, StoreError};
 use tokio::time::timeout;
 
+use crate::request;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::{Request, State};
 use crate::sandbox::perform::chain;
@@ -148,14 +149,7 @@ impl Engine {
         cursor: Option<String>,
         limit: Option<u32>,
     ) -> Result<SandboxList, Problem> {
-        let before =
-            cursor
-                .map(|text| text.parse())
-                .transpose()
-                .map_err(|error: agentlab_store::CursorError| {
-                    Problem::new(ErrorCode::InvalidValue, error.to_string())
-                        .with_field("/cursor", error.to_string())
-                })?;
+        let before = request::cursor(cursor)?;
         let limit = limit.unwrap_or(LONGEST_PAGE).clamp(1, LONGEST_PAGE);
         let store = &self.shared.store;
         let page = store.sandbox_page(include_destroyed, before, limit).await;

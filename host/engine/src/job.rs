@@ -234,14 +234,7 @@ impl Engine {
     /// # Errors
     /// The cursor is not one of ours.
     pub async fn jobs(&self, cursor: Option<String>, limit: Option<u32>) -> Result<JobList, Problem> {
-        let before =
-            cursor
-                .map(|text| text.parse())
-                .transpose()
-                .map_err(|error: agentlab_store::CursorError| {
-                    Problem::new(ErrorCode::InvalidValue, error.to_string())
-                        .with_field("/cursor", error.to_string())
-                })?;
+        let before = request::cursor(cursor)?;
         let limit = limit.unwrap_or(PAGE).clamp(1, LONGEST_PAGE);
         let page = self.shared.store.jobs(before, limit).await;
         let (jobs, next) = page.map_err(|error| store_problem(&error))?;

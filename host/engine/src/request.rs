@@ -1,9 +1,12 @@
 //! What an operator may ask for. Pure: every refusal names the field, the reason and what to do instead.
 
+use std::str::FromStr;
+
 use agentlab_api::{
     AGENTS, CommandRequest, ErrorCode, JobRequest, Problem, Profile, RepositorySource, SandboxRequest,
 };
 use agentlab_backend::Template;
+use agentlab_store::CursorError;
 
 /// Longest task in bytes.
 const TASK_BYTES: usize = 256 << 10;
@@ -278,6 +281,12 @@ fn repository_url(url: &str) -> Result<(), Problem> {
     }
     Err(refuse("not a repository URL that can be cloned over the network")
         .with_hint("https://…, ssh://… or git@host:path"))
+}
+
+/// The place in a list that a client names to go on from.
+pub(crate) fn cursor<T: FromStr<Err = CursorError>>(text: Option<String>) -> Result<Option<T>, Problem> {
+    let place: Result<_, CursorError> = text.map(|text| text.parse()).transpose();
+    place.map_err(|error| invalid("/cursor", error.to_string()))
 }
 
 /// The template a profile names, if it is there and not known to carry another runner. One of a hypervisor that records
