@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::host::HostArguments;
 use super::interfaces;
-use crate::{HostPolicy, Observer};
+use crate::HostPolicy;
 
 /// Guests of a /16 begin here, and those of smaller subnets as far from the bridge address.
 const FIRST: u32 = 100;
@@ -38,11 +38,7 @@ pub(super) fn run(
     as_json: bool,
     output: &mut Vec<u8>,
 ) -> Result<()> {
-    // What stands is of interest, and no condition.
-    let standing = Observer::open()
-        .and_then(|mut observer| observer.host())
-        .unwrap_or_default();
-    let host = given.policy(standing.as_ref())?;
+    let host = given.policy_here()?;
     let text = file(&host, arguments.with_dns)?;
     let written = arguments.write && write(&arguments.file, &text, arguments.force)?;
     if as_json {

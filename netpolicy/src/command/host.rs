@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::config;
-use crate::{BridgeSpec, GuestService, HostPolicy, IfName, Protocol, USUAL_DENIAL_GROUP};
+use crate::{BridgeSpec, GuestService, HostPolicy, IfName, Observer, Protocol, USUAL_DENIAL_GROUP};
 
 /// The same for every command: what stands is compared with them. What is not given is taken from the policy that stands.
 #[derive(Debug, Default, Clone, Args)]
@@ -94,6 +94,17 @@ impl HostArguments {
         let mut given = self.clone();
         config::fill(&mut given)?;
         Ok(given.resolved(standing))
+    }
+
+    /// The same, where what stands is of interest and no condition.
+    ///
+    /// # Errors
+    /// As [`Self::policy`].
+    pub(super) fn policy_here(&self) -> Result<HostPolicy> {
+        let standing = Observer::open()
+            .and_then(|mut observer| observer.host())
+            .unwrap_or_default();
+        self.policy(standing.as_ref())
     }
 
     fn resolved(&self, standing: Option<&HostPolicy>) -> HostPolicy {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::Outcome;
 use super::host::HostArguments;
-use crate::{HostPolicy, Observer};
+use crate::HostPolicy;
 
 #[derive(Debug, Args)]
 pub(super) struct SmokeArguments {
@@ -129,10 +129,7 @@ pub(super) fn run(
     output: &mut Vec<u8>,
 ) -> Result<Outcome> {
     // From a device of the tailnet nothing is known but the options.
-    let standing = Observer::open()
-        .and_then(|mut observer| observer.host())
-        .unwrap_or_default();
-    let host = given.policy(standing.as_ref())?;
+    let host = given.policy_here()?;
     ensure!(
         arguments
             .user

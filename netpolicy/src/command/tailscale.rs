@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::host::HostArguments;
-use crate::{Cidr, Observer};
+use crate::Cidr;
 
 #[derive(Debug, Args)]
 pub(super) struct TailscaleArguments {
@@ -33,10 +33,7 @@ pub(super) fn run(
     as_json: bool,
     output: &mut Vec<u8>,
 ) -> Result<()> {
-    let standing = Observer::open()
-        .and_then(|mut observer| observer.host())
-        .unwrap_or_default();
-    let subnet = given.policy(standing.as_ref())?.bridge.subnet();
+    let subnet = given.policy_here()?.bridge.subnet();
     let status: Value = serde_json::from_str(&tailscale(arguments, &["status", "--json"], None)?)
         .context("`tailscale status --json` printed something else")?;
     let running = status.get("BackendState").and_then(Value::as_str) == Some("Running");
