@@ -59,9 +59,9 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// What `tasks/UPID/status` shows.
-    pub(crate) fn status(&self) -> Value {
-        let mut status = json!({
+    /// What is shown of every task, ended or not.
+    fn shown(&self) -> Value {
+        let mut shown = json!({
             "upid": self.upid,
             "node": self.node,
             "pid": self.pid,
@@ -70,11 +70,17 @@ impl Task {
             "type": self.kind,
             "id": self.id,
             "user": self.who.user,
-            "status": if self.end.is_some() { "stopped" } else { "running" },
         });
         if let Some(token) = &self.who.token {
-            status["tokenid"] = json!(token);
+            shown["tokenid"] = json!(token);
         }
+        shown
+    }
+
+    /// What `tasks/UPID/status` shows.
+    pub(crate) fn status(&self) -> Value {
+        let mut status = self.shown();
+        status["status"] = json!(if self.end.is_some() { "stopped" } else { "running" });
         if let Some((_, exit)) = &self.end {
             status["exitstatus"] = json!(exit);
         }
@@ -83,19 +89,7 @@ impl Task {
 
     /// What a list of tasks shows.
     pub(crate) fn listed(&self) -> Value {
-        let mut entry = json!({
-            "upid": self.upid,
-            "node": self.node,
-            "pid": self.pid,
-            "pstart": self.pstart,
-            "starttime": self.start,
-            "type": self.kind,
-            "id": self.id,
-            "user": self.who.user,
-        });
-        if let Some(token) = &self.who.token {
-            entry["tokenid"] = json!(token);
-        }
+        let mut entry = self.shown();
         if let Some((time, exit)) = &self.end {
             entry["endtime"] = json!(time);
             entry["status"] = json!(exit);
