@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 TOOLCHAIN := export AGENTLAB_ROOT=$(CURDIR); . packaging/toolchain.sh && agentlab_find_cargo &&
 
-.PHONY: help demo stand-in test survival setup build runner deb deb-test lint fmt bench soak clean-demo
+.PHONY: help demo stand-in test pve-contract survival setup build runner deb deb-test lint fmt bench soak clean-demo
 
 help:
 	@echo "make demo        a real job in a real VM, from nothing (KEEP=1 leaves the daemon up)"
 	@echo "                 BACKEND=proxmox: through Proxmox VE's REST API, against a stand-in"
 	@echo "make test        every check and test: lint, unit, contract, netns, vm"
+	@echo "make pve-contract  what the back end promises, asked of your own node: docs/proxmox.md"
 	@echo "make bench       ratios against named baselines"
 	@echo "make survival    the daemon killed and disturbed around real VMs, at every kind of moment"
 	@echo "make soak        SOAK_MINUTES (30) of fuzzing, SOAK_SEEDS (10000) fault schedules, SOAK_JOBS (20) jobs in VMs"
@@ -28,6 +29,10 @@ stand-in:
 test:
 	@packaging/setup test
 	@packaging/test
+
+pve-contract:
+	@packaging/setup demo
+	@$(TOOLCHAIN) cargo test --locked --package agentlab-backend --test contract a_genuine_node_keeps -- --ignored --test-threads=1
 
 build: runner
 	@echo "build: release binaries"

@@ -5,6 +5,7 @@
 //!   fake.rs       the rig of the fake                      always runs
 //!   proxmox.rs    the rig of the REST API                  always runs, against a stand-in
 //!   shell.rs      the rig of qm, pvesh and pvesm           always runs, against programs of its own
+//!   genuine.rs    the rig of a node of the reader's own        by `make pve-contract`, and ignored otherwise
 //!   qemu/         the rig of real QEMU processes, and what only they can get wrong      root and QEMU
 //! ```
 //!
@@ -12,6 +13,8 @@
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod genuine;
 #[cfg(test)]
 mod proxmox;
 #[cfg(test)]
@@ -39,3 +42,5 @@ suite::contract!(
 suite::contract!(shell_8_keeps, crate::shell::ShellRig::open(pve_sim::Version::V8));
 #[cfg(test)]
 suite::contract!(shell_9_keeps, crate::shell::ShellRig::open(pve_sim::Version::V9));
+#[cfg(test)]
+suite::contract!(genuine a_genuine_node_keeps, crate::genuine::GenuineRig::open());

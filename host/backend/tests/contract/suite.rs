@@ -446,10 +446,17 @@ pub(crate) async fn the_console_shows_the_end_of_what_the_guest_wrote(rig: &mut 
 }
 
 /// Every promise as a test of its own, against one rig. The rig expression is awaited; `None` means that it cannot
-/// be had here and has said so.
+/// be had here and has said so. `genuine` is for a node of the reader's: only where tests that are ignored are asked for.
 macro_rules! contract {
     ($name:ident, $rig:expr) => {
-        $crate::suite::contract!(@tests $name, $rig,
+        $crate::suite::contract!(@every $name, $rig, [], a_template_that_is_not_there_is_named_with_what_to_do,);
+    };
+    (genuine $name:ident, $rig:expr) => {
+        $crate::suite::contract!(@every $name, $rig, [#[ignore = "needs a node: AGENTLAB_PVE_URL"]],);
+    };
+    (@every $name:ident, $rig:expr, $marks:tt, $($more:ident,)*) => {
+        $crate::suite::contract!(@tests $name, $rig, $marks,
+            $($more,)*
             a_clone_repeated_is_one_machine_and_another_spec_is_a_conflict,
             a_foreign_stamp_is_refused_by_every_change_and_nothing_is_touched,
             power_goes_on_and_off_and_every_repeat_is_success,
@@ -461,22 +468,25 @@ macro_rules! contract {
             destroy_leaves_nothing_and_is_success_when_there_is_nothing,
             of_an_absent_machine_nothing_is_known_and_undoing_is_success,
             a_seed_is_placed_replaced_and_removed,
-            a_template_that_is_not_there_is_named_with_what_to_do,
             a_disk_only_grows_and_an_unshaped_machine_does_not_start,
             the_console_shows_the_end_of_what_the_guest_wrote
         );
     };
-    (@tests $name:ident, $rig:expr, $($test:ident),+) => {
+    (@tests $name:ident, $rig:expr, $marks:tt, $($test:ident),+) => {
         #[cfg(test)]
         mod $name {
             $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $test() {
-                    if let Some(mut rig) = $rig.await {
-                        crate::suite::$test(&mut rig).await;
-                    }
-                }
+                $crate::suite::contract!(@test $marks $test, $rig);
             )+
+        }
+    };
+    (@test [$($mark:tt)*] $test:ident, $rig:expr) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        $($mark)*
+        async fn $test() {
+            if let Some(mut rig) = $rig.await {
+                crate::suite::$test(&mut rig).await;
+            }
         }
     };
 }
