@@ -12,8 +12,10 @@ use crate::tool::{Call, Workshop};
 use crate::tree::Tree;
 
 /// Packages that every image has, because the builder's own parts run on them.
-pub const BASE_PACKAGES: [&str; 6] = [
+pub const BASE_PACKAGES: [&str; 7] = [
     "busybox-static",
+    // Makes and checks the file system of a workspace.
+    "e2fsprogs",
     "kmod",
     "linux-image-cloud-amd64",
     "systemd",
