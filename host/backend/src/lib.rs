@@ -1,7 +1,7 @@
 //! What AgentLab asks of a hypervisor. One trait family, several answers, one contract suite.
 //!
 //! ```text
-//!   engine ──► Backend = Machines + Seeds + Channels + Volumes + Snapshots + Agents
+//!   engine ──► Backend = Machines + Seeds + Channels + Volumes + Snapshots + Agents + Tasks
 //!                │
 //!                ├── qemu/   drives QEMU itself over QMP (feature `qemu`)
 //!                ├── fake/   in memory, with fault injection (feature `fake`)
@@ -14,6 +14,7 @@
 
 mod error;
 mod machine;
+mod task;
 
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -37,6 +38,7 @@ pub use machine::{
     BackendInfo, Capabilities, CloneSpec, Executed, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp,
     Storage, Template, Usage,
 };
+pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 
 #[cfg(any(feature = "proxmox", feature = "shell"))]
 pub use pve::{CloneMode, PveOptions};
@@ -199,7 +201,7 @@ pub trait Agents: Send + Sync {
 
 /// What the engine holds as `Arc<dyn Backend>`.
 #[async_trait]
-pub trait Backend: Machines + Seeds + Channels + Volumes + Snapshots + Agents {
+pub trait Backend: Machines + Seeds + Channels + Volumes + Snapshots + Agents + Tasks {
     /// Kind, version, accelerator and what it can do.
     async fn info(&self) -> Result<BackendInfo>;
 

@@ -30,8 +30,8 @@ pub use examine::{Answered, Examiner};
 pub use in_process::{Asked, InProcess, Said, connect_in_process};
 pub use settings::{ApiToken, ApiUrl, Fingerprint, ProxmoxSettings, Trust};
 
-use crate::pve::{Change, Kind, Pve, Read, Refusal, Wire, number, truth, with_jitter};
-use crate::{Backend, BackendError};
+use crate::pve::{Begun, Change, Ended, Kind, Pve, Read, Refusal, Wire, number, truth, with_jitter};
+use crate::{Backend, BackendError, TaskId};
 use http::{Http, Lost};
 use request::Request;
 use task::{Standing, Upid};
@@ -126,27 +126,28 @@ impl Rest {
     }
 
     /// Follows a task to its end. A look that fails says nothing about the task.
-    async fn follow(&self, upid: &Upid, patience: Duration) -> Result<(), Refusal> {
-        let until = Instant::now() + patience;
-        let mut wait = task::FIRST_LOOK;
+    async fn follow_to_its_end(&self, upid: &Upid, patience: Duration) -> Result<Ended, Refusal> {
+        let began = Instant::now();
+        let until = began + patience;
         loop {
-            sleep(with_jitter(wait)).await;
+            sleep(with_jitter(task::pause(began.elapsed()))).await;
             let looked = match self.call(&Request::read(&upid.status())).await {
                 Ok(answer) => Standing::of(answer),
                 Err(refusal) => Err(refusal),
             };
             match looked {
                 Ok(Standing::Running) => {}
-                Ok(Standing::Done) => return Ok(()),
+                Ok(Standing::Done) => return Ok(Ok(())),
                 Ok(Standing::DoneWithWarnings) => {
                     let log = self.log(upid).await;
                     tracing::warn!(upid = upid.as_str(), ?log, "task ended with warnings");
-                    return Ok(());
+                    return Ok(Ok(()));
                 }
-                Ok(Standing::Failed(end)) => return Err(Refusal::task(&end, &self.log(upid).await)),
+                Ok(Standing::Failed(end)) => return Ok(Err(Refusal::task(&end, &self.log(upid).await))),
                 Err(refusal) if matches!(refusal.kind, Kind::Unknown | Kind::Unreached) => {
                     tracing::debug!(upid = upid.as_str(), %refusal, "task could not be looked at");
                 }
+                Err(refusal) if refusal.kind == Kind::NoTask => return Err(refusal),
                 // Nothing is known of what it did.
                 Err(refusal) => {
                     return Err(Refusal::unknown(format!(
@@ -155,14 +156,10 @@ impl Rest {
                 }
             }
             if Instant::now() >= until {
-                let words = format!(
-                    "task {} did not end within {} s",
-                    upid.as_str(),
-                    patience.as_secs()
-                );
-                return Err(Refusal::unknown(words));
+                let seconds = patience.as_secs();
+                let words = format!("task {} did not end within {seconds} s", upid.as_str());
+                return Err(Refusal::new(Kind::Unfinished(seconds), words));
             }
-            wait = wait.mul_f64(1.5).min(task::SLOWEST_LOOK);
         }
     }
 
@@ -183,16 +180,28 @@ impl Wire for Rest {
         self.call(&Request::read(read)).await
     }
 
-    async fn change(&self, node: &str, change: &Change, patience: Duration) -> Result<Value, Refusal> {
+    async fn begin(&self, node: &str, change: &Change, _patience: Duration) -> Result<Begun, Refusal> {
         let data = self.call(&Request::change(node, change)).await?;
-        let upid = data.as_str().and_then(|text| text.parse::<Upid>().ok());
-        match upid {
-            Some(upid) => {
-                tracing::debug!(upid = upid.as_str(), "task begun");
-                self.follow(&upid, patience).await?;
-                Ok(Value::Null)
+        let task = data
+            .as_str()
+            .filter(|text| text.parse::<Upid>().is_ok())
+            .and_then(|text| text.parse().ok());
+        Ok(match task {
+            Some(task) => {
+                tracing::debug!(upid = %task, "task begun");
+                Begun::Task(task)
             }
-            None => Ok(data),
+            None => Begun::Done(data),
+        })
+    }
+
+    async fn follow(&self, task: &TaskId, patience: Duration) -> Result<Ended, Refusal> {
+        match task.as_str().parse() {
+            Ok(upid) => self.follow_to_its_end(&upid, patience).await,
+            Err(()) => Err(Refusal::new(
+                Kind::NoTask,
+                format!("`{task}` is no task of Proxmox VE"),
+            )),
         }
     }
 
@@ -220,9 +229,9 @@ impl Wire for Rest {
         })?;
         let pid = begun.get("pid").cloned().unwrap_or_default();
         let pid = number(&pid).ok_or_else(|| Refusal::unknown("the agent names no process"))?;
-        let mut wait = task::FIRST_LOOK;
+        let began = Instant::now();
         loop {
-            sleep(with_jitter(wait)).await;
+            sleep(with_jitter(task::pause(began.elapsed()))).await;
             // Whoever reads the end takes it away: an answer that is lost cannot be had again.
             let answer = self.once(&Request::executed(node, vmid, pid)).await;
             let answer = answer.map_err(|lossy| lossy.refusal)?;
@@ -235,7 +244,6 @@ impl Wire for Rest {
                     "process {pid} did not end within {seconds} s"
                 )));
             }
-            wait = wait.mul_f64(1.5).min(task::SLOWEST_LOOK);
         }
     }
 }

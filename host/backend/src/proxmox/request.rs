@@ -124,7 +124,7 @@ impl Request {
                     values,
                 )
             }
-            Change::Free { storage, volume } => Self::delete(
+            Change::Free { storage, volume, .. } => Self::delete(
                 &format!(
                     "/nodes/{node}/storage/{}/content/{}",
                     encoded(storage),

@@ -9,11 +9,17 @@ use crate::pve::{Fields, Read, Refusal};
 
 use super::request::encoded;
 
-/// First and longest wait between two looks at a task.
-pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(40);
-pub(crate) const SLOWEST_LOOK: Duration = Duration::from_millis(1000);
+/// Shortest and longest wait between two looks at what is under way.
+const FIRST_LOOK: Duration = Duration::from_millis(30);
+const SLOWEST_LOOK: Duration = Duration::from_secs(1);
 /// Lines of a log that are shown.
 const LOG_LINES: usize = 20;
+
+/// How long to wait before the next look at what has been under way for so long: a part of that, so that its end is never
+/// noticed late by much of what it took, and one that takes long is asked after seldom.
+pub(crate) fn pause(under_way: Duration) -> Duration {
+    (under_way / 10).clamp(FIRST_LOOK, SLOWEST_LOOK)
+}
 
 /// `UPID:node:pid:pstart:start:type:id:user:`, as PVE gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -124,8 +124,45 @@ pub(crate) enum Change {
     },
     Free {
         storage: String,
+        owner: Vmid,
         volume: String,
     },
+}
+
+impl Change {
+    /// What is asked for, in a word or two.
+    pub(crate) fn action(&self) -> &'static str {
+        match self {
+            Self::Clone { .. } => "clone",
+            Self::Set { .. } => "configure",
+            Self::Resize { .. } => "resize",
+            Self::Power { to, .. } => to.as_str(),
+            Self::ShutDown { .. } => "shut down",
+            Self::Destroy { .. } => "destroy",
+            Self::TakeSnapshot { .. } => "snapshot",
+            Self::RollBack { .. } => "rollback",
+            Self::DeleteSnapshot { .. } => "delete snapshot",
+            Self::Allocate { .. } => "create volume",
+            Self::Free { .. } => "destroy volume",
+        }
+    }
+
+    /// The machine that it changes or makes; of a volume, the number that owns it.
+    pub(crate) fn vmid(&self) -> Vmid {
+        match self {
+            Self::Clone { to: vmid, .. }
+            | Self::Set { vmid, .. }
+            | Self::Resize { vmid, .. }
+            | Self::Power { vmid, .. }
+            | Self::ShutDown { vmid, .. }
+            | Self::Destroy { vmid }
+            | Self::TakeSnapshot { vmid, .. }
+            | Self::RollBack { vmid, .. }
+            | Self::DeleteSnapshot { vmid, .. }
+            | Self::Allocate { owner: vmid, .. }
+            | Self::Free { owner: vmid, .. } => *vmid,
+        }
+    }
 }
 
 /// One key with its value.

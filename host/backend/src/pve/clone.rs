@@ -1,12 +1,12 @@
 //! Clones. An answer, yes or no, does not say whose a machine is: several may have asked for one number, and all of them
 //! were told yes. Only its description says so, which stands there from its first moment.
 
-use super::change::{Change, Values, pair};
+use super::change::{Change, Read, Values, pair};
 use super::machines::Attempt;
 use super::record::{Label, Record};
 use super::view::Found;
-use super::{CloneMode, Kind, Pve, Refusal, Trouble, Wire, being_made};
-use crate::{BackendError, CloneSpec, Machine};
+use super::{CloneMode, Fields, Kind, Pve, Refusal, Trouble, Wire, being_made};
+use crate::{BackendError, CloneSpec, Machine, TaskId};
 
 use agentlab_api::Vmid;
 
@@ -54,8 +54,13 @@ impl<W: Wire> Pve<W> {
         let record = match self.find("clone", spec.vmid).await? {
             Found::Nothing => return Ok(None),
             Found::Container => return Err(taken("a container has it".to_owned())),
-            Found::Hidden(_) if self.begun().contains(&spec.vmid) => return Err(being_made(spec.vmid).into()),
-            Found::Hidden(refusal) => return Err(taken(refusal.words)),
+            Found::Hidden(refusal) => {
+                return if self.may_be_making(spec).await? {
+                    Err(being_made(spec.vmid).into())
+                } else {
+                    Err(taken(refusal.words))
+                };
+            }
             Found::Here(record) => record,
         };
         let label = record.label();
@@ -84,6 +89,24 @@ impl<W: Wire> Pve<W> {
                 }))
             }
         }
+    }
+
+    /// Whether a machine that we may not see can be the one of this spec, on its way into our pool: its clone's answer was
+    /// lost, or an earlier process of ours asked for it and PVE is still at it.
+    async fn may_be_making(&self, spec: &CloneSpec) -> Attempt<bool> {
+        if self.begun().contains(&spec.vmid) {
+            return Ok(true);
+        }
+        let node = self.template(spec.template).await?.node;
+        let tasks = Read::new(format!("/nodes/{node}/tasks"))
+            .with("source", "active")
+            .with("typefilter", "qmclone");
+        let lines = Fields::list(self.wire.read(&tasks).await?).unwrap_or_default();
+        let running = lines.iter().filter(|line| line.text("endtime").is_none());
+        let clones = self.clones();
+        // A token is shown its own tasks only.
+        let mut others = running.filter_map(|line| line.text("upid")?.parse::<TaskId>().ok());
+        Ok(others.any(|task| !clones.contains(&task)))
     }
 
     /// The template, wherever in the cluster it is.
@@ -159,7 +182,7 @@ impl<W: Wire> Pve<W> {
         // Neither a yes nor a no proves whose the machine is: only its description does.
         match (self.made_already(spec).await, refusal) {
             (Ok(Some(machine)), _) => Ok(machine),
-            (_, Some(refusal)) if refusal.kind == Kind::Unknown => Err(refusal.into()),
+            (_, Some(refusal)) if refusal.is_open() => Err(refusal.into()),
             (Err(trouble), _) => Err(trouble),
             (Ok(None), Some(refusal)) => Err(refusal.into()),
             (Ok(None), None) => Err(Refusal::unknown("its task ended well, and it is not there").into()),
@@ -198,8 +221,8 @@ impl<W: Wire> Pve<W> {
         };
         let patience = self.options.clone_patience;
         self.begun().insert(spec.vmid);
-        let answer = self.wire.change(&template.node, &change, patience).await;
-        if !matches!(&answer, Err(refusal) if refusal.kind == Kind::Unknown) {
+        let answer = self.carry_out(&template.node, &change, patience).await;
+        if !matches!(&answer, Err(refusal) if refusal.is_open()) {
             self.begun().remove(&spec.vmid);
         }
         answer.map(drop)

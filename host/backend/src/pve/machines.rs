@@ -110,10 +110,7 @@ impl<W: Wire> Pve<W> {
         match answer {
             Ok(()) => Ok(()),
             Err(refusal)
-                if matches!(
-                    refusal.kind,
-                    Kind::AlreadyRunning | Kind::NotRunning | Kind::Unknown
-                ) =>
+                if refusal.is_open() || matches!(refusal.kind, Kind::AlreadyRunning | Kind::NotRunning) =>
             {
                 match self.power(record).await {
                     Ok(power) if power == wanted => Ok(()),
@@ -149,7 +146,7 @@ impl<W: Wire> Pve<W> {
             seconds: patience.as_secs().max(1),
         };
         let patience = patience + self.options.task_patience;
-        match self.wire.change(&record.node, &change, patience).await {
+        match self.carry_out(&record.node, &change, patience).await {
             Ok(_) => Ok(()),
             Err(refusal) => match self.power(&record).await {
                 Ok(Power::Stopped) => Ok(()),

@@ -37,10 +37,14 @@ use std::time::Duration;
 
 use agentlab_api::{ChannelKind, Vmid};
 use async_trait::async_trait;
+use serde_json::Value;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, sleep};
 
-use crate::{Backend, BackendError, BackendInfo, ByteStream, Capabilities, Channels, Machine, Result, Stamp};
+use crate::{
+    Backend, BackendError, BackendInfo, BegunTask, ByteStream, Capabilities, Channels, Machine, Result,
+    Stamp, TaskEnd, TaskId, TaskLedger, Tasks,
+};
 
 pub(crate) use answer::Fields;
 #[cfg(feature = "proxmox")]
@@ -52,7 +56,7 @@ pub use options::{CloneMode, PveOptions};
 use record::Record;
 pub(crate) use refusal::{Kind, Refusal};
 use view::View;
-pub(crate) use wire::Wire;
+pub(crate) use wire::{Begun, Ended, Wire};
 
 /// How many clones one storage makes at once: it has one lock, and who waits for it for 10 s has failed.
 const CLONES_PER_STORAGE: usize = 2;
@@ -77,6 +81,10 @@ pub(crate) struct Pve<W> {
     /// Clones that were asked for and of which nobody knows. A machine joins its pool when it is whole, and until then we
     /// may not see it.
     begun: Mutex<HashSet<Vmid>>,
+    /// Clones of this process that are under way.
+    clones: Mutex<HashSet<TaskId>>,
+    /// Where tasks are written down.
+    ledger: Mutex<Option<Arc<dyn TaskLedger>>>,
     view: View,
 }
 
@@ -109,6 +117,8 @@ impl<W: Wire> Pve<W> {
             turns: Mutex::default(),
             storages: Mutex::default(),
             begun: Mutex::default(),
+            clones: Mutex::default(),
+            ledger: Mutex::default(),
             view: View::default(),
             options,
         }
@@ -174,6 +184,10 @@ impl<W: Wire> Pve<W> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn clones(&self) -> std::sync::MutexGuard<'_, HashSet<TaskId>> {
+        self.clones.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn storage_turns(&self, storage: &str) -> Arc<Semaphore> {
         let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
         let turns = storages.entry(storage.to_owned());
@@ -205,10 +219,46 @@ impl<W: Wire> Pve<W> {
         }
     }
 
-    /// A change that a task makes, on the node where the machine is.
+    /// Makes a change on a node and waits until it is done. What PVE goes on with is in the ledger before it is waited for.
+    /// The `data` of the answer where there was no task.
+    async fn carry_out(
+        &self,
+        node: &str,
+        change: &Change,
+        patience: Duration,
+    ) -> std::result::Result<Value, Refusal> {
+        let task = match self.wire.begin(node, change, patience).await? {
+            Begun::Done(data) => return Ok(data),
+            Begun::Task(task) => task,
+        };
+        self.write_down(change, &task).await;
+        let is_clone = matches!(change, Change::Clone { .. });
+        if is_clone {
+            self.clones().insert(task.clone());
+        }
+        let followed = self.wire.follow(&task, patience).await;
+        if is_clone {
+            self.clones().remove(&task);
+        }
+        followed?.map(|()| Value::Null)
+    }
+
+    async fn write_down(&self, change: &Change, task: &TaskId) {
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(ledger) = ledger {
+            let begun = BegunTask {
+                vmid: change.vmid(),
+                action: change.action(),
+                id: task.clone(),
+            };
+            ledger.begun(begun).await;
+        }
+    }
+
+    /// The same for what takes no longer than most tasks, on the node where the machine is.
     async fn change(&self, node: &str, change: Change) -> std::result::Result<(), Refusal> {
         let patience = self.options.task_patience;
-        self.wire.change(node, &change, patience).await.map(drop)
+        self.carry_out(node, &change, patience).await.map(drop)
     }
 
     /// Changes keys of a configuration that is still the one that was read.
@@ -334,6 +384,25 @@ impl<W: Wire> Channels for Pve<W> {
                     what: "record of what a console showed",
                 })
             }
+        }
+    }
+}
+
+#[async_trait]
+impl<W: Wire> Tasks for Pve<W> {
+    fn keep_ledger(&self, ledger: Arc<dyn TaskLedger>) {
+        *self.ledger.lock().unwrap_or_else(PoisonError::into_inner) = Some(ledger);
+    }
+
+    async fn await_task(&self, task: &TaskId, patience: Duration) -> Result<Option<TaskEnd>> {
+        match self.wire.follow(task, patience).await {
+            Ok(Ok(())) => Ok(Some(TaskEnd::Done)),
+            Ok(Err(refusal)) => Ok(Some(TaskEnd::Failed {
+                reason: refusal.words,
+            })),
+            Err(refusal) if matches!(refusal.kind, Kind::Unfinished(_)) => Ok(None),
+            Err(refusal) if refusal.kind == Kind::NoTask => Ok(Some(TaskEnd::Forgotten)),
+            Err(refusal) => Err(refusal.into_unreachable(self.wire.kind(), "awaiting a task")),
         }
     }
 }

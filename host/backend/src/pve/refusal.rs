@@ -53,6 +53,8 @@ pub(crate) enum Kind {
     Invalid(Vec<(String, String)>),
     /// The call was never made.
     Unreached,
+    /// Its task still ran after all of our patience, which was so many seconds.
+    Unfinished(u64),
     /// The call was made, and whether it took effect is not known: 595, 596, 599, a lost connection, an answer that
     /// cannot be read.
     Unknown,
@@ -229,6 +231,11 @@ impl Refusal {
         Self::new(Kind::Unknown, words)
     }
 
+    /// Whether nobody can say what effect the call had, or will have.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.kind, Kind::Unknown | Kind::Unfinished(_))
+    }
+
     /// Whether it passes when whoever holds the lock is done.
     pub(crate) fn is_busy(&self) -> bool {
         matches!(
@@ -255,6 +262,11 @@ impl Refusal {
             // PVE says so now and then of a token that is right, after 3 s; of one that is wrong it says so again.
             Kind::Unauthenticated => self.into_unreachable(backend, action),
             Kind::Unreached | Kind::Unknown | Kind::NoNode => self.into_unreachable(backend, action),
+            Kind::Unfinished(seconds) => BackendError::TimedOut {
+                action,
+                vmid,
+                seconds,
+            },
             Kind::NoQuorum => BackendError::Unreachable {
                 backend,
                 action,
@@ -350,6 +362,7 @@ impl Refusal {
             | Kind::VolumeTaken
             | Kind::Invalid(_)
             | Kind::Unreached
+            | Kind::Unfinished(_)
             | Kind::Unknown
             | Kind::Other => return None,
         })

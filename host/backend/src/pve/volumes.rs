@@ -148,7 +148,7 @@ impl<W: Wire> Volumes for Pve<W> {
                 size_gb,
                 format: format.to_owned(),
             };
-            match self.wire.change(&node, &change, self.options.task_patience).await {
+            match self.carry_out(&node, &change, self.options.task_patience).await {
                 Ok(serde_json::Value::String(volume)) => Ok(volume),
                 Ok(_) => Err(Trouble::from(Refusal::unknown("the answer names no volume"))),
                 Err(refusal) if refusal.kind == Kind::VolumeTaken => {
@@ -197,6 +197,7 @@ impl<W: Wire> Volumes for Pve<W> {
             }
             let change = Change::Free {
                 storage: storage.to_owned(),
+                owner,
                 volume: volume.to_owned(),
             };
             self.change(&node, change).await?;

@@ -9,6 +9,19 @@ use serde_json::Value;
 
 use super::change::{Change, Read};
 use super::refusal::Refusal;
+use crate::TaskId;
+
+/// What became of a change when it was answered.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// It is done; the `data` of the answer.
+    Done(Value),
+    /// A worker goes on with it.
+    Task(TaskId),
+}
+
+/// How a task ended.
+pub(crate) type Ended = Result<(), Refusal>;
 
 /// Asks and changes. Implemented by the REST API and by the shell.
 #[async_trait]
@@ -19,9 +32,13 @@ pub(crate) trait Wire: fmt::Debug + Send + Sync + 'static {
     /// The `data` of an answer.
     async fn read(&self, read: &Read) -> Result<Value, Refusal>;
 
-    /// Makes a change on a node and waits until it is done: a task of PVE has ended then. The `data` of the answer where
-    /// there was no task.
-    async fn change(&self, node: &str, change: &Change, patience: Duration) -> Result<Value, Refusal>;
+    /// Asks for a change on a node. Returns when PVE has answered, or, where it does not hand out its task, when that has
+    /// ended.
+    async fn begin(&self, node: &str, change: &Change, patience: Duration) -> Result<Begun, Refusal>;
+
+    /// Waits for the end of a task, whoever began it, and says how it ended. A refusal of the call itself says nothing
+    /// about the task.
+    async fn follow(&self, task: &TaskId, patience: Duration) -> Result<Ended, Refusal>;
 
     /// Asks the agent in a guest whether it is there.
     async fn ping(&self, node: &str, vmid: Vmid) -> Result<(), Refusal>;

@@ -46,7 +46,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::{
-    Agents, Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Storage, Volumes,
+    Agents, Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Storage, Tasks,
+    Volumes,
 };
 use accelerator::{Accelerator, Programs};
 use monitor::Monitor;
@@ -311,6 +312,7 @@ impl Qemu {
 impl Volumes for Qemu {}
 impl Snapshots for Qemu {}
 impl Agents for Qemu {}
+impl Tasks for Qemu {}
 
 #[async_trait]
 impl Backend for Qemu {

@@ -48,6 +48,7 @@ fn changes() -> Vec<(&'static str, Change)> {
     };
     let free = Change::Free {
         storage: "local".into(),
+        owner: vmid(777),
         volume: "local:777/vm-777-cli.qcow2".into(),
     };
     let grow = Change::Resize {

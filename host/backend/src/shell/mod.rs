@@ -20,8 +20,8 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::Backend;
-use crate::pve::{Change, Pve, PveOptions, Read, Refusal, Wire};
+use crate::pve::{Begun, Change, Ended, Kind, Pve, PveOptions, Read, Refusal, Wire};
+use crate::{Backend, TaskId};
 use argv::Argv;
 
 const KIND: &str = "shell";
@@ -130,12 +130,15 @@ impl Wire for Shell {
             .map_err(|error| Refusal::unknown(format!("pvesh answered no JSON: {error}")))
     }
 
-    async fn change(&self, _node: &str, change: &Change, patience: Duration) -> Result<Value, Refusal> {
+    /// `qm` waits for its task itself, and keeps its name to itself.
+    async fn begin(&self, _node: &str, change: &Change, patience: Duration) -> Result<Begun, Refusal> {
         // Never closed.
         let _change = self.changes.acquire().await;
         let text = self.run(&Argv::change(change), patience).await?;
         match change {
-            Change::Allocate { .. } => argv::allocated(&text).map(Value::String),
+            Change::Allocate { .. } => {
+                argv::allocated(&text).map(|volume| Begun::Done(Value::String(volume)))
+            }
             Change::Clone { .. }
             | Change::Set { .. }
             | Change::Resize { .. }
@@ -145,8 +148,12 @@ impl Wire for Shell {
             | Change::TakeSnapshot { .. }
             | Change::RollBack { .. }
             | Change::DeleteSnapshot { .. }
-            | Change::Free { .. } => Ok(Value::Null),
+            | Change::Free { .. } => Ok(Begun::Done(Value::Null)),
         }
+    }
+
+    async fn follow(&self, _task: &TaskId, _patience: Duration) -> Result<Ended, Refusal> {
+        Err(Refusal::new(Kind::NoTask, "qm waits for its tasks itself"))
     }
 
     async fn ping(&self, _node: &str, vmid: Vmid) -> Result<(), Refusal> {

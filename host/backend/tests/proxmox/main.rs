@@ -12,6 +12,8 @@ mod server;
 #[cfg(test)]
 mod storage;
 #[cfg(test)]
+mod tasks;
+#[cfg(test)]
 mod wire;
 
 #[cfg(test)]
