@@ -186,8 +186,8 @@ impl SecretDir {
         self.write("environment", script.as_bytes()).map(Some)
     }
 
-    /// Writes the git credentials and says how `git` finds them. A token is offered to the host of `url` alone: a
-    /// repository must not lead git to a host that then asks for it.
+    /// Writes the git credentials and says how `git` finds them. A token is offered to the host of `url` alone, and only
+    /// over TLS: a repository must not lead git to a host that then asks for it, nor show it to whoever listens.
     ///
     /// # Errors
     /// A value git cannot take, or a failed write.
@@ -275,10 +275,10 @@ pub fn secret_values(answer: &RedeemAnswer) -> Vec<&str> {
         .collect()
 }
 
-/// `scheme://host[:port]` of a web URL, without user or path; `None` for every other kind.
+/// `https://host[:port]` of a URL, without user or path; `None` for every other kind.
 fn credential_scope(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
-    if scheme != "https" && scheme != "http" {
+    if scheme != "https" {
         return None;
     }
     let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
@@ -286,7 +286,7 @@ fn credential_scope(url: &str) -> Option<String> {
     let plain = host
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte));
-    (plain && !host.is_empty()).then(|| format!("{scheme}://{host}"))
+    (plain && !host.is_empty()).then(|| format!("https://{host}"))
 }
 
 fn shell_quote(text: &str) -> String {
@@ -412,6 +412,7 @@ mod tests {
             Some("https://git.example")
         );
         for url in [
+            "http://git.example/a",
             "git@host:repo",
             "ssh://host/x",
             "file:///x",

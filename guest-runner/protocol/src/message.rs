@@ -117,6 +117,37 @@ pub struct JobOrder {
     /// Appended to the bubblewrap command line.
     #[serde(default)]
     pub inner_sandbox_args: Vec<String>,
+    /// Where the commits of an agent that ended well go besides the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushOrder>,
+}
+
+/// A branch of the repository's origin. Never forced, and never the origin's default branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PushOrder {
+    /// The origin: `https:` or `ssh:`.
+    pub url: String,
+    /// Name of the branch, without `refs/heads/`.
+    pub branch: String,
+}
+
+/// What came of a [`PushOrder`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PushResult {
+    /// The branch is at this commit.
+    Pushed {
+        /// Its id.
+        commit: String,
+    },
+    /// The agent made no commit.
+    NothingToPush,
+    /// It was not done.
+    Refused {
+        /// Why, in the words of git and of the origin, redacted.
+        reason: String,
+    },
 }
 
 /// Where the code comes from.
@@ -178,6 +209,8 @@ pub enum Phase {
     Agent,
     /// Commits, diff and files are being collected.
     Collect,
+    /// The commits go to the repository's origin.
+    Push,
     /// Files are being uploaded.
     Upload,
     /// The report is on its way.
@@ -191,6 +224,7 @@ impl fmt::Display for Phase {
             Self::Repository => "repository",
             Self::Agent => "agent",
             Self::Collect => "collect",
+            Self::Push => "push",
             Self::Upload => "upload",
             Self::Report => "report",
         })
@@ -233,6 +267,8 @@ pub enum FailureCause {
     DiskFull,
     /// What was ordered could not be enforced, so nothing was begun.
     Policy,
+    /// The origin did not take the commits.
+    Push,
 }
 
 /// Sent every `heartbeat_seconds`, and at once when the phase changes.
@@ -340,6 +376,9 @@ pub struct Report {
     /// How long the agent ran.
     #[serde(default)]
     pub agent_milliseconds: u64,
+    /// What came of the push that was ordered; absent when none was, or when the agent did not end well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushResult>,
     /// Files uploaded before this report.
     #[serde(default)]
     pub artifacts: Vec<ReportedArtifact>,
@@ -489,7 +528,9 @@ impl FromStr for ArtifactName {
             return Err(ArtifactNameError::Depth);
         }
         if text.split('/').any(is_git_directory) {
-            return Err(ArtifactNameError::Git(text.escape_debug().take(80).collect()));
+            return Err(ArtifactNameError::Git(
+                text.escape_debug().take(80).collect(),
+            ));
         }
         Ok(Self(text.to_owned()))
     }
@@ -575,7 +616,10 @@ mod tests {
             "files/.g\u{200c}it/config",
         ] {
             let error = text.parse::<ArtifactName>().unwrap_err();
-            assert!(matches!(error, ArtifactNameError::Git(_)), "{text:?}: {error}");
+            assert!(
+                matches!(error, ArtifactNameError::Git(_)),
+                "{text:?}: {error}"
+            );
         }
         for text in [
             "files/.gitignore",

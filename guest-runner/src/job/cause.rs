@@ -24,6 +24,7 @@ pub(super) fn of(report: &Report, disk: (u64, u64), killed_for_memory: bool) -> 
         Some(Phase::Agent) if report.exit_code.is_some() => Some(FailureCause::AgentExit),
         // Secrets, directories, the agent itself: it was not begun because it could not be begun as ordered.
         Some(Phase::Idle | Phase::Agent) => Some(FailureCause::Policy),
+        Some(Phase::Push) => Some(FailureCause::Push),
         Some(Phase::Collect | Phase::Upload | Phase::Report) | None => None,
     }
 }

@@ -28,7 +28,8 @@ use crate::sys_mount;
 const LONG: Duration = Duration::from_secs(10 * 60);
 /// For one command that looks something up.
 const SHORT: Duration = Duration::from_secs(60);
-const WORK_REF: &str = "refs/heads/agentlab";
+/// What [`Work::head`] is called in [`Work::store`].
+pub(crate) const WORK_REF: &str = "refs/heads/agentlab";
 
 /// One file that was made.
 #[derive(Debug)]
@@ -48,6 +49,15 @@ pub(crate) struct Work {
     pub(crate) uncommitted: bool,
     pub(crate) made: Vec<Made>,
     pub(crate) left_out: Vec<String>,
+    /// Holds the commits.
+    pub(crate) store: Option<Store>,
+}
+
+/// The git directory of our own that the work was collected in, and the objects that it borrows.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    pub(crate) git_dir: PathBuf,
+    pub(crate) objects: PathBuf,
 }
 
 /// Collects. Never fails as a whole: what could not be had is named in `left_out`.
@@ -61,6 +71,10 @@ pub(crate) async fn collect(layout: &Layout, base: Option<&str>, limit: u64, log
             return work;
         }
     };
+    work.store = Some(Store {
+        git_dir: collector.git_dir.clone(),
+        objects: collector.objects.clone(),
+    });
     if let Err(error) = collector.commits(base, &mut work, log).await {
         work.left_out
             .push(format!("{BUNDLE_NAME}, {PATCH_NAME}: {error}"));
@@ -81,6 +95,7 @@ struct Collector<'a> {
     layout: &'a Layout,
     repo: PathBuf,
     git_dir: PathBuf,
+    objects: PathBuf,
     git: Git<'a>,
     head: Option<String>,
     limit: u64,
@@ -123,10 +138,10 @@ impl<'a> Collector<'a> {
             &target,
         ];
         git.run(&home, &arguments, SHORT).success().await?;
-        let git = git.env("GIT_DIR", target).env(
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-            repo.join(objects).display().to_string(),
-        );
+        let objects = repo.join(objects);
+        let git = git
+            .env("GIT_DIR", target)
+            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", objects.display().to_string());
         if let Some(head) = &head {
             git.run(&home, &["update-ref", WORK_REF, head], SHORT)
                 .success()
@@ -136,6 +151,7 @@ impl<'a> Collector<'a> {
             layout,
             repo,
             git_dir,
+            objects,
             git,
             head,
             limit,
@@ -242,6 +258,7 @@ impl<'a> Collector<'a> {
             git,
             repo: self.repo.clone(),
             git_dir: self.git_dir.clone(),
+            objects: self.objects.clone(),
             head: None,
             ..*self
         };

@@ -20,6 +20,7 @@ mod host;
 mod log;
 mod operator;
 pub(crate) mod process;
+mod push;
 mod render;
 mod repository;
 mod sandbox;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_protocol::message::{
-    ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, JobOrder, Phase, REPORT_NAME,
+    ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, JobOrder, Phase, PushResult, REPORT_NAME,
     RedeemAnswer, Report, ReportStatus, Repository, VERSION,
 };
 use agentlab_protocol::secret::SecretText;
@@ -49,7 +50,7 @@ use self::sandbox::InnerSandbox;
 use self::upload::Upload;
 use crate::link::LinkError;
 use crate::redact::Needles;
-use crate::secrets::{SecretDir, SecretsError, secret_values, settings_values};
+use crate::secrets::{GitAccess, SecretDir, SecretsError, secret_values, settings_values};
 use crate::vitals;
 
 /// Longest message of a report, in characters.
@@ -72,6 +73,8 @@ pub struct Layout {
     pub settings: PathBuf,
     /// How a repository may be cloned, in git's words: ways that prove whom they talk to, and nothing else.
     pub clone_protocols: &'static str,
+    /// Certificates that git trusts instead of the system's.
+    pub authorities: Option<PathBuf>,
 }
 
 impl Default for Layout {
@@ -89,6 +92,7 @@ impl Default for Layout {
             },
             settings: "/etc/agentlab/agent-runner.env".into(),
             clone_protocols: "https:ssh",
+            authorities: None,
         }
     }
 }
@@ -181,7 +185,11 @@ enum Stop {
 impl<H: HostLink> Job<'_, H> {
     async fn perform(mut self, mut report: Report) -> JobOutcome {
         let work = match self.agent_phases(&mut report).await {
-            Ok(()) => self.collect(&mut report).await,
+            Ok(access) => {
+                let work = self.collect(&mut report).await;
+                self.push(&mut report, &work, &access).await;
+                work
+            }
             Err(Stop::Failed(phase, words)) => {
                 fail(&mut report, phase, words);
                 Work::default()
@@ -210,7 +218,7 @@ impl<H: HostLink> Job<'_, H> {
     }
 
     /// From the order to the agent's end.
-    async fn agent_phases(&mut self, report: &mut Report) -> Result<(), Stop> {
+    async fn agent_phases(&mut self, report: &mut Report) -> Result<GitAccess, Stop> {
         let idle = |error: SecretsError| Stop::Failed(Phase::Idle, error.to_string());
         let (layout, order) = (self.layout, self.order);
         repository::prepare_directories(layout)
@@ -220,17 +228,18 @@ impl<H: HostLink> Job<'_, H> {
                 .runner(&format!("The operator's keys were not installed: {error}"));
         }
         let secrets = SecretDir::mount(&layout.run, layout.user.uid, layout.user.gid).map_err(idle)?;
-        let url = match &order.repository {
-            Repository::Url { url } => Some(url.as_str()),
-            Repository::Bundle { .. } => None,
-        };
+        let url = origin(order);
         let git = self
             .answer
             .git
             .as_ref()
             .map(|git| secrets.write_git(git, url))
             .transpose();
-        let access = git.map_err(idle)?.unwrap_or_default();
+        let mut access = git.map_err(idle)?.unwrap_or_default();
+        if let Some(path) = &layout.authorities {
+            let path = path.display().to_string();
+            access.environment.push(("GIT_SSL_CAINFO".to_owned(), path));
+        }
         let environment = secrets
             .write_environment(&self.answer.environment)
             .map_err(idle)?;
@@ -270,7 +279,7 @@ impl<H: HostLink> Job<'_, H> {
         }
         let end = ended.map_err(|error| Stop::Failed(Phase::Agent, error.to_string()))?;
         self.note_end(&end, report);
-        Ok(())
+        Ok(access)
     }
 
     /// What the profile asks for, unless the template switches it off.
@@ -357,6 +366,20 @@ impl<H: HostLink> Job<'_, H> {
         self.log
             .runner(&format!("Collected {} commits{rest}", work.commits));
         work
+    }
+
+    /// To the origin, where that was ordered and the agent ended well.
+    async fn push(&self, report: &mut Report, work: &Work, access: &GitAccess) {
+        let Some(order) = &self.order.push else { return };
+        if report.status != ReportStatus::Completed {
+            return;
+        }
+        self.enter(Phase::Push);
+        let result = push::push(order, work, self.layout, access, self.log).await;
+        if let PushResult::Refused { reason } = &result {
+            fail(report, Phase::Push, reason.clone());
+        }
+        report.push = Some(result);
     }
 
     async fn upload(&self, report: &mut Report, work: Work) {
@@ -465,6 +488,14 @@ fn lost_work(report: &Report) -> Option<&'static str> {
     (report.uncommitted && !has(ArtifactRole::Diff)).then_some(DIFF_NAME)
 }
 
+/// Where the repository comes from, and its work may go: the host that git's credentials are for.
+fn origin(order: &JobOrder) -> Option<&str> {
+    match (&order.repository, &order.push) {
+        (Repository::Url { url }, _) => Some(url),
+        (Repository::Bundle { .. }, push) => push.as_ref().map(|push| push.url.as_str()),
+    }
+}
+
 /// The password, or the only name, of a URL that carries one.
 fn url_secret(repository: &Repository) -> Option<&str> {
     let Repository::Url { url } = repository else {
@@ -489,6 +520,7 @@ fn empty_report(order: &JobOrder) -> Report {
         commits: 0,
         uncommitted: false,
         agent_milliseconds: 0,
+        push: None,
         artifacts: Vec::new(),
         left_out: Vec::new(),
         inner_sandbox: "none".to_owned(),

@@ -2,6 +2,8 @@
 
 mod agents;
 mod endings;
+mod origin;
+mod push;
 mod work;
 
 use std::collections::BTreeMap;
@@ -213,6 +215,7 @@ impl Lab {
             inner_sandbox: true,
             hardened: false,
             inner_sandbox_args: Vec::new(),
+            push: None,
         };
         let answer = RedeemAnswer {
             session: SecretText::new("session-secret".to_owned()),

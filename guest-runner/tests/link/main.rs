@@ -49,6 +49,7 @@ mod tests {
             commits: 1,
             uncommitted: false,
             agent_milliseconds: 5,
+            push: None,
             artifacts: Vec::new(),
             left_out: Vec::new(),
             inner_sandbox: "none".to_owned(),

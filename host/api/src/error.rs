@@ -52,6 +52,8 @@ pub enum ErrorCode {
     GuestDiskFull,
     /// What the profile orders could not be enforced in the guest, so nothing was begun.
     PolicyUnenforced,
+    /// The repository's origin did not take the agent's commits; `detail` holds git's words.
+    PushRefused,
     /// The VM went away under a running job.
     SandboxLost,
     /// An operator cancelled it.
@@ -83,6 +85,7 @@ impl ErrorCode {
             | Self::OutOfMemory
             | Self::GuestDiskFull
             | Self::PolicyUnenforced
+            | Self::PushRefused
             | Self::SandboxLost
             | Self::RepositoryUnavailable => 500,
             Self::BackendFailed | Self::NetworkUnenforced => 502,
@@ -122,6 +125,7 @@ impl ErrorCode {
             Self::OutOfMemory => "out_of_memory",
             Self::GuestDiskFull => "guest_disk_full",
             Self::PolicyUnenforced => "policy_unenforced",
+            Self::PushRefused => "push_refused",
             Self::SandboxLost => "sandbox_lost",
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",

@@ -101,6 +101,46 @@ pub struct UploadedBundle {
     pub size_bytes: u64,
 }
 
+/// A branch of the repository's origin that the guest pushes the agent's commits to once the agent ended well: never
+/// forced, and never the origin's default branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PushTarget {
+    /// Its name, without `refs/heads/`. The profile's `behavior.push` must name it.
+    pub branch: String,
+    /// The origin of a repository that came as a bundle; absent for one that is cloned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// What came of a push.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum PushOutcome {
+    /// The branch is at this commit.
+    Pushed {
+        /// Its id.
+        commit: String,
+    },
+    /// The agent made no commit.
+    NothingToPush,
+    /// It was not done.
+    Refused {
+        /// Why, in the words of git and of the origin.
+        reason: String,
+    },
+}
+
+impl fmt::Display for PushOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pushed { commit } => write!(f, "pushed {}", commit.get(..7).unwrap_or(commit)),
+            Self::NothingToPush => f.write_str("nothing to push"),
+            Self::Refused { reason } => write!(f, "refused: {reason}"),
+        }
+    }
+}
+
 /// Body of `POST /v1/jobs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,6 +166,9 @@ pub struct JobRequest {
     /// Keep the sandbox after the job; the profile's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keepalive: Option<bool>,
+    /// Where the guest pushes the agent's commits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushTarget>,
 }
 
 /// What a guest said when its agent ended, checked and completed by the host.
@@ -146,6 +189,9 @@ pub struct JobOutcome {
     pub uncommitted: bool,
     /// How long the agent ran.
     pub agent_milliseconds: u64,
+    /// What came of the push that was asked for; absent when none was, or when the agent did not end well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushOutcome>,
 }
 
 /// Why a job is not COMPLETED.
@@ -172,6 +218,9 @@ pub struct JobView {
     pub profile: String,
     /// Agent that runs the task.
     pub agent: String,
+    /// Where the guest pushes the agent's commits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushTarget>,
     /// How long the agent may run.
     pub deadline_seconds: u32,
     /// Its sandbox.

@@ -181,6 +181,9 @@ pub struct Behavior {
     pub inner_sandbox: InnerSandbox,
     /// Appended to the bubblewrap command line, one item per argument.
     pub inner_sandbox_args: Vec<String>,
+    /// Branches of a repository's origin that jobs may have pushed: names, and prefixes that end in `*`. None when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub push: Vec<String>,
 }
 
 impl Default for Behavior {
@@ -194,6 +197,7 @@ impl Default for Behavior {
             deadline_seconds_default: 7200,
             inner_sandbox: InnerSandbox::Bubblewrap,
             inner_sandbox_args: Vec::new(),
+            push: Vec::new(),
         }
     }
 }

@@ -71,6 +71,7 @@ impl ExitStatus {
             | ErrorCode::OutOfMemory
             | ErrorCode::GuestDiskFull
             | ErrorCode::PolicyUnenforced
+            | ErrorCode::PushRefused
             | ErrorCode::SandboxLost
             | ErrorCode::Cancelled
             | ErrorCode::Internal => Self::Failure,
@@ -123,6 +124,7 @@ mod tests {
             task: "true".to_owned(),
             profile: "demo".to_owned(),
             agent: "shell".to_owned(),
+            push: None,
             deadline_seconds: 300,
             sandbox: None,
             vmid: None,
@@ -134,6 +136,7 @@ mod tests {
                 commits: 0,
                 uncommitted: false,
                 agent_milliseconds: 0,
+                push: None,
             }),
             failure: failure.map(|code| Failure {
                 code,

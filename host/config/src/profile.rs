@@ -221,6 +221,7 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
         1_000_000,
     );
     faults.extend(agent_faults(profile));
+    faults.extend(push_faults(profile));
     faults.extend(secrets_faults(profile));
     faults.extend(network_faults(profile));
     faults.extend(inner_sandbox_faults(profile, root));
@@ -338,6 +339,27 @@ fn agent_faults(profile: &Profile) -> Vec<Range> {
         ));
     }
     faults
+}
+
+fn push_faults(profile: &Profile) -> Vec<Range> {
+    let fits = |pattern: &str| {
+        let name = pattern.strip_suffix('*').unwrap_or(pattern);
+        let bad = |c: char| c.is_whitespace() || c.is_control() || "~^:?*[\\".contains(c);
+        !pattern.is_empty()
+            && !name.chars().any(bad)
+            && !name.contains("..")
+            && !name.starts_with(['-', '/'])
+            && !name.starts_with("refs/")
+    };
+    let wrong = profile.behavior.push.iter().find(|pattern| !fits(pattern));
+    let fault = wrong.map(|pattern| {
+        let shown: String = pattern.escape_debug().take(80).collect();
+        let reason = format!(
+            "names `{shown}`, and must name branches without `refs/heads/`, or prefixes that end in `*`"
+        );
+        (vec!["behavior", "push"], reason)
+    });
+    fault.into_iter().collect()
 }
 
 fn inner_sandbox_faults(profile: &Profile, root: &Node) -> Vec<Range> {

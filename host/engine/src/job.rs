@@ -191,6 +191,7 @@ impl Engine {
             task: request.task.clone(),
             profile: profile.name.clone(),
             agent: settled.agent,
+            push: request.push.clone(),
             deadline_seconds: settled.deadline_seconds,
             sandbox: None,
             vmid: None,

@@ -21,6 +21,7 @@ mod journal;
 mod lease;
 mod operator;
 pub mod port;
+mod push;
 mod queue;
 mod reconcile;
 mod recover;

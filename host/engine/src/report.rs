@@ -1,9 +1,9 @@
 //! What a guest's report is worth. Everything in it is a guest's word: checked, cut and completed here, pure.
 
-use agentlab_api::{ArtifactKind, ErrorCode, Failure, JobOutcome, JobState};
+use agentlab_api::{ArtifactKind, ErrorCode, Failure, JobOutcome, JobState, PushOutcome};
 use agentlab_protocol::message::{
     ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, LOG_NAME, PATCH_NAME, Phase,
-    REPORT_NAME, Report, ReportStatus,
+    PushResult, REPORT_NAME, Report, ReportStatus,
 };
 use agentlab_store::{ArtifactRecord, JobRecord};
 
@@ -39,6 +39,7 @@ pub(crate) fn stage_of(phase: Phase) -> &'static str {
         Phase::Repository => "Repository",
         Phase::Agent => "Agent",
         Phase::Collect => "Collect",
+        Phase::Push => "Push",
         Phase::Upload => "Upload",
         Phase::Report => "Report",
     }
@@ -53,6 +54,7 @@ pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord],
         commits: report.commits.min(COMMITS),
         uncommitted: report.uncommitted,
         agent_milliseconds: report.agent_milliseconds.min(longest),
+        push: job.push.as_ref().and(report.push.as_ref()).map(push_outcome),
     };
     let (state, mut failure) = verdict(report, job, stored);
     if let (Some(name), Some(failure)) = (lost_work(report, stored), failure.as_mut()) {
@@ -110,7 +112,7 @@ fn verdict(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobS
         )
     };
     match report.status {
-        ReportStatus::Completed => completed(report, stored),
+        ReportStatus::Completed => completed(report, job, stored),
         _ if job.cancel_requested => {
             let text = said.unwrap_or_else(|| "Cancelled by an operator".to_owned());
             let stage = stage_of(report.failed_phase.unwrap_or(Phase::Agent)).to_owned();
@@ -158,6 +160,7 @@ fn code_of(cause: Option<FailureCause>, phase: Phase) -> ErrorCode {
         (Some(FailureCause::Oom), _) => ErrorCode::OutOfMemory,
         (Some(FailureCause::DiskFull), _) => ErrorCode::GuestDiskFull,
         (Some(FailureCause::Policy), _) => ErrorCode::PolicyUnenforced,
+        (Some(FailureCause::Push), _) | (None, Phase::Push) => ErrorCode::PushRefused,
         (Some(FailureCause::AgentExit), _)
         | (None, Phase::Idle | Phase::Agent | Phase::Collect | Phase::Upload | Phase::Report) => {
             ErrorCode::AgentFailed
@@ -171,6 +174,8 @@ fn hint_of(code: ErrorCode) -> Option<String> {
         "give the profile more `resources.memory_mb`"
     } else if code == ErrorCode::GuestDiskFull {
         "give the profile a larger `storage.root_size_gb`"
+    } else if code == ErrorCode::PushRefused {
+        "the commits are here all the same: `agentlab job apply`"
     } else {
         return None;
     };
@@ -178,10 +183,13 @@ fn hint_of(code: ErrorCode) -> Option<String> {
 }
 
 /// What a reported success is worth.
-fn completed(report: &Report, stored: &[ArtifactRecord]) -> (JobState, Option<Failure>) {
+fn completed(report: &Report, job: &JobRecord, stored: &[ArtifactRecord]) -> (JobState, Option<Failure>) {
     let agent = |text| (ErrorCode::AgentFailed, "Agent", text);
     let (code, stage, message) = match (report.exit_code, missing(report, stored)) {
-        (Some(0), None) if lost_work(report, stored).is_none() => return (JobState::Completed, None),
+        (Some(0), None) if lost_work(report, stored).is_none() => match not_pushed(report, job) {
+            None => return (JobState::Completed, None),
+            Some(text) => (ErrorCode::PushRefused, "Push", text),
+        },
         (Some(0), None) => {
             let text = "The agent ended well, but its work was not handed over".to_owned();
             (ErrorCode::LimitReached, "Upload", text)
@@ -197,9 +205,38 @@ fn completed(report: &Report, stored: &[ArtifactRecord]) -> (JobState, Option<Fa
         code,
         stage: stage.to_owned(),
         message,
-        hint: None,
+        hint: hint_of(code),
     };
     (JobState::Failed, Some(failure))
+}
+
+/// Why the push that was asked for is not done, whatever the report says of the job.
+fn not_pushed(report: &Report, job: &JobRecord) -> Option<String> {
+    let target = job.push.as_ref()?;
+    match report.push.as_ref().map(push_outcome) {
+        Some(PushOutcome::Pushed { .. } | PushOutcome::NothingToPush) => None,
+        Some(PushOutcome::Refused { reason }) => Some(reason),
+        None => Some(format!(
+            "The guest does not say whether it pushed to `{}`",
+            target.branch
+        )),
+    }
+}
+
+/// What a guest says of its push, bounded. A commit that is none was not pushed.
+fn push_outcome(said: &PushResult) -> PushOutcome {
+    match said {
+        PushResult::Pushed { commit: text } => match commit(text) {
+            Some(commit) => PushOutcome::Pushed { commit },
+            None => PushOutcome::Refused {
+                reason: "The guest names no commit that it pushed".to_owned(),
+            },
+        },
+        PushResult::NothingToPush => PushOutcome::NothingToPush,
+        PushResult::Refused { reason } => PushOutcome::Refused {
+            reason: clean(reason, MESSAGE),
+        },
+    }
 }
 
 /// The first file the report names that is not here as reported.
@@ -267,6 +304,7 @@ mod tests {
             task: "true".into(),
             profile: "demo".into(),
             agent: "shell".into(),
+            push: None,
             deadline_seconds: 60,
             sandbox: None,
             vmid: None,
@@ -296,6 +334,7 @@ mod tests {
             commits: 0,
             uncommitted: false,
             agent_milliseconds: u64::MAX,
+            push: None,
             artifacts: vec![],
             left_out: vec![],
             inner_sandbox: "bubblewrap".into(),

@@ -8,6 +8,8 @@ use agentlab_api::{
 use agentlab_backend::Template;
 use agentlab_store::CursorError;
 
+use crate::push;
+
 /// Longest task in bytes.
 const TASK_BYTES: usize = 256 << 10;
 /// Longest deadline: a week.
@@ -28,7 +30,7 @@ pub(crate) struct Settled {
     pub(crate) keepalive: bool,
 }
 
-fn invalid(pointer: &str, detail: impl Into<String>) -> Problem {
+pub(crate) fn invalid(pointer: &str, detail: impl Into<String>) -> Problem {
     let detail = detail.into();
     Problem::new(ErrorCode::InvalidValue, detail.clone()).with_field(pointer, detail)
 }
@@ -65,6 +67,9 @@ pub(crate) fn settle(request: &JobRequest, profile: &Profile) -> Result<Settled,
         reference(text)?;
     }
     task(&request.task)?;
+    if let Some(target) = &request.push {
+        push::check(target, &request.repository, profile)?;
+    }
     let behavior = &profile.behavior;
     let agent = request.agent.as_deref().unwrap_or_else(|| profile.agent());
     let agent = known_agent(agent, profile)?;
@@ -197,27 +202,32 @@ fn task(text: &str) -> Result<(), Problem> {
 }
 
 fn reference(text: &str) -> Result<(), Problem> {
-    // git-check-ref-format, and nothing that git could take for an option.
+    if is_reference(text) {
+        Ok(())
+    } else {
+        Err(invalid(
+            "/reference",
+            "not the name of a branch, a tag or a commit",
+        ))
+    }
+}
+
+/// Whether git could take it for a name, and cannot take it for an option.
+pub(crate) fn is_reference(text: &str) -> bool {
+    // git-check-ref-format says so.
     let bad = |c: char| c.is_whitespace() || c.is_control() || "~^:?*[\\".contains(c);
-    if text.is_empty()
+    !(text.is_empty()
         || text.len() > REFERENCE_BYTES
         || text.starts_with(['-', '/'])
         || text.ends_with(['/', '.'])
         || text.contains("..")
         || text.contains("@{")
-        || text.chars().any(bad)
-    {
-        return Err(invalid(
-            "/reference",
-            "not the name of a branch, a tag or a commit",
-        ));
-    }
-    Ok(())
+        || text.chars().any(bad))
 }
 
 fn repository(source: &RepositorySource) -> Result<(), Problem> {
     match source {
-        RepositorySource::Url { url } => repository_url(url),
+        RepositorySource::Url { url } => repository_url(url, "/repository/url"),
         RepositorySource::Bundle { sha256, .. } => {
             let fits = sha256.len() == 64
                 && sha256
@@ -235,8 +245,9 @@ fn repository(source: &RepositorySource) -> Result<(), Problem> {
     }
 }
 
-fn repository_url(url: &str) -> Result<(), Problem> {
-    let refuse = |text: &str| invalid("/repository/url", text);
+/// Checks a URL that a guest's git is given; `pointer` is where it stands in the request.
+pub(crate) fn repository_url(url: &str, pointer: &str) -> Result<(), Problem> {
+    let refuse = |text: &str| invalid(pointer, text);
     if url.is_empty() || url.len() > URL_BYTES || url.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(refuse("not a repository URL"));
     }
@@ -349,6 +360,7 @@ mod tests {
             deadline_seconds: None,
             ttl_minutes: None,
             keepalive: None,
+            push: None,
         }
     }
 

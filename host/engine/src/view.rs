@@ -16,6 +16,7 @@ pub(crate) fn job(record: JobRecord, queue_position: Option<u32>) -> JobView {
         task: record.task,
         profile: record.profile,
         agent: record.agent,
+        push: record.push,
         deadline_seconds: record.deadline_seconds,
         sandbox: record.sandbox,
         vmid: record.vmid,

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use agentlab_api::{
     ArtifactKind, ChannelKind, EventKind, Failure, JobId, JobOutcome, JobState, NetworkMode, Profile,
-    RepositorySource, SandboxId, SandboxState, Vmid,
+    PushTarget, RepositorySource, SandboxId, SandboxState, Vmid,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -114,6 +114,9 @@ pub struct JobRecord {
     pub profile: String,
     /// Agent.
     pub agent: String,
+    /// Where the guest pushes the agent's commits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushTarget>,
     /// How long the agent may run.
     pub deadline_seconds: u32,
     /// Its sandbox.

@@ -203,6 +203,7 @@ fn show(context: &Context, job: &JobView) -> Result<(), CommandError> {
         .add("task", &job.task)
         .add("profile", &job.profile)
         .add("agent", &job.agent)
+        .add_some("push", follow::push(job))
         .add("deadline", format!("{} s", job.deadline_seconds))
         .add_some("sandbox", job.sandbox)
         .add_some("VMID", job.vmid)

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use agentlab_api::{JobRequest, RepositorySource};
+use agentlab_api::{JobRequest, PushTarget, RepositorySource};
 use agentlab_client::ClientError;
 use clap::Args;
 use jiff::SignedDuration;
@@ -50,6 +50,10 @@ pub(crate) struct Run {
     /// Keep the VM after the job, until its lease ends [default: the profile's]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     keepalive: Option<bool>,
+    /// Let the guest push the agent's commits to this branch of the repository's `origin` when the agent ends well; the
+    /// profile must allow it, and neither the default branch nor a forced push is ever done
+    #[arg(long, value_name = "BRANCH")]
+    push: Option<String>,
     /// Print the job's id and exit
     #[arg(long, short)]
     detach: bool,
@@ -65,6 +69,7 @@ impl Run {
             Some(key) => key.clone(),
             None => generated_key()?,
         };
+        let push = self.push_target().await?;
         let (repository, reference) = self.repository(context).await?;
         let request = JobRequest {
             repository,
@@ -75,6 +80,7 @@ impl Run {
             deadline_seconds: self.deadline,
             ttl_minutes: self.ttl.map(|seconds| seconds.div_ceil(60)),
             keepalive: self.keepalive,
+            push,
         };
         let printer = &context.printer;
         let job = create(context, &request, &key).await?;
@@ -135,6 +141,19 @@ impl Run {
             )));
         }
         Ok(text)
+    }
+
+    /// A directory's origin is what its own `git push` would take; of a URL it is the URL.
+    async fn push_target(&self) -> Result<Option<PushTarget>, CommandError> {
+        let Some(branch) = &self.push else { return Ok(None) };
+        let url = match local_directory(&self.repo)? {
+            Some(directory) => Some(bundle::origin(&directory).await?),
+            None => None,
+        };
+        Ok(Some(PushTarget {
+            branch: branch.clone(),
+            url,
+        }))
     }
 
     async fn repository(

@@ -157,3 +157,10 @@ pub(crate) fn commits(outcome: &JobOutcome) -> String {
     };
     format!("{}{range}{uncommitted}", outcome.commits)
 }
+
+/// `agentlab/x: pushed 1a2b3c4`; the branch alone until something came of it.
+pub(crate) fn push(job: &JobView) -> Option<String> {
+    let branch = &job.push.as_ref()?.branch;
+    let outcome = job.outcome.as_ref().and_then(|outcome| outcome.push.as_ref());
+    Some(outcome.map_or_else(|| branch.clone(), |outcome| format!("{branch}: {outcome}")))
+}

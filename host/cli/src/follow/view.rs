@@ -7,7 +7,7 @@ use anstyle::Style;
 use jiff::Timestamp;
 
 use super::lines::Lines;
-use super::{Show, commits};
+use super::{Show, commits, push};
 use crate::error::CommandError;
 use crate::output::{Fields, between, duration, job_style, size};
 use crate::printer::{BAD, BOLD, CAUTION, DIM, GOOD, Printer};
@@ -158,7 +158,8 @@ fn fields(job: &JobView, artifacts: &[ArtifactView]) -> Fields {
                 "agent ran",
                 duration(std::time::Duration::from_millis(outcome.agent_milliseconds)),
             )
-            .add("commits", commits(outcome));
+            .add("commits", commits(outcome))
+            .add_some("push", push(job));
     }
     if let Some(failure) = &job.failure {
         fields

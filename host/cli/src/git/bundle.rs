@@ -77,6 +77,25 @@ pub(crate) async fn create(directory: &Path, reference: Option<&str>) -> Result<
     })
 }
 
+/// Where the repository of a directory was cloned from.
+pub(crate) async fn origin(directory: &Path) -> Result<String> {
+    let git = Git::in_dir(directory);
+    let ran = git
+        .try_run(&["config", "--local", "--get", "remote.origin.url"])
+        .await?;
+    let url = ran.stdout.trim_end_matches('\n');
+    if ran.success && !url.is_empty() {
+        return Ok(url.to_owned());
+    }
+    Err(GitError::unfit(
+        format!(
+            "The repository of {} has no remote `origin` to push to",
+            directory.display()
+        ),
+        "`git remote add origin URL` there, or give the URL as --repo",
+    ))
+}
+
 /// The work tree's top, or the directory of a bare repository; refuses what cannot be packed whole.
 async fn label(git: &Git, directory: &Path) -> Result<String> {
     let ran = git

@@ -23,7 +23,7 @@ use crate::event::{self, StepEnd};
 use crate::guest::{GuestRefusal, within_quota};
 use crate::journal::Point;
 use crate::secrets::{Delivery, SecretsUnavailable};
-use crate::{report, request};
+use crate::{push, report, request};
 
 /// Phase changes of one job that make an event; a guest that flaps is not worth more.
 const PROGRESS_EVENTS: u32 = 200;
@@ -308,6 +308,7 @@ impl Driver {
             inner_sandbox: behavior.inner_sandbox != InnerSandbox::None,
             hardened: behavior.inner_sandbox == InnerSandbox::Hardened,
             inner_sandbox_args: behavior.inner_sandbox_args.clone(),
+            push: push::order(job),
         }
     }
 

@@ -353,6 +353,7 @@ pub(super) fn request() -> JobRequest {
         deadline_seconds: Some(60),
         ttl_minutes: None,
         keepalive: None,
+        push: None,
     }
 }
 
@@ -447,6 +448,7 @@ impl Guest {
             commits,
             uncommitted: false,
             agent_milliseconds: 5,
+            push: None,
             artifacts: vec![],
             left_out: vec![],
             inner_sandbox: "bubblewrap".into(),

@@ -60,6 +60,7 @@ pub(crate) fn job(sandbox: Option<SandboxId>) -> JobRecord {
         task: "true".into(),
         profile: "demo".into(),
         agent: "shell".into(),
+        push: None,
         deadline_seconds: 60,
         sandbox,
         vmid: None,
