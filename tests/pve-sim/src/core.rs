@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
 
@@ -21,6 +22,7 @@ use crate::locks::{Guard, Locks, Mode};
 use crate::schema::{self, Method};
 use crate::task::{Ending, Signal, Task};
 use crate::timeline::{Timeline, lock};
+use crate::upload;
 use crate::wire::{self, Answer, Given, Parameters, Refusal, Request, Response};
 use crate::world::World;
 
@@ -163,7 +165,10 @@ impl Core {
 
     /// Everything that can be refused before the method itself is asked.
     fn prepare(self: &Arc<Self>, who: Identity, request: &Request) -> Result<Arc<Call>, Refusal> {
-        let mut given = wire::parameters(request)?;
+        let (mut given, upload) = match upload::read(request) {
+            Some(read) => read.map(|(given, file)| (given, Some(file)))?,
+            None => (wire::parameters(request)?, None),
+        };
         let path = segments(&request.path);
         let Some((method, variables)) = schema::find(&request.method, &path) else {
             let text = format!("Method '{} {}' not implemented", request.method, request.path);
@@ -178,6 +183,7 @@ impl Core {
             who,
             method,
             given,
+            upload,
         });
         crate::permission::check(&call)?;
         if let Some(node) = call.text("node") {
@@ -420,6 +426,8 @@ pub(crate) struct Call {
     pub(crate) who: Identity,
     pub(crate) method: &'static Method,
     pub(crate) given: Parameters,
+    /// The file of an upload.
+    pub(crate) upload: Option<Bytes>,
 }
 
 impl Call {

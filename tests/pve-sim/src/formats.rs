@@ -34,6 +34,7 @@ pub(crate) fn check(format: &str, value: &str, version: Version) -> Result<(), S
         "group" => return group(value),
         "size" => return pattern(size(value, "MG")),
         "growth" => return pattern(growth(value)),
+        "url" => return pattern(value.starts_with("http://") || value.starts_with("https://")),
         "disk" => is_drive(value) || matches!(value, "efidisk0" | "tpmstate0"),
         "anydisk" => {
             is_drive(value) || matches!(value, "efidisk0" | "tpmstate0") || value.starts_with("unused")

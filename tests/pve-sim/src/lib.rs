@@ -31,6 +31,7 @@ mod setup;
 mod storage;
 mod task;
 mod timeline;
+mod upload;
 mod wire;
 mod world;
 

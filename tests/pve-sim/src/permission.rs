@@ -10,6 +10,7 @@ pub(crate) fn check(call: &Call) -> Result<(), Refusal> {
         "all" => Ok(()),
         "clone" => clone(call),
         "create" => create(call),
+        "download" => download(call),
         "acl" => {
             let path = call.need("path");
             call.require(&path, &["Permissions.Modify"])
@@ -69,17 +70,34 @@ fn clone(call: &Call) -> Result<(), Refusal> {
     }
 }
 
+/// A node that fetches what it is told to can be used to look around in its network.
+fn download(call: &Call) -> Result<(), Refusal> {
+    let world = call.world();
+    let may = |path: &str, privilege| world.may(&call.who, path, privilege);
+    let storage = may(
+        &format!("/storage/{}", call.need("storage")),
+        "Datastore.AllocateTemplate",
+    );
+    let network = may(&format!("/nodes/{}", call.need("node")), "Sys.AccessNetwork")
+        || (may("/", "Sys.Audit") && may("/", "Sys.Modify"));
+    if storage && network {
+        return Ok(());
+    }
+    Err(Refusal::Forbidden("Permission check failed".into()))
+}
+
 fn create(call: &Call) -> Result<(), Refusal> {
     let world = call.world();
     let on_vm = world.may(&call.who, &format!("/vms/{}", call.need("vmid")), "VM.Allocate");
-    let in_pool = call
-        .text("pool")
-        .is_some_and(|pool| world.may(&call.who, &format!("/pool/{pool}"), "VM.Allocate"));
-    drop(world);
+    let pool = call.text("pool");
+    if let Some(pool) = pool.as_ref().filter(|pool| !world.pools.contains_key(*pool)) {
+        return Err(Refusal::Forbidden(format!("pool '{pool}' does not exist")));
+    }
+    let in_pool = pool.is_some_and(|pool| world.may(&call.who, &format!("/pool/{pool}"), "VM.Allocate"));
     if on_vm || in_pool {
         return Ok(());
     }
-    call.require(&format!("/vms/{}", call.need("vmid")), &["VM.Allocate"])
+    Err(Refusal::Forbidden("Permission check failed".into()))
 }
 
 /// A token is not its user: it may look after accounts only with the privilege for it.

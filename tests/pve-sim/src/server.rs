@@ -154,6 +154,14 @@ async fn respond(
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned)
     };
+    if head.headers.contains_key(header::TRANSFER_ENCODING) {
+        return shape(&Response {
+            status: 501,
+            reason: "chunked transfer encoding not supported".into(),
+            body: None,
+            dropped: false,
+        });
+    }
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     let Some(path) = head.uri.path().strip_prefix(PREFIX) else {
         return shape(&Response {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::Version;
 use crate::access::{Access, Token};
 use crate::audit::{Audit, Origin};
@@ -52,6 +54,8 @@ pub struct Setup {
     pub template: BTreeMap<String, String>,
     /// Volumes that were there before: identifier, owner, bytes.
     pub volumes: Vec<(String, u32, u64)>,
+    /// What the node gets from addresses on the Internet, should it be told to fetch something.
+    pub downloads: BTreeMap<String, Bytes>,
     /// The pool of the client's machines, with its comment.
     pub pool: (String, Option<String>),
     /// Privileges of the client on that pool.
@@ -129,6 +133,7 @@ impl Setup {
                 .map(|&(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
             volumes: Vec::new(),
+            downloads: BTreeMap::new(),
             pool: ("agentlab".into(), None),
             privileges: common.iter().chain(agent).map(|&name| name.to_owned()).collect(),
             volume_owner: 777,
@@ -153,6 +158,8 @@ impl Setup {
             storages: BTreeMap::new(),
             volumes: BTreeMap::new(),
             snippets: BTreeSet::new(),
+            imports: BTreeMap::new(),
+            downloads: self.downloads.clone(),
             pools: BTreeMap::new(),
             access: Access::new(self.version),
             tasks: Vec::new(),
@@ -425,7 +432,7 @@ impl PveSim {
         self.core.world().audit.clone()
     }
 
-    /// Whatever exists because of a client: machines, volumes, snippets, in words.
+    /// Whatever exists because of a client: machines, volumes, snippets, images, in words.
     #[must_use]
     pub fn left(&self) -> Vec<String> {
         let world = self.core.world();
@@ -440,6 +447,11 @@ impl PveSim {
             .filter(|(_, volume)| volume.origin == Origin::Client)
             .map(|(volid, _)| format!("volume {volid}"));
         let snippets = world.snippets.iter().map(|volid| format!("snippet {volid}"));
-        vms.chain(volumes).chain(snippets).collect()
+        let imports = world
+            .imports
+            .iter()
+            .filter(|(_, import)| import.origin == Origin::Client)
+            .map(|(volid, _)| format!("image {volid}"));
+        vms.chain(volumes).chain(snippets).chain(imports).collect()
     }
 }

@@ -2,6 +2,9 @@
 
 use crate::audit::Origin;
 
+/// The format of a new volume, on every kind of storage, where nobody names another.
+pub(crate) const NEW_FORMAT: &str = "raw";
+
 /// The storage plugins that are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plugin {
@@ -28,10 +31,11 @@ impl Plugin {
         }
     }
 
-    pub(crate) fn default_format(self) -> &'static str {
+    /// The format of a copy of a volume: a directory keeps what it was, where nobody names another.
+    pub(crate) fn format_of_copy(self, source: &str) -> &str {
         match self {
-            Self::Dir => "qcow2",
-            Self::Zfs | Self::LvmThin | Self::Lvm | Self::Rbd => "raw",
+            Self::Dir => source,
+            Self::Zfs | Self::LvmThin | Self::Lvm | Self::Rbd => NEW_FORMAT,
         }
     }
 
@@ -79,6 +83,18 @@ pub(crate) struct Volume {
     pub(crate) parent: Option<String>,
     /// Snapshots inside it.
     pub(crate) snapshots: Vec<String>,
+    pub(crate) origin: Origin,
+}
+
+/// A file that came from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct Import {
+    /// `import`, `iso` or `vztmpl`.
+    pub(crate) content: String,
+    pub(crate) format: String,
+    /// What a guest would see of an image, the file's own length otherwise.
+    pub(crate) size: u64,
+    pub(crate) created: u64,
     pub(crate) origin: Origin,
 }
 

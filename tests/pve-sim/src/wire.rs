@@ -196,7 +196,7 @@ fn from_value(value: &Value) -> Option<Given> {
 
 /// Form decoding with its traps: `;` separates as `&` does, and only what stands between the first and the second `=`
 /// is the value.
-fn form(text: &str) -> Parameters {
+pub(crate) fn form(text: &str) -> Parameters {
     let mut given = Parameters::new();
     for pair in text.split(['&', ';']).filter(|pair| !pair.is_empty()) {
         let mut parts = pair.split('=');

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -11,7 +12,7 @@ use crate::access::{Access, Identity};
 use crate::audit::{Audit, Origin, origin_of};
 use crate::random::Random;
 use crate::schema::{self, Kind};
-use crate::storage::{Storage, Volume};
+use crate::storage::{Import, Storage, Volume};
 use crate::task::Task;
 
 /// When the stand-in's clock starts, in seconds since 1970.
@@ -189,6 +190,9 @@ pub(crate) struct World {
     pub(crate) storages: BTreeMap<String, Storage>,
     pub(crate) volumes: BTreeMap<String, Volume>,
     pub(crate) snippets: BTreeSet<String>,
+    pub(crate) imports: BTreeMap<String, Import>,
+    /// What the node gets from addresses on the Internet.
+    pub(crate) downloads: BTreeMap<String, Bytes>,
     pub(crate) pools: BTreeMap<String, Pool>,
     pub(crate) access: Access,
     pub(crate) tasks: Vec<Task>,

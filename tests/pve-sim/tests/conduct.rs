@@ -2,88 +2,11 @@
 
 use std::time::Duration;
 
-use pve_sim::{Plugin, PveSim, Rates, Request, Response, Scale, Setup, Version};
+use pve_sim::{Plugin, Rates, Scale, Setup, Version};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-/// A stand-in, and who asks it.
-struct Asker {
-    sim: PveSim,
-    token: String,
-}
-
-impl Asker {
-    fn of(setup: Setup) -> Self {
-        let sim = setup.in_process();
-        Self {
-            token: sim.token(),
-            sim,
-        }
-    }
-
-    fn lab(version: Version) -> Self {
-        Self::of(Setup::lab(version, Scale(1.0)))
-    }
-
-    fn as_root(&self) -> Self {
-        Self {
-            token: self.sim.root_token(),
-            sim: self.sim.clone(),
-        }
-    }
-
-    async fn ask(&self, method: &str, path: &str, parameters: Value) -> Response {
-        let node = self.sim.node();
-        let mut request = Request {
-            method: method.into(),
-            path: path.replace("{node}", &format!("/nodes/{node}")),
-            authorization: Some(format!("PVEAPIToken={}", self.token)),
-            ..Request::default()
-        };
-        if matches!(method, "POST" | "PUT") {
-            request.content_type = Some("application/json".into());
-            request.body = parameters.to_string().into();
-        } else {
-            let pairs = parameters.as_object().into_iter().flatten();
-            let pairs: Vec<String> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
-            request.query = pairs.join("&");
-        }
-        self.sim.answer(request).await
-    }
-
-    /// Data of an answer that must be one.
-    async fn data(&self, method: &str, path: &str, parameters: Value) -> Value {
-        let response = self.ask(method, path, parameters).await;
-        assert_eq!(response.status, 200, "{method} {path}: {response:?}");
-        response.body.unwrap()["data"].clone()
-    }
-
-    /// How a task ends.
-    async fn end(&self, upid: &Value) -> String {
-        let path = format!("{{node}}/tasks/{}/status", upid.as_str().unwrap());
-        loop {
-            let status = self.data("GET", &path, Value::Null).await;
-            if let Some(end) = status["exitstatus"].as_str() {
-                return end.to_owned();
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn task(&self, method: &str, path: &str, parameters: Value) -> String {
-        let upid = self.data(method, path, parameters).await;
-        self.end(&upid).await
-    }
-
-    async fn clone(&self, newid: u32) -> String {
-        let spec = json!({ "newid": newid, "pool": "agentlab" });
-        self.task("POST", "{node}/qemu/9000/clone", spec).await
-    }
-}
-
-fn reason(response: &Response) -> (u16, &str) {
-    (response.status, response.reason.as_str())
-}
+use crate::asker::{Asker, reason};
 
 #[tokio::test(start_paused = true)]
 async fn four_who_take_the_next_number_all_hear_yes_and_one_has_it() {

@@ -4,12 +4,17 @@
 //!   replay.rs     216 recorded exchanges with genuine nodes, asked again
 //!   tables.rs     the tables of methods and parameters, held against the schema of genuine releases
 //!   schedule/     engine and REST back end on it, while everything goes wrong that can
+//!   images.rs     files that come from outside, and machines made of them
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
 //!   tls.rs        the front end's manners on a real connection
 //! ```
 
 #[cfg(test)]
+mod asker;
+#[cfg(test)]
 mod conduct;
+#[cfg(test)]
+mod images;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]

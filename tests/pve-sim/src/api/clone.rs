@@ -220,7 +220,7 @@ async fn copy_disks(worker: &Worker, spec: &Spec, source: &Config) -> Result<Con
 }
 
 async fn copy_disk(worker: &Worker, spec: &Spec, from: &str, full: bool) -> Result<String, String> {
-    let (storage, size) = {
+    let (storage, size, format) = {
         let world = worker.world();
         let volume = world
             .volumes
@@ -231,7 +231,7 @@ async fn copy_disk(worker: &Worker, spec: &Spec, from: &str, full: bool) -> Resu
             .clone()
             .filter(|_| full)
             .unwrap_or_else(|| volume.storage.clone());
-        (storage, volume.size)
+        (storage, volume.size, volume.format.clone())
     };
     let guard = worker.core.lock_storage(&storage).await?;
     worker.pass(if full { 400 } else { 250 }).await;
@@ -242,7 +242,7 @@ async fn copy_disk(worker: &Worker, spec: &Spec, from: &str, full: bool) -> Resu
             .get(&storage)
             .map_or(Plugin::Dir, |storage| storage.plugin);
         let disk = free_disk_name(&world, &storage, spec.newid);
-        let format = plugin.default_format();
+        let format = plugin.format_of_copy(&format);
         let volid = if full {
             storage::volid(&storage, plugin, spec.newid, &disk, format)
         } else {

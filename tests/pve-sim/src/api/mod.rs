@@ -5,9 +5,13 @@ mod agent;
 pub(crate) mod clone;
 mod cluster;
 mod config;
+mod create;
 mod destroy;
 mod drive;
 mod firewall;
+mod imports;
+mod may;
+mod plug;
 mod pools;
 pub(crate) mod power;
 mod resources;
@@ -28,7 +32,7 @@ use crate::wire::{Answer, Refusal};
 pub(crate) async fn perform(call: Arc<Call>) -> Answer {
     let call = &*call;
     match call.method.name.as_str() {
-        "POST /nodes/{node}/qemu" => config::create(call),
+        "POST /nodes/{node}/qemu" => create::create(call),
         "DELETE /nodes/{node}/qemu/{vmid}" => destroy::destroy(call),
         "PUT /nodes/{node}/qemu/{vmid}/config" => config::put(call).await,
         "POST /nodes/{node}/qemu/{vmid}/config" => config::post(call),
@@ -38,6 +42,8 @@ pub(crate) async fn perform(call: Arc<Call>) -> Answer {
         "PUT /nodes/{node}/qemu/{vmid}/unlink" => config::unlink(call).await,
         "POST /nodes/{node}/qemu/{vmid}/move_disk" => drive::reassign(call),
         "POST /nodes/{node}/storage/{storage}/content" => storages::allocate(call).await,
+        "POST /nodes/{node}/storage/{storage}/upload" => imports::upload(call),
+        "POST /nodes/{node}/storage/{storage}/download-url" => imports::download(call),
         "POST /nodes/{node}/qemu/{vmid}/agent/exec" => agent::exec(call).await,
         "PUT /nodes/{node}/qemu/{vmid}/cloudinit" => Ok(json!(null)),
         "PUT /nodes/{node}/qemu/{vmid}/firewall/options" => firewall::change(call),

@@ -134,6 +134,15 @@ fn content(call: &Call) -> Answer {
             json!({ "volid": volid, "content": "snippets", "format": "snippet", "size": 100, "ctime": world.seconds() })
         }));
     }
+    let imports = world
+        .imports
+        .iter()
+        .filter(|(volid, import)| volid.starts_with(&format!("{name}:")) && is(&import.content));
+    entries.extend(
+        imports
+            .filter(|_| owner.is_none())
+            .map(|(volid, import)| super::imports::entry(volid, import)),
+    );
     Ok(json!(entries))
 }
 
@@ -166,6 +175,14 @@ fn show(call: &Call) -> Answer {
         call.require(&format!("/vms/{owner}"), &["VM.Config.Disk", "VM.Audit"])?;
     }
     let world = call.world();
+    if let Some(import) = world.imports.get(&volid) {
+        let storage = world.storages.get(&call.need("storage"));
+        let (_, file) = volid.split_once(':').unwrap_or_default();
+        return Ok(json!({
+            "path": format!("{}/{file}", storage.map_or("", |storage| &storage.path)), "size": import.size,
+            "used": import.size, "format": import.format,
+        }));
+    }
     let volume = world
         .volumes
         .get(&volid)
@@ -266,6 +283,7 @@ async fn deleting(worker: Worker, volid: String) -> Result<(), String> {
         world.changes_volume(&worker.who, &volid, "delete");
         world.volumes.remove(&volid);
         world.snippets.remove(&volid);
+        world.imports.remove(&volid);
     }
     worker.log(format!("Removed volume '{volid}'"));
     Ok(())
