@@ -14,6 +14,7 @@
 //! away for a test, so that one promise is kept to the stand-in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentlab_api::Vmid;
 use agentlab_backend::proxmox::{ApiToken, ProxmoxSettings, Trust, connect};
@@ -70,6 +71,7 @@ fn settings() -> ProxmoxSettings {
     let mut options = PveOptions::new((vmid(1000), vmid(1999)), bridge);
     options.pool = Some(named("AGENTLAB_PVE_POOL").unwrap_or_else(|| "agentlab".into()));
     options.node = named("AGENTLAB_PVE_NODE");
+    options.watch_interval = Duration::from_secs(2);
     let token = ApiToken::try_from(&SecretText::new(needed("AGENTLAB_PVE_TOKEN"))).unwrap();
     let trust = named("AGENTLAB_PVE_FINGERPRINT").map_or(Trust::SystemRoots, |fingerprint| {
         Trust::Fingerprint(fingerprint.parse().unwrap())
