@@ -63,6 +63,7 @@ impl Core {
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         let mut world = lock(&self.world);
         world.now = self.timeline.now();
+        api::resources::tell(&mut world, self.scale);
         world
     }
 

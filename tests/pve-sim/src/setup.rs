@@ -172,6 +172,8 @@ impl Setup {
             now: Duration::ZERO,
             next_pid: 5170,
             seen: BTreeMap::new(),
+            told: BTreeMap::new(),
+            told_at: None,
             excused: BTreeMap::new(),
         };
         for name in &self.nodes {

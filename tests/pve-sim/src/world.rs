@@ -179,6 +179,13 @@ pub struct Guests {
     pub docker: bool,
 }
 
+/// What a node's status daemon told of a machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) at: Duration,
+    pub(crate) figures: Value,
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) version: Version,
@@ -208,6 +215,10 @@ pub(crate) struct World {
     pub(crate) next_pid: u32,
     /// When a client last read a machine's configuration, and whose the machine was then.
     pub(crate) seen: BTreeMap<u32, (Duration, Origin)>,
+    /// By VMID, whatever machine has it by now.
+    pub(crate) told: BTreeMap<u32, Told>,
+    /// When the status daemons told last.
+    pub(crate) told_at: Option<Duration>,
     /// Until when changes of a machine are excused.
     pub(crate) excused: BTreeMap<u32, Duration>,
 }

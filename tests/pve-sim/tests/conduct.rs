@@ -245,3 +245,51 @@ async fn a_foreign_machine_that_is_changed_unread_is_noticed() {
         "{touched:?}"
     );
 }
+
+/// A machine of the cluster's list.
+async fn resource(node: &Asker, vmid: u32) -> Option<Value> {
+    let list = node
+        .data("GET", "/cluster/resources", json!({ "type": "vm" }))
+        .await;
+    let mut list = list.as_array().unwrap().clone().into_iter();
+    list.find(|entry| entry["vmid"] == vmid)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cluster_says_of_a_machine_is_up_to_ten_seconds_old() {
+    let node = Asker::lab(Version::V9);
+    assert_eq!(resource(&node, 9000).await.unwrap()["template"], 1);
+    assert_eq!(node.clone(100).await, "OK");
+    let young = resource(&node, 100).await.unwrap();
+    assert_eq!(
+        (&young["status"], &young["node"]),
+        (&json!("unknown"), &json!("pve9"))
+    );
+    assert_eq!((young.get("name"), &young["pool"]), (None, &json!("agentlab")));
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(resource(&node, 100).await.unwrap()["status"], "stopped");
+    let change = json!({ "protection": 0, "name": "first" });
+    node.data("PUT", "{node}/qemu/100/config", change).await;
+    let start = node.task("POST", "{node}/qemu/100/status/start", json!({})).await;
+    assert_eq!(start, "OK");
+    assert_eq!(
+        resource(&node, 100).await.unwrap()["status"],
+        "stopped",
+        "it runs, and is not told of"
+    );
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(resource(&node, 100).await.unwrap()["status"], "running");
+    node.task("POST", "{node}/qemu/100/status/stop", json!({})).await;
+    assert_eq!(node.task("DELETE", "{node}/qemu/100", Value::Null).await, "OK");
+    assert_eq!(
+        resource(&node, 100).await,
+        None,
+        "that it is gone is known at once"
+    );
+    node.sim.operator().create_foreign(100);
+    let again = resource(&node, 100).await.unwrap();
+    assert_eq!(
+        again["name"], "first",
+        "a number that is given again has the old one's figures"
+    );
+}

@@ -14,7 +14,7 @@ mod may;
 mod plug;
 mod pools;
 pub(crate) mod power;
-mod resources;
+pub(crate) mod resources;
 mod snapshots;
 mod status;
 mod storages;
