@@ -19,6 +19,7 @@ fn what_is_deleted_has_no_body_and_says_it_in_its_query() {
     assert_eq!(request.target, "/api2/json/nodes/pve8/qemu/410?purge=1");
     assert_eq!(request.body, None);
     let free = Change::Free {
+        owner: vmid(777),
         storage: "local".into(),
         volume: "local:777/vm-777-rec.qcow2".into(),
     };
