@@ -9,18 +9,15 @@ use std::path::Path;
 use crate::bake::{Baking, bake};
 use crate::error::{During, Result, TemplateError};
 use crate::fingerprint::{self, Fingerprint};
-use crate::kernel::{COMMAND_LINE, Kernel};
-use crate::manifest::{
-    self, DISK, DiskRecord, FORMAT, FileRecord, INITRD, KERNEL, KernelRecord, MANIFEST, Manifest,
-    RunnerRecord,
-};
+use crate::image::{self, Boot};
+use crate::manifest::{self, DiskRecord, FORMAT, FileRecord, KernelRecord, MANIFEST, Manifest, RunnerRecord};
 use crate::progress::{Progress, Step};
 use crate::recipe::Recipe;
 use crate::rootfs::{self, ARCHITECTURE, EPOCH};
 use crate::runner::Runner;
+use crate::shape::Shape;
 use crate::store::{BUILDING, Template, TemplateStore};
-use crate::tool::{Call, Toolbox, Workshop};
-use crate::tree::Tree;
+use crate::tool::{Toolbox, Workshop};
 use crate::{gc, initrd, npm, store, strip, tuning};
 
 /// Counts up when the same recipe and runner would give another image for a reason that [`input_id`] does not hash.
@@ -59,10 +56,10 @@ pub fn input_id(recipe: &Recipe, runner_sha256: &str) -> String {
         .with("architecture", ARCHITECTURE.as_bytes())
         .with("recipe", recipe.digest().as_bytes())
         .with("runner", runner_sha256.as_bytes())
-        .with_all("command line", &COMMAND_LINE)
+        .with_all("command line", recipe.shape.command_line())
         .with("tuning", tuning::digest().as_bytes())
         .with("strip", strip::digest().as_bytes())
-        .with("initrd", initrd::digest().as_bytes())
+        .with("initrd", initrd::digest(recipe.shape).as_bytes())
         .finish()
 }
 
@@ -126,12 +123,14 @@ pub fn build(templates: &TemplateStore, order: &Order<'_>, progress: &mut Progre
 
 fn refuse_taken_vmid(templates: &TemplateStore, recipe: &Recipe) -> Result<()> {
     match templates.find_by_vmid(recipe.vmid)? {
-        Some(other) if other.manifest.name != recipe.name => Err(TemplateError::VmidTaken {
-            vmid: recipe.vmid,
-            holder: other.manifest.name,
-            wanted: recipe.name.clone(),
-            store: templates.dir().to_owned(),
-        }),
+        Some(other) if recipe.shape == Shape::Local && other.manifest.name != recipe.name => {
+            Err(TemplateError::VmidTaken {
+                vmid: recipe.vmid,
+                holder: other.manifest.name,
+                wanted: recipe.name.clone(),
+                store: templates.dir().to_owned(),
+            })
+        }
         Some(_) | None => Ok(()),
     }
 }
@@ -159,7 +158,7 @@ fn assemble(
     let tree = progress.step(Step::Unpack, "", || rootfs::unpack(workshop, &tar))?;
     let packages = rootfs::installed(&tree)?;
     // Before the strip, which takes the kernel out of the tree.
-    let kernel = progress.step(Step::Kernel, "", || boot_files(&tree, image, recipe.size_mb))?;
+    let boot = progress.step(Step::Kernel, "", || Boot::of(&tree, recipe))?;
     let version = runner.version();
     progress.step(Step::Bake, version.as_deref().unwrap_or_default(), || {
         strip::strip(&tree)?;
@@ -174,22 +173,20 @@ fn assemble(
                 home_owner: order.home_owner,
             },
         )?;
+        boot.settle(&tree, recipe)?;
         tree.clamp_times(EPOCH)
     })?;
     let input = input_id(recipe, &runner.sha256);
     progress.step(Step::Image, &format!("{} MiB", recipe.size_mb), || {
-        file_system(workshop, &tree, (&image.join(DISK), recipe.size_mb), &input)
+        boot.write(workshop, &tree, image, (recipe, &input))
     })?;
     let files = progress.step(Step::Hash, "", || hash_all(image))?;
-    let arguments: Vec<&str> = COMMAND_LINE
-        .into_iter()
-        .chain(recipe.kernel_arguments.iter().map(String::as_str))
-        .collect();
     let mut manifest = Manifest {
         format: FORMAT,
         id: String::new(),
         input_id: input,
         name: recipe.name.clone(),
+        shape: recipe.shape,
         vmid: recipe.vmid,
         architecture: ARCHITECTURE.to_owned(),
         suite: recipe.suite.clone(),
@@ -202,14 +199,14 @@ fn assemble(
             path: tuning::RUNNER_PATH.to_owned(),
         },
         kernel: KernelRecord {
-            version: kernel.version,
-            command_line: arguments.join(" "),
+            version: boot.kernel.version,
+            command_line: recipe.command_line(),
         },
         disk: DiskRecord {
-            file: DISK.to_owned(),
+            file: recipe.shape.disk_file().to_owned(),
             format: "raw".to_owned(),
-            size_bytes: u64::from(recipe.size_mb) << 20,
-            device: "/dev/vda".to_owned(),
+            size_bytes: image::disk_bytes(recipe),
+            device: recipe.shape.disk_device().to_owned(),
         },
         files,
         tree_key,
@@ -237,78 +234,11 @@ fn fetch_npm(
     })
 }
 
-fn boot_files(tree: &Tree, image: &Path, size_mb: u32) -> Result<Kernel> {
-    let kernel = Kernel::from_tree(tree)?;
-    let lacking = || TemplateError::Tree {
-        problem: format!("lacks {}", initrd::BUSYBOX),
-    };
-    let busybox = tree.read(initrd::BUSYBOX)?.ok_or_else(lacking)?;
-    for (name, bytes) in [
-        (KERNEL, &kernel.image),
-        (INITRD, &initrd::build(&kernel, &busybox, size_mb)),
-    ] {
-        let path = image.join(name);
-        fs::write(&path, bytes).during("write", &path)?;
-    }
-    Ok(kernel)
-}
-
-/// The same tree gives the same bytes: UUID and hash seed come from what the image is made of, the clock stands.
-fn file_system(
-    workshop: &Workshop<'_>,
-    tree: &Tree,
-    (disk, size_mb): (&Path, u32),
-    input: &str,
-) -> Result<()> {
-    let uuid = uuid_of(input);
-    let arguments = [
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-L",
-        "root",
-        "-U",
-        &uuid,
-        "-m",
-        "0",
-        "-E",
-        &format!("hash_seed={uuid},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
-        "-d",
-        &tree.path().display().to_string(),
-        &disk.display().to_string(),
-        &format!("{size_mb}M"),
-    ];
-    Call {
-        program: &workshop.tools.mke2fs,
-        package: "e2fsprogs",
-        arguments: arguments.map(str::to_owned).to_vec(),
-        environment: vec![
-            ("E2FSPROGS_FAKE_TIME", EPOCH.to_string()),
-            ("SOURCE_DATE_EPOCH", EPOCH.to_string()),
-        ],
-    }
-    .run(workshop)
-}
-
-/// The first 128 bits of a hash, marked as a version 8 UUID.
-fn uuid_of(hash: &str) -> String {
-    let part = |from: usize, to: usize| hash.get(from..to).unwrap_or_default().to_owned();
-    format!(
-        "{}-{}-8{}-8{}-{}",
-        part(0, 8),
-        part(8, 12),
-        part(13, 16),
-        part(17, 20),
-        part(20, 32)
-    )
-}
-
 fn hash_all(image: &Path) -> Result<BTreeMap<String, FileRecord>> {
     let mut files = BTreeMap::new();
-    for name in [DISK, KERNEL, INITRD] {
-        let (sha256, size_bytes) = fingerprint::of_file(&image.join(name))?;
-        files.insert(name.to_owned(), FileRecord { sha256, size_bytes });
+    for name in store::read_dir(image)? {
+        let (sha256, size_bytes) = fingerprint::of_file(&image.join(&name))?;
+        files.insert(name, FileRecord { sha256, size_bytes });
     }
     Ok(files)
 }

@@ -59,19 +59,27 @@ pub fn bake(tree: &Tree, baking: &Baking<'_>) -> Result<()> {
         runner_sha256: baking.runner_sha256,
     };
     tree.write(TEMPLATE_FILE, &crate::manifest::to_json(&about)?, 0o644)?;
+    for (path, text) in recipe.shape.files() {
+        tree.write(path, text.as_bytes(), 0o644)?;
+    }
+    for unit in recipe.shape.units() {
+        tree.link(&wanted(unit), &format!("../{unit}"))?;
+    }
     for unit in &recipe.units {
         tree.write(&format!("{UNITS}/{}", unit.name), &unit.content, 0o644)?;
         if unit.enabled {
-            tree.link(
-                &format!("{UNITS}/{}.wants/{}", tuning::TARGET, unit.name),
-                &format!("../{}", unit.name),
-            )?;
+            tree.link(&wanted(&unit.name), &format!("../{}", unit.name))?;
         }
     }
     for file in &recipe.files {
         tree.write(&file.path, &file.content, file.mode)?;
     }
     Ok(())
+}
+
+/// The link by which the machine's target starts a unit.
+fn wanted(unit: &str) -> String {
+    format!("{UNITS}/{}.wants/{unit}", tuning::TARGET)
 }
 
 fn accounts(tree: &Tree) -> Result<()> {
@@ -144,8 +152,10 @@ fn tune(tree: &Tree, recipe: &Recipe) -> Result<()> {
     )?;
     tree.link(&format!("{UNITS}/default.target"), tuning::TARGET)?;
     // Grows the file system of a machine that got a larger disk than the template's.
-    let grow = format!("{UNITS}/{}.wants/systemd-growfs-root.service", tuning::TARGET);
-    tree.link(&grow, "/usr/lib/systemd/system/systemd-growfs-root.service")
+    tree.link(
+        &wanted("systemd-growfs-root.service"),
+        "/usr/lib/systemd/system/systemd-growfs-root.service",
+    )
 }
 
 #[cfg(test)]

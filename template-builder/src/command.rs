@@ -17,6 +17,7 @@ use crate::gc;
 use crate::progress::Progress;
 use crate::recipe;
 use crate::runner::Runner;
+use crate::shape::Shape;
 use crate::store::{DEFAULT_STORE, Template, TemplateStore};
 use crate::tool::{self, Toolbox};
 
@@ -43,6 +44,9 @@ enum Verb {
         /// Runner to bake in [default: the recipe's, else beside this program, else /usr/lib/agentlab/agent-runner]
         #[arg(long, value_name = "PATH")]
         runner: Option<PathBuf>,
+        /// For whom: `local` for the embedded QEMU, `proxmox` for a disk that boots by itself
+        #[arg(long, value_name = "SHAPE", value_enum, default_value_t)]
+        shape: Shape,
         /// Debian mirror [default: the suite's own]
         #[arg(long, value_name = "URL")]
         mirror: Option<String>,
@@ -108,10 +112,11 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Build {
             recipe,
             runner,
+            shape,
             mirror,
             force,
         } => {
-            let recipe = recipe::load(recipe)?;
+            let recipe = recipe::load(recipe)?.in_shape(*shape);
             let runner = Runner::find(runner.as_deref(), recipe.runner.as_deref())?;
             let tools = Toolbox::default();
             let order = Order {
@@ -257,7 +262,7 @@ fn clear(store: &TemplateStore, dry_run: bool, json: bool) -> Result<ExitCode> {
 fn summary(store: &TemplateStore, template: &Template) -> Value {
     let manifest = &template.manifest;
     json!({
-        "id": manifest.id, "name": manifest.name, "vmid": manifest.vmid, "current": template.current,
+        "id": manifest.id, "name": manifest.name, "shape": manifest.shape, "vmid": manifest.vmid, "current": template.current,
         "suite": manifest.suite, "kernel": manifest.kernel.version, "runner_version": manifest.runner.version,
         "runner_sha256": manifest.runner.sha256, "created": manifest.created, "dir": template.dir,
         "bytes_on_disk": gc::bytes_on_disk(&template.dir), "in_use": store.in_use(&template.dir).ok(),

@@ -11,6 +11,7 @@
 
 use crate::fingerprint;
 use crate::kernel::Kernel;
+use crate::shape::Shape;
 
 /// The tree's static busybox.
 pub const BUSYBOX: &str = "/usr/bin/busybox";
@@ -26,20 +27,20 @@ const LINK: u32 = 0o120_000;
 /// Applets that the script calls, by the names it calls them.
 const APPLETS: [&str; 7] = ["sh", "insmod", "mkdir", "mknod", "mount", "sleep", "switch_root"];
 
-/// Hash of what every initrd does, whatever its kernel.
+/// Hash of what every initrd of a shape does, whatever its kernel.
 #[must_use]
-pub fn digest() -> String {
+pub fn digest(shape: Shape) -> String {
     let kernel = Kernel {
         version: String::new(),
         image: Vec::new(),
         modules: Vec::new(),
     };
-    fingerprint::of_bytes(&build(&kernel, &[], 0))
+    fingerprint::of_bytes(&build(&kernel, &[], (shape, 0)))
 }
 
-/// Makes the archive, for a disk of a size in MiB.
+/// Makes the archive, for a shape of image whose whole disk has so many bytes.
 #[must_use]
-pub fn build(kernel: &Kernel, busybox: &[u8], size_mb: u32) -> Vec<u8> {
+pub fn build(kernel: &Kernel, busybox: &[u8], disk: (Shape, u64)) -> Vec<u8> {
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "root", "sys"] {
         archive.add(&Entry {
@@ -69,12 +70,34 @@ pub fn build(kernel: &Kernel, busybox: &[u8], size_mb: u32) -> Vec<u8> {
     for (name, content) in &kernel.modules {
         archive.file(&format!("modules/{name}"), 0o644, content);
     }
-    archive.file("init", 0o755, script(kernel, size_mb).as_bytes());
+    archive.file("init", 0o755, script(kernel, disk).as_bytes());
     archive.finish()
 }
 
+/// The disk that the command line names is the file system.
+const NAMED_ROOT: &str = "disk=/dev/vda type=ext4\n\
+    read -r line </proc/cmdline\n\
+    for word in $line; do case $word in root=*) disk=${word#root=};; rootfstype=*) type=${word#rootfstype=};; esac; done\n\
+    tries=0\n\
+    while [ ! -b \"$disk\" ]; do\n\
+    tries=$((tries + 1)); [ $tries -gt 400 ] && lost \"$disk did not appear in 20 s\"; sleep 0.05\n\
+    done\n\
+    root=$disk\n";
+
+/// The second partition of scsi0, which alone has LUN 0, or of virtio0. Never by label or UUID: another disk of the
+/// machine may be a workspace, and whoever wrote that wrote its label too.
+const FOUND_ROOT: &str = "type=ext4 disk= tries=0\n\
+    while [ -z \"$disk\" ]; do\n\
+    for found in /sys/class/scsi_disk/*:0:0:0/device/block/* /sys/class/block/vda; do\n\
+    [ -e \"$found/dev\" ] && [ -b \"/dev/${found##*/}2\" ] && disk=/dev/${found##*/} && break\n\
+    done\n\
+    tries=$((tries + 1)); [ $tries -gt 400 ] && lost 'neither scsi0 nor virtio0 appeared with two partitions in 20 s'\n\
+    [ -n \"$disk\" ] || sleep 0.05\n\
+    done\n\
+    root=${disk}2\n";
+
 /// A script that fails ends: the kernel then panics, and `panic=-1` ends the machine with the reason on its console.
-fn script(kernel: &Kernel, size_mb: u32) -> String {
+fn script(kernel: &Kernel, (shape, disk_bytes): (Shape, u64)) -> String {
     let mut text = String::from(
         "#!/bin/sh\n\
          export PATH=/bin\n\
@@ -96,15 +119,12 @@ fn script(kernel: &Kernel, size_mb: u32) -> String {
          [ -e /dev/fuse ] || mknod -m 0666 /dev/fuse c 10 229\n\
          [ -e /dev/loop-control ] || mknod -m 0600 /dev/loop-control c 10 237\n",
     );
+    text.push_str(match shape {
+        Shape::Local => NAMED_ROOT,
+        Shape::Proxmox => FOUND_ROOT,
+    });
     text.push_str(
-        "disk=/dev/vda type=ext4\n\
-         read -r line </proc/cmdline\n\
-         for word in $line; do case $word in root=*) disk=${word#root=};; rootfstype=*) type=${word#rootfstype=};; esac; done\n\
-         tries=0\n\
-         while [ ! -b \"$disk\" ]; do\n\
-         tries=$((tries + 1)); [ $tries -gt 400 ] && lost \"$disk did not appear in 20 s\"; sleep 0.05\n\
-         done\n\
-         mount -t \"$type\" -o rw,noatime \"$disk\" /root || lost \"$disk cannot be mounted\"\n\
+        "mount -t \"$type\" -o rw,noatime \"$root\" /root || lost \"$root cannot be mounted\"\n\
          mount -t tmpfs -o mode=0755,nosuid,nodev,size=20%,nr_inodes=800k run /root/run || lost 'no /run'\n\
          mount -t tmpfs -o mode=1777,nosuid,nodev,size=50% tmp /root/tmp || lost 'no /tmp'\n\
          read -r size <\"/sys/class/block/${disk#/dev/}/size\" || size=0\n",
@@ -112,7 +132,7 @@ fn script(kernel: &Kernel, size_mb: u32) -> String {
     // In sectors of 512 bytes.
     text.push_str(&format!(
         "[ \"$size\" -gt {} ] && : >/root{GROW_MARK}\n",
-        u64::from(size_mb) << 11
+        disk_bytes / 512
     ));
     text.push_str(
         "mount -o move /dev /root/dev\n\
@@ -253,7 +273,7 @@ mod tests {
 
     #[test]
     fn the_archive_reads_back_entry_by_entry() {
-        let entries = read(&build(&kernel(), b"busy", 2048));
+        let entries = read(&build(&kernel(), b"busy", (Shape::Local, 2 << 30)));
         let find = |path: &str| entries.iter().find(|(name, ..)| name == path).unwrap();
         assert_eq!(
             find("bin/busybox"),
@@ -275,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_script_loads_modules_in_order_before_it_waits_for_the_disk() {
-        let text = script(&kernel(), 2048);
+        let text = script(&kernel(), (Shape::Local, 2 << 30));
         let place = |part: &str| text.find(part).unwrap();
         assert!(place("insmod /modules/failover.ko") < place("insmod /modules/virtio_net.ko"));
         assert!(place("insmod /modules/virtio_net.ko") < place("while [ ! -b"));
@@ -294,11 +314,13 @@ mod tests {
 
     #[test]
     fn the_script_is_shell_that_parses() {
-        let mut shell = std::process::Command::new("/bin/sh");
-        let status = shell
-            .args(["-n", "-c", &script(&kernel(), 2048)])
-            .status()
-            .unwrap();
-        assert!(status.success());
+        for shape in [Shape::Local, Shape::Proxmox] {
+            let mut shell = std::process::Command::new("/bin/sh");
+            let text = script(&kernel(), (shape, 2 << 30));
+            assert!(
+                shell.args(["-n", "-c", &text]).status().unwrap().success(),
+                "{text}"
+            );
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::tree::Tree;
 /// some kernels and a module in others.
 pub const EARLY_MODULES: [&str; 4] = ["virtio_blk", "virtio_net", "qemu_fw_cfg", "virtio_rng"];
 
-/// What every image is started with; a recipe may add to it. `quiet` keeps the emulated serial port, which is slow,
+/// What a local image is started with; a recipe may add to it. `quiet` keeps the emulated serial port, which is slow,
 /// out of the boot; `panic=-1` ends a machine whose kernel is lost instead of letting it spin.
 pub const COMMAND_LINE: [&str; 16] = [
     "root=/dev/vda",
@@ -42,11 +42,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Takes the kernel of a tree.
+    /// Takes the kernel of a tree, with its early modules.
     ///
     /// # Errors
     /// When it has none, or more than one, or modules that cannot be read.
-    pub fn from_tree(tree: &Tree) -> Result<Self> {
+    pub fn from_tree(tree: &Tree, early: &[&str]) -> Result<Self> {
         let mut versions = Vec::new();
         for name in tree.names("/boot")? {
             versions.extend(name.strip_prefix("vmlinuz-").map(str::to_owned));
@@ -71,7 +71,7 @@ impl Kernel {
         let depends = text(read(format!("{base}/modules.dep"))?);
         let built_in = text(read(format!("{base}/modules.builtin"))?);
         let mut modules = Vec::new();
-        for path in load_order(&EARLY_MODULES, &depends, &built_in)? {
+        for path in load_order(early, &depends, &built_in)? {
             let packed = read(format!("{base}/{path}"))?;
             modules.push((file_name(&path), unpack(&path, packed)?));
         }
@@ -206,7 +206,7 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let tree = Tree::open(host.path()).unwrap();
         assert!(
-            Kernel::from_tree(&tree)
+            Kernel::from_tree(&tree, &EARLY_MODULES)
                 .unwrap_err()
                 .to_string()
                 .contains("has 0")
@@ -214,7 +214,7 @@ mod tests {
         tree.write("/boot/vmlinuz-1", b"", 0o644).unwrap();
         tree.write("/boot/vmlinuz-2", b"", 0o644).unwrap();
         assert!(
-            Kernel::from_tree(&tree)
+            Kernel::from_tree(&tree, &EARLY_MODULES)
                 .unwrap_err()
                 .to_string()
                 .contains("has 2: [1, 2]")

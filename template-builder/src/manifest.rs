@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{During, Result, TemplateError};
 use crate::npm::NpmPackage;
+use crate::shape::Shape;
 
 /// File name in an image's directory.
 pub const MANIFEST: &str = "manifest.json";
 /// Version of the format. Fields may be added within it; a reader refuses another number.
 pub const FORMAT: u32 = 1;
-/// The root disk.
+/// The root disk of a local image: a file system.
 pub const DISK: &str = "root.ext4";
+/// The disk of an image that boots by itself: a table, a boot loader and a file system.
+pub const WHOLE_DISK: &str = "disk.raw";
 /// The kernel.
 pub const KERNEL: &str = "vmlinuz";
 /// The initrd.
@@ -30,8 +33,11 @@ pub struct Manifest {
     pub id: String,
     /// What it was made from: recipe, runner, builder, architecture. A build with the same one makes nothing.
     pub input_id: String,
-    /// Name of the recipe.
+    /// Name of the recipe; with `-proxmox` behind it in that shape.
     pub name: String,
+    /// For whom it is made; a manifest without it is of a local image.
+    #[serde(default)]
+    pub shape: Shape,
     /// The VMID that the image stands for.
     pub vmid: u32,
     /// Debian's word for it: `amd64`.
@@ -90,7 +96,7 @@ pub struct DiskRecord {
     pub format: String,
     /// Size of the disk in bytes; the file is sparse.
     pub size_bytes: u64,
-    /// Device that the kernel command line expects it at.
+    /// Where it must be plugged in: `/dev/vda`, or `scsi0` for an image that boots by itself.
     pub device: String,
 }
 
@@ -168,6 +174,7 @@ pub(crate) fn example(name: &str, vmid: u32) -> Manifest {
         id: crate::fingerprint::of_bytes(name.as_bytes()),
         input_id: "1".repeat(64),
         name: name.to_owned(),
+        shape: Shape::Local,
         vmid,
         architecture: "amd64".to_owned(),
         suite: "trixie".to_owned(),

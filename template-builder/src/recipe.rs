@@ -10,6 +10,7 @@ use toml::Spanned;
 use crate::error::{During, Result, TemplateError, nearest};
 use crate::fingerprint::Fingerprint;
 use crate::npm::NpmPackage;
+use crate::shape::Shape;
 
 /// Recipes that need no file, as `(name, text)`.
 pub const BUILT_IN: [(&str, &str); 3] = [
@@ -35,6 +36,8 @@ const MOST_SHOWN: usize = 1000;
 pub struct Recipe {
     /// Its name, and the image's.
     pub name: String,
+    /// For whom the image is made. Not the recipe's to say: whoever builds says it.
+    pub shape: Shape,
     /// The VMID that the image stands for.
     pub vmid: u32,
     /// Debian suite.
@@ -109,7 +112,30 @@ impl Recipe {
                 .with(&package.directory, package.integrity.as_bytes())
                 .with("programs", format!("{:?}", package.programs).as_bytes());
         }
-        print.finish()
+        // A local image has the hash that it had before there were shapes.
+        match self.shape {
+            Shape::Local => print.finish(),
+            shape => print.with("shape", shape.as_str().as_bytes()).finish(),
+        }
+    }
+
+    /// The same recipe for a shape of image. Each shape has images of its own beside those of the others, so that the
+    /// name says it.
+    #[must_use]
+    pub fn in_shape(mut self, shape: Shape) -> Self {
+        if shape != Shape::Local {
+            self.name = format!("{}-{shape}", self.name);
+        }
+        self.shape = shape;
+        self
+    }
+
+    /// The whole kernel command line.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        let own = self.kernel_arguments.iter().map(String::as_str);
+        let all: Vec<&str> = self.shape.command_line().iter().copied().chain(own).collect();
+        all.join(" ")
     }
 }
 
@@ -253,6 +279,7 @@ impl Source<'_> {
                 is_name,
                 "a name has lower-case letters, digits, `.` and `-`, at most 63",
             )?,
+            shape: Shape::Local,
             vmid,
             suite,
             packages,

@@ -8,6 +8,7 @@ use crate::error::{During, Result, TemplateError};
 use crate::fingerprint::Fingerprint;
 use crate::manifest::Package;
 use crate::recipe::Recipe;
+use crate::shape::Shape;
 use crate::tool::{Call, Workshop};
 use crate::tree::Tree;
 
@@ -41,9 +42,29 @@ const PATHS: [&str; 8] = [
     "path-include=/usr/share/doc/*/copyright",
 ];
 
+/// Where GRUB's two images are in the tree until they are on the disk.
+pub(crate) const BOOT_SECTOR: &str = "/boot/boot.img";
+/// See [`BOOT_SECTOR`].
+pub(crate) const BOOT_CORE: &str = "/boot/core.img";
+
+/// Has the suite's own GRUB make its core image while the tree is made, and takes GRUB out again: nothing in a guest
+/// updates its boot loader. The prefix names a partition of whichever drive the machine was started from.
+const BOOT_HOOK: &str = "chroot \"$1\" grub-mkimage --format=i386-pc --output=/boot/core.img \
+    '--prefix=(,gpt2)/boot/grub' biosdisk part_gpt ext2 linux normal && \
+    cp \"$1/usr/lib/grub/i386-pc/boot.img\" \"$1/boot/boot.img\" && \
+    chroot \"$1\" dpkg --purge grub-pc-bin grub-common";
+
+fn hook(shape: Shape) -> Option<&'static str> {
+    match shape {
+        Shape::Local => None,
+        Shape::Proxmox => Some(BOOT_HOOK),
+    }
+}
+
 /// Packages of an image: the recipe's and ours.
 fn packages(recipe: &Recipe) -> Vec<String> {
     let mut all: Vec<String> = BASE_PACKAGES.map(str::to_owned).to_vec();
+    all.extend(recipe.shape.packages().iter().map(|name| (*name).to_owned()));
     all.extend(recipe.packages.iter().cloned());
     all.sort_unstable();
     all.dedup();
@@ -53,13 +74,16 @@ fn packages(recipe: &Recipe) -> Vec<String> {
 /// What decides a root tree. Versions do not: they are what the mirror has on the day.
 #[must_use]
 pub fn key(recipe: &Recipe, mirror: Option<&str>) -> String {
-    Fingerprint::of("agentlab root tree 1")
+    let print = Fingerprint::of("agentlab root tree 1")
         .with("architecture", ARCHITECTURE.as_bytes())
         .with("suite", recipe.suite.as_bytes())
         .with_all("packages", &packages(recipe))
         .with_all("paths", &PATHS)
-        .with("mirror", mirror.unwrap_or_default().as_bytes())
-        .finish()
+        .with("mirror", mirror.unwrap_or_default().as_bytes());
+    match hook(recipe.shape) {
+        Some(hook) => print.with("hook", hook.as_bytes()).finish(),
+        None => print.finish(),
+    }
 }
 
 /// Has mmdebstrap make the tar. It appears at `tar` whole or not at all.
@@ -84,6 +108,7 @@ pub(crate) fn bootstrap(
     arguments.push(format!("--architectures={ARCHITECTURE}"));
     arguments.push(format!("--include={}", packages(recipe).join(",")));
     arguments.extend(PATHS.iter().map(|rule| format!("--dpkgopt={rule}")));
+    arguments.extend(hook(recipe.shape).map(|hook| format!("--customize-hook={hook}")));
     arguments.extend([recipe.suite.clone(), partial.display().to_string()]);
     arguments.extend(mirror.map(str::to_owned));
     Call {

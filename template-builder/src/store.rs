@@ -21,7 +21,8 @@ use serde::Serialize;
 
 use crate::error::{During, Result, TemplateError, nearest};
 use crate::fingerprint;
-use crate::manifest::{MANIFEST, Manifest};
+use crate::manifest::{DISK, MANIFEST, Manifest, WHOLE_DISK};
+use crate::shape::Shape;
 
 /// Where templates lie unless told otherwise.
 pub const DEFAULT_STORE: &str = "/var/lib/agentlab/templates";
@@ -202,7 +203,7 @@ impl TemplateStore {
             .find(|template| template.manifest.name == name))
     }
 
-    /// The current image that stands for a VMID.
+    /// The current local image that stands for a VMID.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -210,7 +211,7 @@ impl TemplateStore {
         Ok(self
             .current()?
             .into_iter()
-            .find(|template| template.manifest.vmid == vmid))
+            .find(|template| template.manifest.shape == Shape::Local && template.manifest.vmid == vmid))
     }
 
     fn current(&self) -> Result<Vec<Template>> {
@@ -230,7 +231,8 @@ impl TemplateStore {
         let (mut templates, _) = self.list()?;
         let vmid: Option<u32> = wanted.parse().ok();
         let named = |template: &Template| {
-            template.current && (template.manifest.name == wanted || Some(template.manifest.vmid) == vmid)
+            let stands_for = template.manifest.shape == Shape::Local && Some(template.manifest.vmid) == vmid;
+            template.current && (template.manifest.name == wanted || stands_for)
         };
         if let Some(place) = templates.iter().position(named) {
             return Ok(templates.swap_remove(place));
@@ -357,13 +359,17 @@ impl TemplateStore {
     /// # Errors
     /// When the disk exists and cannot be looked at.
     pub fn in_use(&self, dir: &Path) -> Result<bool> {
-        let disk = dir.join(crate::manifest::DISK);
-        let seen = match fs::metadata(&disk) {
-            Ok(seen) => seen,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error).during("look at", &disk),
-        };
-        Ok(seen.nlink() > 1 || is_open(seen.dev(), seen.ino()))
+        for disk in [DISK, WHOLE_DISK].map(|name| dir.join(name)) {
+            let seen = match fs::metadata(&disk) {
+                Ok(seen) => seen,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).during("look at", &disk),
+            };
+            if seen.nlink() > 1 || is_open(seen.dev(), seen.ino()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

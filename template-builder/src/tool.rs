@@ -16,6 +16,8 @@ pub struct Toolbox {
     pub mmdebstrap: PathBuf,
     /// Makes the file system.
     pub mke2fs: PathBuf,
+    /// Changes a file system that lies in a file.
+    pub debugfs: PathBuf,
     /// Unpacks a root tree, with owners and extended attributes.
     pub tar: PathBuf,
     /// Fetches packages of npm, for recipes that have any.
@@ -27,6 +29,7 @@ impl Default for Toolbox {
         Self {
             mmdebstrap: "mmdebstrap".into(),
             mke2fs: "mke2fs".into(),
+            debugfs: "debugfs".into(),
             tar: "tar".into(),
             npm: "npm".into(),
         }

@@ -1,8 +1,10 @@
 //! Whole builds with a stand-in for mmdebstrap: everything else, mke2fs and tar included, is real.
 
 use super::*;
+use crate::manifest::{DISK, INITRD, KERNEL, WHOLE_DISK};
 use crate::runner::smallest_program;
 use crate::store::read_dir;
+use crate::tree::Tree;
 use std::path::PathBuf;
 
 /// A lab with a store and a stand-in that answers with a tiny root tree, and counts how often it was asked.
@@ -30,10 +32,11 @@ impl Lab {
             ("/etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
             ("/boot/vmlinuz-6.12-test", "kernel"),
             ("/usr/bin/busybox", "busybox"),
+            ("/boot/core.img", &"core".repeat(9000)),
             (&format!("{base}/modules.dep"), "kernel/virtio_blk.ko:\n"),
             (
                 &format!("{base}/modules.builtin"),
-                "a/virtio_net.ko\na/qemu_fw_cfg.ko\na/virtio-rng.ko\n",
+                "a/virtio_net.ko\na/qemu_fw_cfg.ko\na/virtio-rng.ko\na/virtio_scsi.ko\na/sd_mod.ko\na/virtio_console.ko\n",
             ),
             (&format!("{base}/kernel/virtio_blk.ko"), "\x7fELF module"),
             (
@@ -43,6 +46,8 @@ impl Lab {
         ] {
             tree.write(path, text.as_bytes(), 0o644).unwrap();
         }
+        let boot_sector = [[0; 510].as_slice(), &[0x55, 0xaa]].concat();
+        tree.write("/boot/boot.img", &boot_sector, 0o644).unwrap();
         let lab = Self {
             tools: Toolbox {
                 mmdebstrap: dir.path().join("mmdebstrap"),
@@ -73,7 +78,12 @@ impl Lab {
     }
 
     fn build(&self, recipe: &str, force: bool) -> Result<Outcome> {
-        let mut recipe = crate::recipe::parse(recipe, "r", Path::new(".")).unwrap();
+        self.build_for(Shape::Local, recipe, force)
+    }
+
+    fn build_for(&self, shape: Shape, recipe: &str, force: bool) -> Result<Outcome> {
+        let recipe = crate::recipe::parse(recipe, "r", Path::new(".")).unwrap();
+        let mut recipe = recipe.in_shape(shape);
         // Smaller than a recipe may ask for: hashing the disk is most of such a build.
         recipe.size_mb = 16;
         let home_owner = (
@@ -165,12 +175,54 @@ fn an_unchanged_recipe_builds_nothing_and_a_new_runner_needs_no_bootstrap() {
 }
 
 #[test]
-fn the_same_tree_and_runner_give_the_same_bytes() {
-    let one = Lab::new().built(RECIPE);
-    let two = Lab::new().built(RECIPE);
-    assert_eq!(one.manifest.files[KERNEL], two.manifest.files[KERNEL]);
-    assert_eq!(one.manifest.files[INITRD], two.manifest.files[INITRD]);
-    assert_eq!(one.manifest.input_id, two.manifest.input_id);
+fn the_same_recipe_and_runner_give_the_same_content_whenever_it_is_built() {
+    for shape in [Shape::Local, Shape::Proxmox] {
+        let [one, two] = [Lab::new(), Lab::new()].map(|lab| {
+            let Outcome::Built(template) = lab.build_for(shape, RECIPE, false).unwrap() else {
+                panic!("nothing was built")
+            };
+            // The superblock's clock is one of seconds.
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+            template.manifest
+        });
+        assert_eq!((one.files, one.id), (two.files, two.id), "{shape}");
+    }
+}
+
+#[test]
+fn a_disk_that_boots_by_itself_stands_beside_the_local_image_of_the_same_recipe() {
+    let lab = Lab::new();
+    let local = lab.built(RECIPE);
+    let Outcome::Built(whole) = lab.build_for(Shape::Proxmox, RECIPE, false).unwrap() else {
+        panic!("nothing was built")
+    };
+    assert_eq!(read_dir(&whole.dir).unwrap(), [WHOLE_DISK, MANIFEST]);
+    assert_eq!(whole.manifest.name, "demo-proxmox");
+    // The VMID is one of Proxmox VE's; here it stands for the local image.
+    assert_eq!(lab.store().find("9000").unwrap(), local);
+    let disk = format!(
+        "{}?offset={}",
+        whole.dir.join(WHOLE_DISK).display(),
+        crate::disk::ROOT_OFFSET
+    );
+    let inside = |command: &str| {
+        let listing = lab.dir.path().join("listing");
+        let debugfs = std::process::Command::new("/sbin/debugfs")
+            .args(["-R", command, &disk])
+            .stdout(fs::File::create(&listing).unwrap())
+            .status();
+        assert!(debugfs.unwrap().success());
+        fs::read_to_string(&listing).unwrap()
+    };
+    let started_with = inside("cat /boot/grub/grub.cfg");
+    assert!(
+        started_with.starts_with("linux /boot/vmlinuz rw "),
+        "{started_with}"
+    );
+    assert_eq!(inside("cat /boot/vmlinuz"), "kernel");
+    assert!(inside("cat /boot/initrd.img").contains("/sys/class/scsi_disk/"));
+    assert!(!inside("ls /boot").contains("core.img"));
+    assert!(inside("ls /etc/systemd/system/agentlab.target.wants").contains("qemu-guest-agent.service"));
 }
 
 #[test]

@@ -59,6 +59,8 @@ struct ManifestFile {
 #[derive(Debug, Deserialize)]
 struct ManifestFormat {
     format: u64,
+    /// For whom it is made; absent or `local` when for us.
+    shape: Option<String>,
 }
 
 /// A template whose files are there and have the sizes its manifest says.
@@ -123,6 +125,8 @@ impl TemplateStore {
                 .ok()
                 .and_then(|target| Some(target.file_name()?.to_str()?.to_owned()));
             let loaded = match id {
+                // A disk for Proxmox VE is no template of ours, and no broken one either.
+                Some(id) if self.is_of_another_shape(&id) => continue,
                 Some(id) => self.load(&id, &name),
                 None => Err(unusable(
                     &name,
@@ -190,6 +194,14 @@ impl TemplateStore {
     /// The content a machine was cloned from, whatever its name points at today.
     pub(super) fn of_machine(&self, origin: &TemplateOrigin) -> Result<StoredTemplate> {
         self.load(&origin.id, &origin.name)
+    }
+
+    fn is_of_another_shape(&self, id: &str) -> bool {
+        let text = fs::read(self.dir.join(id).join("manifest.json")).unwrap_or_default();
+        let format = serde_json::from_slice::<ManifestFormat>(&text).ok();
+        format
+            .and_then(|format| format.shape)
+            .is_some_and(|shape| shape != "local")
     }
 
     fn load(&self, id: &str, name: &str) -> Result<StoredTemplate> {
@@ -377,6 +389,17 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_disk_made_for_proxmox_is_neither_a_template_nor_a_broken_one() {
+        let made = GOOD.replace("\"new\":{}", "\"shape\":\"proxmox\"");
+        let (_dir, store) = store_with(&made.replace("root.ext4", "disk.raw"));
+        assert!(store.list().unwrap().is_empty());
+        let Err(BackendError::Template { reason, .. }) = store.by_vmid(vmid()) else {
+            panic!("it was taken for a template");
+        };
+        assert!(reason.starts_with("no template in "), "{reason}");
     }
 
     #[test]
