@@ -114,6 +114,15 @@ pub struct Resources {
     pub cores: u16,
     /// Memory in MiB, at least 256.
     pub memory_mb: u32,
+    /// Processor time, in hundredths of a processor of the host; all that `cores` can use when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_percent: Option<u32>,
+    /// Processors of the host that it runs on, such as `0-3,8`; any when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpulist: Option<String>,
+    /// Memory in MiB that it keeps when its host runs short and takes the rest back; all of it when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<u32>,
 }
 
 impl Default for Resources {
@@ -121,6 +130,9 @@ impl Default for Resources {
         Self {
             cores: 2,
             memory_mb: 2048,
+            cpu_limit_percent: None,
+            cpulist: None,
+            balloon: None,
         }
     }
 }

@@ -35,8 +35,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{BackendError, Result};
 pub use machine::{
-    BackendInfo, Capabilities, CloneSpec, Executed, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp,
-    Storage, Template, Usage,
+    BackendInfo, Capabilities, CloneSpec, Executed, Limits, MacAddress, Machine, NetworkPlace, Nic, Power,
+    PowerOn, Shape, Stamp, Storage, Template, Usage,
 };
 pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 

@@ -1,6 +1,7 @@
 //! Nouns of the back end traits.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
@@ -99,6 +100,32 @@ pub struct Shape {
     pub root_size_gb: Option<u32>,
     /// Its Ethernet address.
     pub mac: MacAddress,
+    /// How much of its host it may take.
+    pub limits: Limits,
+    /// Where it is on its network. For guests that are set up by cloud-init: a runner has it from its seed.
+    pub place: Option<NetworkPlace>,
+}
+
+/// Bounds on what a machine takes of its host. A back end that cannot keep one refuses the shape.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Processor time, in hundredths of a processor of the host.
+    pub cpu_percent: Option<u32>,
+    /// Processors of the host that it runs on, such as `0-3,8`.
+    pub processors: Option<String>,
+    /// Memory in MiB that the host leaves it when it takes some back.
+    pub balloon_mb: Option<u32>,
+}
+
+/// A machine's address, and who answers there for the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkPlace {
+    /// Its own address.
+    pub address: Ipv4Addr,
+    /// Length of its network's prefix.
+    pub prefix: u8,
+    /// Router and resolver.
+    pub gateway: Ipv4Addr,
 }
 
 /// The machine's cable, made and sealed before power-on.

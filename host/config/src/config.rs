@@ -280,16 +280,20 @@ impl Config {
     }
 
     fn contradiction(&self, loaded: &LoadedProfile) -> Option<Fault> {
-        let bridge = loaded
-            .profile
+        let profile = &loaded.profile;
+        let other_bridge = profile
             .network
             .bridge
             .as_ref()
-            .filter(|bridge| **bridge != self.bridge)?;
-        let message = format!(
-            "profile `{}` wants bridge `{bridge}`, and sandboxes are only ever put on `{}`; leave `network.bridge` out",
-            loaded.profile.name, self.bridge
-        );
+            .filter(|bridge| **bridge != self.bridge);
+        let reason = match other_bridge {
+            Some(bridge) => format!(
+                "wants bridge `{bridge}`, and sandboxes are only ever put on `{}`; leave `network.bridge` out",
+                self.bridge
+            ),
+            None => crate::resources::unenforced(&profile.resources, self.backend)?,
+        };
+        let message = format!("profile `{}`: {reason}", profile.name);
         let place = Place {
             line: loaded.line,
             column: loaded.column,

@@ -22,6 +22,7 @@ mod proxmox;
 mod raw;
 mod refused;
 mod reload;
+mod resources;
 mod yaml;
 
 pub use config::{

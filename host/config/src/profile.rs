@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use agentlab_api::{AGENTS, ChannelKind, InnerSandbox, NetworkMode, Profile};
 
 use crate::yaml::{self, Document, Node, Place, Read};
-use crate::{ConfigError, Fault, file, refused};
+use crate::{ConfigError, Fault, file, refused, resources};
 
 /// A profile and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,19 +174,11 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
         }
     };
     let Profile {
-        resources,
         storage,
         behavior,
         artifacts,
         ..
     } = profile;
-    between(&["resources", "cores"], u64::from(resources.cores), 1, 128);
-    between(
-        &["resources", "memory_mb"],
-        u64::from(resources.memory_mb),
-        256,
-        4 << 20,
-    );
     if let Some(size) = storage.root_size_gb {
         between(&["storage", "root_size_gb"], u64::from(size), 1, 65_536);
     }
@@ -220,6 +212,7 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
         1,
         1_000_000,
     );
+    faults.extend(resources::faults(profile));
     faults.extend(agent_faults(profile));
     faults.extend(push_faults(profile));
     faults.extend(secrets_faults(profile));

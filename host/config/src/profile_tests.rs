@@ -150,7 +150,10 @@ fn an_allowlist_is_read_entry_by_entry_and_what_is_wrong_is_named_where_it_stand
 fn documented_keys_that_nothing_enforces_are_refused_by_name() {
     for (block, key) in [
         ("storage:\n  workspace: attach\n", "storage.workspace"),
-        ("resources:\n  cpulist: 0-3\n", "resources.cpulist"),
+        (
+            "resources:\n  cpu_over_commit: 2.0\n",
+            "resources.cpu_over_commit",
+        ),
         (
             "behavior:\n  idle_stop_minutes_default: 15\n",
             "behavior.idle_stop_minutes_default",

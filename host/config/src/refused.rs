@@ -29,17 +29,15 @@ const PROFILE: &[(&str, &str)] = &[
         "network.tailscale",
         "sandboxes do not join a tailnet in this build",
     ),
-    ("resources.cpulist", "processors are not pinned by this build"),
     (
         "resources.cpu_over_commit",
-        "processors are not over-committed by this build",
+        "processor time is bounded by `resources.cpu_limit_percent`",
     ),
     (
         "resources.mem_over_commit",
         "memory is not over-committed by this build",
     ),
     ("resources.allow_burst", "there is no resource pool in this build"),
-    ("resources.balloon", "memory is not ballooned by this build"),
     ("storage.scsihw", "the disk controller is the back end's choice"),
     ("storage.workspace", "workspaces are not supported by this build"),
     (

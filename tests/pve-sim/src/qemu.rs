@@ -15,7 +15,7 @@ use std::time::Duration;
 use agentlab_api::{SandboxId, Vmid};
 use agentlab_backend::qemu::{Qemu, QemuOptions};
 use agentlab_backend::{
-    Backend, CloneSpec, MacAddress, Machines as _, Nic, PowerOn, Seeds as _, Shape, Stamp,
+    Backend, CloneSpec, Limits, MacAddress, Machines as _, Nic, PowerOn, Seeds as _, Shape, Stamp,
 };
 use agentlab_netpolicy::{IfName, create_tap};
 use anyhow::{Context as _, Result, ensure};
@@ -170,6 +170,8 @@ impl Booter {
             memory_mb: number("memory", 512),
             root_size_gb: None,
             mac: mac(machine.mac().context("It has no NIC")?)?,
+            limits: Limits::default(),
+            place: None,
         };
         self.qemu.configure(vmid, &stamp, &shape).await?;
         match machine

@@ -1,49 +1,18 @@
 //! Clones. An answer, yes or no, does not say whose a machine is: several may have asked for one number, and all of them
 //! were told yes. Only its description says so, which stands there from its first moment.
 
-use super::change::{Change, Read, Values, pair};
+use super::change::{Change, Read, pair};
 use super::machines::Attempt;
 use super::record::{Label, Record};
 use super::view::Found;
 use super::{CloneMode, Fields, Kind, Pve, Refusal, Trouble, Wire, being_made};
-use crate::{BackendError, CloneSpec, Machine, TaskId};
+use crate::{BackendError, CloneSpec, Machine, Power, TaskId};
 
 use agentlab_api::Vmid;
 
-/// On every machine of ours, for people who look at PVE's interface. It proves nothing.
-const TAG: &str = "agentlab";
-
 impl<W: Wire> Pve<W> {
-    /// Puts right what a clone inherits and must not keep. Only for what is proven ours.
-    async fn settle(&self, record: &Record, label: &Label) -> Attempt<()> {
-        let found_uuid = record.smbios().uuid().map(str::to_owned);
-        let is_noted = label.uuid.is_some() || found_uuid.is_none();
-        if is_noted && !record.is_protected() && !record.flag("onboot") {
-            return Ok(());
-        }
-        let label = Label {
-            uuid: found_uuid,
-            ..label.clone()
-        };
-        let mut values: Values = vec![
-            pair("description", label.replace_in(&record.description())),
-            pair("protection", 0),
-            pair("onboot", 0),
-            pair("tags", TAG),
-        ];
-        match self.set(record, values.clone()).await {
-            // An administrator may have reserved all tags; ours is for show only.
-            Err(refusal) if is_about_tags(&refusal) => {
-                tracing::warn!(vmid = %record.vmid, %refusal, "machine gets no tag");
-                values.retain(|(key, _)| key != "tags");
-                Ok(self.set(record, values).await?)
-            }
-            done => Ok(done?),
-        }
-    }
-
-    /// The machine of this spec, put right, if it is there.
-    async fn made_already(&self, spec: &CloneSpec) -> Attempt<Option<Machine>> {
+    /// The machine of this spec, if it is there.
+    async fn made_already(&self, spec: &CloneSpec) -> Attempt<Option<Record>> {
         let taken = |reason: String| -> Trouble {
             BackendError::Conflict {
                 vmid: spec.vmid,
@@ -78,15 +47,8 @@ impl<W: Wire> Pve<W> {
             )),
             Some(label) => {
                 self.begun().remove(&spec.vmid);
-                self.settle(&record, &label).await?;
-                let power = self.power(&record).await?;
-                self.view.note(spec.vmid, &spec.name, Some(label.stamp.clone()));
-                Ok(Some(Machine {
-                    vmid: spec.vmid,
-                    name: record.name(),
-                    power,
-                    stamp: Some(label.stamp),
-                }))
+                self.view.note(spec.vmid, &spec.name, Some(label.stamp));
+                Ok(Some(*record))
             }
         }
     }
@@ -162,31 +124,47 @@ impl<W: Wire> Pve<W> {
     }
 
     pub(super) async fn clone_once(&self, spec: &CloneSpec) -> Attempt<Machine> {
-        if let Some(machine) = self.made_already(spec).await? {
-            return Ok(machine);
+        let machine = |power| Machine {
+            vmid: spec.vmid,
+            name: spec.name.clone(),
+            power,
+            stamp: Some(spec.stamp.clone()),
+        };
+        let free = Read::is_free(spec.vmid);
+        let (free, template) = tokio::join!(self.wire.read(&free), self.template(spec.template));
+        if free.is_err()
+            && let Some(record) = self.made_already(spec).await?
+        {
+            return Ok(machine(self.power(&record).await?));
         }
-        let template = self.template(spec.template).await?;
+        let refusal = self.make_somehow(spec, &template?).await.err();
+        self.view.forget(spec.vmid);
+        // Neither a yes nor a no proves whose the machine is: only its description does.
+        match (self.made_already(spec).await, refusal) {
+            // A clone is made stopped, and nobody else may start it.
+            (Ok(Some(_)), None) => Ok(machine(Power::Stopped)),
+            (Ok(Some(record)), Some(_)) => Ok(machine(self.power(&record).await?)),
+            (_, Some(refusal)) if refusal.is_open() => Err(refusal.into()),
+            (Err(trouble), _) => Err(trouble),
+            (Ok(None), Some(refusal)) => Err(refusal.into()),
+            (Ok(None), None) => Err(Refusal::unknown("its task ended well, and it is not there").into()),
+        }
+    }
+
+    /// When the template's storage has a turn, linked or full as it can.
+    async fn make_somehow(&self, spec: &CloneSpec, template: &Record) -> std::result::Result<(), Refusal> {
         let storage = template.root_disk().map(|disk| disk.storage().to_owned());
         let turns = self.storage_turns(&storage.unwrap_or_default());
         // Never closed.
         let _turn = turns.acquire().await;
         let mut answer = Err(Refusal::new(Kind::Other, "no way to clone is configured"));
         for full in self.fullness() {
-            answer = self.make(spec, &template, *full).await;
+            answer = self.make(spec, template, *full).await;
             if !matches!(&answer, Err(refusal) if refusal.kind == Kind::NoLinkedClone) {
                 break;
             }
         }
-        self.view.forget(spec.vmid);
-        let refusal = answer.err();
-        // Neither a yes nor a no proves whose the machine is: only its description does.
-        match (self.made_already(spec).await, refusal) {
-            (Ok(Some(machine)), _) => Ok(machine),
-            (_, Some(refusal)) if refusal.is_open() => Err(refusal.into()),
-            (Err(trouble), _) => Err(trouble),
-            (Ok(None), Some(refusal)) => Err(refusal.into()),
-            (Ok(None), None) => Err(Refusal::unknown("its task ended well, and it is not there").into()),
-        }
+        answer
     }
 
     async fn make(
@@ -227,11 +205,4 @@ impl<W: Wire> Pve<W> {
         }
         answer.map(drop)
     }
-}
-
-fn is_about_tags(refusal: &Refusal) -> bool {
-    if let Kind::Invalid(errors) = &refusal.kind {
-        return errors.iter().any(|(key, _)| key == "tags");
-    }
-    matches!(&refusal.kind, Kind::Permission(Some((_, needs))) if needs.contains("tag"))
 }

@@ -6,84 +6,23 @@ use agentlab_api::Vmid;
 use async_trait::async_trait;
 use tokio::time::sleep;
 
-use super::change::{Change, PowerWord, Read, Values, pair};
-use super::record::{Label, Record, net0};
+use super::change::{Change, PowerWord, Read, pair};
+use super::record::Record;
+use super::shape::stands_where_it_should;
 use super::view::Found;
 use super::{Fields, Kind, Pve, Refusal, Trouble, Wire, refused, with_jitter};
 use crate::{
     BackendError, CloneSpec, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
 };
 
-const GIB: u64 = 1 << 30;
+pub(super) const GIB: u64 = 1 << 30;
 pub(super) type Attempt<T> = std::result::Result<T, Trouble>;
 
 impl<W: Wire> Pve<W> {
-    async fn configure_once(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Attempt<()> {
-        const ACTION: &str = "configure";
-        let record = self.ours(ACTION, vmid, stamp).await?;
-        let root = record
-            .root_disk()
-            .ok_or_else(|| refused(ACTION, vmid, "it has no disk that it boots from"))?;
-        let wanted_bytes = shape.root_size_gb.map(|gb| u64::from(gb) * GIB);
-        if let (Some(wanted), Some(has)) = (wanted_bytes, root.bytes)
-            && wanted < has
-        {
-            return Err(BackendError::Refused {
-                action: ACTION,
-                vmid,
-                reason: format!(
-                    "its disk has {} MiB and cannot shrink to {} MiB",
-                    has.div_ceil(1 << 20),
-                    wanted >> 20
-                ),
-                hint: Some(format!("ask for {} GiB or more", has.div_ceil(GIB))),
-            }
-            .into());
-        }
-        let grows = wanted_bytes.is_some_and(|wanted| root.bytes.is_none_or(|has| wanted > has));
-        let has_shape = has_shape(&record, shape, &self.options.bridge);
-        if has_shape && !grows {
-            return Ok(());
-        }
-        if self.power(&record).await? != Power::Stopped {
-            return Err(refused(ACTION, vmid, "it is running").into());
-        }
-        if !has_shape {
-            self.shape(&record, shape).await?;
-        }
-        if let (true, Some(gb)) = (grows, shape.root_size_gb) {
-            let change = Change::Resize {
-                vmid,
-                disk: root.slot,
-                size: format!("{gb}G"),
-            };
-            self.change(&record.node, change).await?;
-        }
-        Ok(())
-    }
-
-    async fn shape(&self, record: &Record, shape: &Shape) -> Attempt<()> {
-        let mut values = shape_values(record, shape, &self.options.bridge);
-        // Two tenants' memory is never merged. Versions before 9 have no word for it.
-        if self.version().await?.major >= 9 {
-            values.push(pair("allow-ksm", 0));
-        }
-        match self.set(record, values.clone()).await {
-            Err(Refusal {
-                kind: Kind::Invalid(errors),
-                ..
-            }) if errors.iter().all(|(key, _)| key == "allow-ksm") => {
-                values.retain(|(key, _)| key != "allow-ksm");
-                Ok(self.set(record, values).await?)
-            }
-            done => Ok(done?),
-        }
-    }
-
     async fn power_on_once(&self, vmid: Vmid, stamp: &Stamp) -> Attempt<()> {
         const ACTION: &str = "power on";
-        let record = self.ours(ACTION, vmid, stamp).await?;
-        match self.power(&record).await? {
+        let (record, power) = self.ours_with_power(ACTION, vmid, stamp).await?;
+        match power {
             Power::Running => return Ok(()),
             Power::Suspended => return Err(refused(ACTION, vmid, "it is suspended").into()),
             Power::Stopped => {}
@@ -160,8 +99,8 @@ impl<W: Wire> Pve<W> {
             PowerWord::Suspend => ("suspend", Power::Suspended),
             PowerWord::Resume | PowerWord::Start | PowerWord::Stop => ("resume", Power::Running),
         };
-        let record = self.ours(action, vmid, stamp).await?;
-        match self.power(&record).await? {
+        let (record, power) = self.ours_with_power(action, vmid, stamp).await?;
+        match power {
             Power::Stopped => Err(refused(action, vmid, "it is not running").into()),
             power if power == wanted => Ok(()),
             Power::Running | Power::Suspended => self.switch(&record, to, wanted).await,
@@ -208,76 +147,6 @@ fn runner_version(description: &str) -> Option<String> {
         .find_map(|line| line.trim().strip_prefix("agentlab-runner:"))?
         .trim();
     (!version.is_empty()).then(|| version.to_owned())
-}
-
-/// Whether a configuration is what a shape asks for already, the disk aside.
-fn has_shape(record: &Record, shape: &Shape, bridge: &str) -> bool {
-    let mac = shape.mac.to_string();
-    let is_labelled = record
-        .label()
-        .and_then(|label| label.mac)
-        .is_some_and(|noted| noted.eq_ignore_ascii_case(&mac));
-    is_labelled
-        && record.number("cores").unwrap_or(1) == u64::from(shape.cores)
-        && record.number("sockets").unwrap_or(1) == 1
-        && record.number("memory") == Some(u64::from(shape.memory_mb))
-        && stands_where_it_should(record, bridge).is_ok()
-}
-
-fn shape_values(record: &Record, shape: &Shape, bridge: &str) -> Values {
-    let mut values = vec![
-        pair("cores", shape.cores),
-        pair("memory", shape.memory_mb),
-        pair("balloon", 0),
-        pair("net0", net0(&shape.mac, bridge)),
-    ];
-    if record.number("sockets").unwrap_or(1) != 1 {
-        values.push(pair("sockets", 1));
-    }
-    if record.has_cloud_init() {
-        // PVE's own default lets the first boot upgrade every package.
-        values.push(pair("ciupgrade", 0));
-    }
-    if let Some(label) = record.label() {
-        let label = Label {
-            mac: Some(shape.mac.to_string().to_uppercase()),
-            ..label
-        };
-        values.push(pair("description", label.replace_in(&record.description())));
-    }
-    let others: Vec<String> = record
-        .nics()
-        .into_iter()
-        .map(|(slot, _)| slot)
-        .filter(|slot| slot != "net0")
-        .collect();
-    if !others.is_empty() {
-        values.push(pair("delete", others.join(",")));
-    }
-    values
-}
-
-/// One NIC, on our bridge, with the address that the policy pins.
-fn stands_where_it_should(record: &Record, bridge: &str) -> std::result::Result<(), String> {
-    let mac = record.label().and_then(|label| label.mac);
-    let mac = mac.ok_or("it was never configured")?;
-    let nics = record.nics();
-    let [(slot, net)] = nics.as_slice() else {
-        return Err(format!("it has {} NICs, and must have one", nics.len()));
-    };
-    let is_pinned = net
-        .mac
-        .as_ref()
-        .is_some_and(|found| found.eq_ignore_ascii_case(&mac));
-    if slot != "net0" || !is_pinned {
-        return Err(format!("its NIC is not the one it was configured with, {mac}"));
-    }
-    match &net.bridge {
-        Some(found) if found == bridge && !net.firewall => Ok(()),
-        Some(found) if found == bridge => Err("its NIC is behind a bridge of PVE's own firewall".to_owned()),
-        Some(found) => Err(format!("its NIC is on bridge {found}, and must be on {bridge}")),
-        None => Err(format!("its NIC is on no bridge, and must be on {bridge}")),
-    }
 }
 
 #[async_trait]

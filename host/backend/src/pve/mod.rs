@@ -24,6 +24,7 @@ mod options;
 mod record;
 mod refusal;
 mod seeds;
+mod shape;
 mod smbios;
 mod snapshots;
 mod view;
@@ -42,8 +43,8 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    Backend, BackendError, BackendInfo, BegunTask, ByteStream, Capabilities, Channels, Machine, Result,
-    Stamp, TaskEnd, TaskId, TaskLedger, Tasks,
+    Backend, BackendError, BackendInfo, BegunTask, ByteStream, Capabilities, Channels, Machine, Power,
+    Result, Stamp, TaskEnd, TaskId, TaskLedger, Tasks,
 };
 
 pub(crate) use answer::Fields;
@@ -293,6 +294,25 @@ impl<W: Wire> Pve<W> {
                 }
             },
         }
+    }
+
+    /// The machine, if its stamp is this one, and whether it runs. Both are asked at once: a node takes its time to answer.
+    async fn ours_with_power(
+        &self,
+        action: &'static str,
+        vmid: Vmid,
+        stamp: &Stamp,
+    ) -> std::result::Result<(Record, Power), Trouble> {
+        let node = self.node().await?;
+        let status = Read::status(node, vmid);
+        let (record, status) = tokio::join!(self.ours(action, vmid, stamp), self.wire.read(&status));
+        let record = record?;
+        let power = if record.node == node {
+            view::power_in(status?)?
+        } else {
+            self.power(&record).await?
+        };
+        Ok((record, power))
     }
 
     async fn ours(

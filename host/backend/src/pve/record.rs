@@ -268,8 +268,8 @@ impl Record {
         self.fields.number(key)
     }
 
-    pub(crate) fn flag(&self, key: &str) -> bool {
-        self.fields.flag(key)
+    pub(crate) fn fraction(&self, key: &str) -> Option<f64> {
+        self.fields.fraction(key)
     }
 
     /// Whether it has a cloud-init drive.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use agentlab_api::Vmid;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Fields, Kind, Pve, Read, Record, Refusal, Wire};
@@ -120,33 +121,26 @@ impl<W: Wire> Pve<W> {
     }
 
     pub(super) async fn power(&self, record: &Record) -> std::result::Result<Power, Refusal> {
-        let answer = self.wire.read(&Read::status(&record.node, record.vmid)).await?;
-        let status = Fields::of(answer).unwrap_or_default();
-        match status.text("status").as_deref() {
-            Some("stopped") => Ok(Power::Stopped),
-            Some("running") => Ok(match status.text("qmpstatus").as_deref() {
-                Some("paused" | "suspended") => Power::Suspended,
-                _ => Power::Running,
-            }),
-            other => Err(Refusal::unknown(format!(
-                "the answer says of its status `{}`",
-                other.unwrap_or("nothing")
-            ))),
-        }
+        power_in(self.wire.read(&Read::status(&record.node, record.vmid)).await?)
     }
 
     /// The machine as the traits show it.
     pub(super) async fn describe(&self, action: &'static str, vmid: Vmid) -> Result<Option<Machine>> {
-        let record = match self.find(action, vmid).await? {
+        let node = self.node().await?;
+        let status = Read::status(node, vmid);
+        let (found, status) = tokio::join!(self.find(action, vmid), self.wire.read(&status));
+        let record = match found? {
             Found::Nothing => return Ok(None),
             Found::Hidden(_) | Found::Container => return Ok(Some(unreadable(vmid))),
             Found::Here(record) => record,
         };
-        let power = match self.power(&record).await {
-            Ok(power) => power,
-            // It went between the questions; the next look says so.
-            Err(refusal) => return Err(refusal.into_error(self.wire.kind(), action, vmid)),
+        let power = if record.node == node {
+            status.and_then(power_in)
+        } else {
+            self.power(&record).await
         };
+        // It may have gone between the questions; the next look says so.
+        let power = power.map_err(|refusal| refusal.into_error(self.wire.kind(), action, vmid))?;
         let stamp = record.label().map(|label| label.stamp);
         if !record.is_being_made() {
             self.view.note(vmid, &record.name(), stamp.clone());
@@ -278,6 +272,22 @@ impl<W: Wire> Pve<W> {
             });
         }
         Ok(machines)
+    }
+}
+
+/// What `status/current` says.
+pub(super) fn power_in(answer: Value) -> std::result::Result<Power, Refusal> {
+    let status = Fields::of(answer).unwrap_or_default();
+    match status.text("status").as_deref() {
+        Some("stopped") => Ok(Power::Stopped),
+        Some("running") => Ok(match status.text("qmpstatus").as_deref() {
+            Some("paused" | "suspended") => Power::Suspended,
+            _ => Power::Running,
+        }),
+        other => Err(Refusal::unknown(format!(
+            "the answer says of its status `{}`",
+            other.unwrap_or("nothing")
+        ))),
     }
 }
 

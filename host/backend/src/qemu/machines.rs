@@ -17,7 +17,7 @@ use super::record::{Found, MachineDir, Record, ShapeRecord, storage};
 use super::template::StoredTemplate;
 use super::{Qemu, blocking, unreachable};
 use crate::{
-    BackendError, CloneSpec, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
+    BackendError, CloneSpec, Limits, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
 };
 
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
@@ -300,6 +300,10 @@ impl Machines for Qemu {
         let mut machine = self.ours(vmid, stamp).await?;
         if shape.cores == 0 || shape.cores > MAX_CORES || shape.memory_mb < MIN_MEMORY_MB {
             let reason = format!("{} cores and {} MiB cannot be had", shape.cores, shape.memory_mb);
+            return Err(refused("configure", vmid, reason));
+        }
+        if shape.limits != Limits::default() {
+            let reason = "bounds on processor time, processors and ballooned memory are not kept here";
             return Err(refused("configure", vmid, reason));
         }
         let is_running = self.find_process(&machine).await?.is_some();

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use agentlab_api::{ChannelKind, SandboxId, Vmid};
-use agentlab_backend::{Backend, BackendError, CloneSpec, MacAddress, Machine, Power, PowerOn, Shape, Stamp};
+use agentlab_backend::{
+    Backend, BackendError, CloneSpec, Limits, MacAddress, Machine, Power, PowerOn, Shape, Stamp,
+};
 use async_trait::async_trait;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -55,6 +57,8 @@ pub(crate) fn shape() -> Shape {
         memory_mb: 64,
         root_size_gb: None,
         mac: MacAddress([2, 0, 0, 0, 3, 232]),
+        limits: Limits::default(),
+        place: None,
     }
 }
 

@@ -23,7 +23,7 @@ mod lab {
 
     use agentlab_api::{SandboxId, Vmid};
     use agentlab_backend::proxmox::{ApiToken, ProxmoxSettings, Trust, connect};
-    use agentlab_backend::{Backend, CloneSpec, MacAddress, PveOptions, Shape, Stamp};
+    use agentlab_backend::{Backend, CloneSpec, Limits, MacAddress, PveOptions, Shape, Stamp};
     use agentlab_protocol::secret::SecretText;
 
     use crate::server::Server;
@@ -81,6 +81,8 @@ mod lab {
             memory_mb: 64,
             root_size_gb: None,
             mac: MacAddress([2, 0xa1, 0, 0, 3, 232]),
+            limits: Limits::default(),
+            place: None,
         }
     }
 }

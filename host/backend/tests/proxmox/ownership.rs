@@ -46,12 +46,11 @@ async fn a_clone_keeps_nothing_of_its_template_that_would_outlive_it_or_reach_an
         let node = setup.in_process().listen("127.0.0.1:0").await.unwrap();
         let backend = backend(&node);
         backend.clone_template(&spec()).await.unwrap();
+        backend.configure(vmid(1000), &stamp(), &shape()).await.unwrap();
         let made = config(&node, 1000);
         assert_eq!(made.get("protection").map(String::as_str), Some("0"));
         assert_eq!(made.get("onboot").map(String::as_str), Some("0"));
         assert_eq!(made.get("tags").map(String::as_str), Some("agentlab"));
-        backend.configure(vmid(1000), &stamp(), &shape()).await.unwrap();
-        let made = config(&node, 1000);
         assert_eq!(made["net0"], "virtio=02:A1:00:00:03:E8,bridge=vmbr1,firewall=0");
         assert_eq!(made.get("net1"), None);
         assert_eq!(made["balloon"], "0");

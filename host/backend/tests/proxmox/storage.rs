@@ -67,6 +67,7 @@ async fn a_volume_is_attached_to_one_machine_at_a_time_and_outlives_it() {
     other.stamp.nonce = "fedcba9876543210".repeat(2);
     for spec in [&spec(), &other] {
         backend.clone_template(spec).await.unwrap();
+        backend.configure(spec.vmid, &spec.stamp, &shape()).await.unwrap();
     }
     let volume = backend.create_volume("work-1", 1).await.unwrap();
     assert_eq!(backend.create_volume("work-1", 1).await.unwrap(), volume);

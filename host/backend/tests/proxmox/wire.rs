@@ -8,7 +8,7 @@ use agentlab_backend::BackendError;
 use agentlab_backend::proxmox::{Fingerprint, Trust, connect};
 use serde_json::json;
 
-use crate::lab::{SECRET, backend, settings, spec, vmid};
+use crate::lab::{SECRET, backend, settings, shape, spec, stamp, vmid};
 use crate::server::{Reply, Seen, Server};
 
 fn version() -> Reply {
@@ -98,7 +98,7 @@ async fn a_connection_is_used_again_and_one_that_the_server_closed_costs_nothing
     .await;
     let backend = backend(&server);
     for _ in 0..3 {
-        assert_eq!(backend.inspect(vmid(1000)).await.unwrap(), None);
+        assert!(!backend.has_seed(vmid(1000)).await.unwrap());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let seen = server.seen();
@@ -200,6 +200,7 @@ fn node(machine: Arc<Mutex<Option<String>>>, clone: Reply) -> impl Fn(&Seen) -> 
     move |seen: &Seen| {
         let path = seen.target.split('?').next().unwrap_or_default();
         match (seen.method.as_str(), path) {
+            ("GET", "/version") => version(),
             ("GET", "/nodes/pve8/qemu/9000/config") => Reply::data(json!({
                 "template": 1, "name": "tmpl", "scsi0": "local:9000/base-9000-disk-0.qcow2,size=200M", "boot": "order=scsi0"
             })),
@@ -207,7 +208,7 @@ fn node(machine: Arc<Mutex<Option<String>>>, clone: Reply) -> impl Fn(&Seen) -> 
             ("GET", "/nodes/pve8/qemu/1000/config") => match machine.lock().unwrap().as_ref() {
                 Some(description) => Reply::data(json!({
                     "name": "sandbox-1000", "description": description, "digest": "d",
-                    "smbios1": "uuid=7d2ab580-26da-44b3-8f0d-0395a2723def",
+                    "smbios1": "uuid=7d2ab580-26da-44b3-8f0d-0395a2723def", "scsi0": "local:1000/vm-1000-disk-0.qcow2,size=200M",
                 })),
                 None => Reply::refusal(
                     500,
@@ -265,9 +266,11 @@ async fn a_200_whose_task_failed_proves_nothing_and_the_description_decides() {
         script(seen)
     })
     .await;
-    let made = backend(&server).clone_template(&spec()).await.unwrap();
+    let backend = backend(&server);
+    let made = backend.clone_template(&spec()).await.unwrap();
     assert_eq!(made.stamp, Some(spec().stamp));
-    // What it inherited was put right, with its uuid noted, and only after its stamp was read.
+    backend.configure(vmid(1000), &stamp(), &shape()).await.unwrap();
+    // What it inherited is put right, with its uuid noted, in one call and only after its stamp was read.
     assert_eq!(
         server.changes(),
         [
@@ -289,7 +292,7 @@ async fn a_200_whose_task_failed_proves_nothing_and_the_description_decides() {
         body["description"]
             .as_str()
             .unwrap()
-            .ends_with("uuid=7d2ab580-26da-44b3-8f0d-0395a2723def")
+            .ends_with("uuid=7d2ab580-26da-44b3-8f0d-0395a2723def mac=02:A1:00:00:03:E8")
     );
 }
 

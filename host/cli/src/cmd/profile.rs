@@ -147,6 +147,15 @@ fn fields(profile: &Profile) -> String {
         .add("cores", resources.cores)
         .add("memory", format!("{} MiB", resources.memory_mb))
         .add_some(
+            "processor time",
+            resources.cpu_limit_percent.map(|percent| format!("{percent} %")),
+        )
+        .add_some("processors", resources.cpulist.as_ref())
+        .add_some(
+            "memory kept",
+            resources.balloon.map(|least| format!("{least} MiB")),
+        )
+        .add_some(
             "root disk",
             storage.root_size_gb.map(|size| format!("{size} GiB")),
         )

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_api::{ChannelKind, ErrorCode, Failure, Vmid};
-use agentlab_backend::{BackendError, CloneSpec, MacAddress, Machine, Nic, Power, PowerOn, Shape, Stamp};
+use agentlab_backend::{
+    BackendError, CloneSpec, Limits, MacAddress, Machine, NetworkPlace, Nic, Power, PowerOn, Shape, Stamp,
+};
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::{Seed, SeedChannel};
 use agentlab_store::{SandboxRecord, Write};
@@ -231,12 +233,7 @@ async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, St
             shared.backend.clone_template(&spec).await?;
         }
         Step::Configure => {
-            let shape = Shape {
-                cores: record.profile.resources.cores,
-                memory_mb: record.profile.resources.memory_mb,
-                root_size_gb: record.profile.storage.root_size_gb,
-                mac: MacAddress(record.mac),
-            };
+            let shape = shape(shared, record);
             shared.backend.configure(record.vmid, &stamp, &shape).await?;
         }
         // Profiles name no workspace, so there is none to attach; the step has its place in the journal all the same.
@@ -292,6 +289,26 @@ async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), S
 
 fn seed(shared: &Shared, record: &SandboxRecord, token: Secret32) -> Seed {
     let settings = &shared.settings;
+fn shape(shared: &Shared, record: &SandboxRecord) -> Shape {
+    let resources = &record.profile.resources;
+    Shape {
+        cores: resources.cores,
+        memory_mb: resources.memory_mb,
+        root_size_gb: record.profile.storage.root_size_gb,
+        mac: MacAddress(record.mac),
+        limits: Limits {
+            cpu_percent: resources.cpu_limit_percent,
+            processors: resources.cpulist.clone(),
+            balloon_mb: resources.balloon,
+        },
+        place: Some(NetworkPlace {
+            address: record.address,
+            prefix: shared.settings.subnet.1,
+            gateway: shared.settings.gateway,
+        }),
+    }
+}
+
     let channels = shared
         .channels_of(&record.profile)
         .into_iter()
