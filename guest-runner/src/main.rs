@@ -76,7 +76,7 @@ async fn work(seed: &Seed, arguments: &Arguments) -> anyhow::Result<Infallible> 
         match answer.order.clone() {
             Order::Hold => Ok(hold(&link, &answer, &layout).await?),
             Order::Job(order) => {
-                let outcome = job::run(order, &answer, link.clone(), layout).await;
+                let outcome = job::run(*order, &answer, link.clone(), layout).await;
                 if let Err(error) = outcome.delivered {
                     say(format_args!("report was not delivered: {error}"));
                 }

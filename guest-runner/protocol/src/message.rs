@@ -79,7 +79,7 @@ pub struct RedeemAnswer {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
     /// Run one job and report.
-    Job(JobOrder),
+    Job(Box<JobOrder>),
     /// Heartbeats only, until told otherwise.
     Hold,
 }

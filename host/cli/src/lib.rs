@@ -5,7 +5,7 @@
 //!                                │  ├──► follow/  a job's events and output as one live view
 //!                                │  ├──► git/     bundles out of and into repositories, never running what is in them
 //!                                │  ├──► init/, doctor/  a Proxmox VE node or a host made ready, and looked at
-//!                                │  ├──► landing.rs  what guests made, into a directory of the operator's
+//!                                │  ├──► landing.rs, tree/  what guests made, into a directory of the operator's; and back
 //!                                │  └──► printer.rs, terminal.rs (guests choose bytes; terminals obey bytes)
 //!                                └──► error.rs ──► exit.rs
 //! ```
@@ -23,6 +23,7 @@ mod output;
 mod printer;
 mod secret_input;
 mod terminal;
+mod tree;
 
 use std::cell::RefCell;
 

@@ -175,7 +175,7 @@ fn hint_of(code: ErrorCode) -> Option<String> {
     } else if code == ErrorCode::GuestDiskFull {
         "give the profile a larger `storage.root_size_gb`"
     } else if code == ErrorCode::PushRefused {
-        "the commits are here all the same: `agentlab job apply`"
+        "the commits are here all the same: `agentlab job apply --force`"
     } else {
         return None;
     };

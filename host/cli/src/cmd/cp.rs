@@ -1,6 +1,4 @@
-//! `agentlab cp`: one file into a sandbox, or out of it, through the guest channel.
-//!
-//! Directories are not copied out: unpacking what a guest packed is how files land where nobody meant them to.
+//! `agentlab cp`: one file into a sandbox, or out of it, through the guest channel. Directories are for [`super::cp_tree`].
 
 use std::path::{Path, PathBuf};
 
@@ -9,29 +7,42 @@ use agentlab_client::{CommandFrame, CommandOutput};
 use clap::Args;
 use tokio::io::AsyncWriteExt as _;
 
+use super::cp_tree;
 use super::exec::{User, feed, gone};
 use crate::error::CommandError;
+use crate::output::size;
+use crate::terminal::escape;
+use crate::tree::unpack::Tally;
 use crate::{CommandResult, Context, ExitStatus};
 
 /// Puts its input beside the target first, so that nobody sees half a file.
 const RECEIVE: &str = r#"set -eu; if [ -d "$1" ]; then set -- "$1/$2" "$2"; fi; t="$1.agentlab.$$"
 trap 'rm -f -- "$t"' EXIT; cat > "$t"; if [ -n "${3:-}" ]; then chmod "$3" -- "$t"; fi; mv -f -- "$t" "$1""#;
-const SEND: &str = r#"if [ -d "$1" ]; then echo "$1 is a directory" >&2; exit 1; fi; exec cat -- "$1""#;
+const SEND: &str =
+    r#"if [ -d "$1" ]; then echo "$1 is a directory, which takes cp -r" >&2; exit 1; fi; exec cat -- "$1""#;
 
 /// `cp`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "A place in a sandbox is written SANDBOX:PATH; relative paths begin at the repository, or at the home \
-                  directory. For directories: `agentlab exec SANDBOX -- tar -c DIR > dir.tar`."
+                  directory. A directory (-r) arrives whole or not at all, under a name that nothing has yet. What comes \
+                  out of a sandbox brings no device, no link that leads out, nothing that git would obey and no two \
+                  names that differ in case alone: what was left out is said, and the exit code is 1."
 )]
 pub(crate) struct Cp {
     /// From
     source: String,
     /// To
     target: String,
+    /// A directory, with everything in it
+    #[arg(long, short)]
+    recursive: bool,
     /// Who reads or writes it in the guest
     #[arg(long, short, value_enum, default_value_t)]
     user: User,
+    /// Most that a directory may bring out of a sandbox, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 10 << 30, requires = "recursive")]
+    max_bytes: u64,
 }
 
 enum Place<'a> {
@@ -55,6 +66,12 @@ impl<'a> Place<'a> {
 impl Cp {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
         match (Place::parse(&self.source), Place::parse(&self.target)) {
+            (Place::Here(from), Place::Guest { sandbox, path }) if self.recursive => {
+                cp_tree::send(context, from, (sandbox, path), self.user).await
+            }
+            (Place::Guest { sandbox, path }, Place::Here(to)) if self.recursive => {
+                cp_tree::receive(context, (sandbox, path), to, self.user, self.max_bytes).await
+            }
             (Place::Here(from), Place::Guest { sandbox, path }) => {
                 send(context, from, (sandbox, path), self.user).await
             }
@@ -71,7 +88,8 @@ impl Cp {
     }
 }
 
-fn shell(script: &str, arguments: &[&str], user: User) -> CommandRequest {
+/// `script` with these as `$1` and on.
+pub(super) fn shell(script: &str, arguments: &[&str], user: User) -> CommandRequest {
     let words = ["/bin/sh", "-c", script, "sh"];
     CommandRequest {
         words: words
@@ -97,7 +115,7 @@ async fn send(context: &Context, from: &Path, (sandbox, path): (&str, &str), use
     let seen = file.metadata().await.map_err(file_error("Looking at"))?;
     if seen.is_dir() {
         return Err(CommandError::usage(format!("{} is a directory", from.display()))
-            .with_hint("`tar -c DIR | agentlab exec -i SANDBOX -- tar -x` copies one"));
+            .with_hint("`agentlab cp -r` copies it"));
     }
     let name = from.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = name.unwrap_or_else(|| "file".to_owned());
@@ -107,7 +125,7 @@ async fn send(context: &Context, from: &Path, (sandbox, path): (&str, &str), use
     let mut fed = std::pin::pin!(feed(&input, file));
     let mut words = Vec::new();
     let code = {
-        let mut ended = std::pin::pin!(collect(&mut output, None, &mut words));
+        let mut ended = std::pin::pin!(outcome(&mut output, &mut words));
         let mut done = false;
         loop {
             tokio::select! {
@@ -116,7 +134,8 @@ async fn send(context: &Context, from: &Path, (sandbox, path): (&str, &str), use
             }
         }
     };
-    judge(code, &words)
+    judge(code, &words)?;
+    tell(context, &format!("{sandbox}:{path}"), seen.len())
 }
 
 #[cfg(unix)]
@@ -149,12 +168,33 @@ async fn receive(context: &Context, (sandbox, path): (&str, &str), to: &Path, us
     let mut words = Vec::new();
     let code = collect(&mut output, Some(&mut copy), &mut words).await?;
     copy.flush().await.map_err(file_error("Writing"))?;
-    if code == 0 {
-        temporary
-            .persist(&target)
-            .map_err(|error| file_error("Writing")(error.error))?;
+    judge(code, &words)?;
+    let seen = copy.metadata().await.map_err(file_error("Looking at"))?;
+    temporary
+        .persist(&target)
+        .map_err(|error| file_error("Writing")(error.error))?;
+    tell(context, &target.display().to_string(), seen.len())
+}
+
+/// What arrived where.
+fn tell(context: &Context, place: &str, bytes: u64) -> CommandResult {
+    if context.printer.json() {
+        let tally = Tally {
+            files: 1,
+            bytes,
+            ..Tally::default()
+        };
+        context.printer.document(&tally)?;
+    } else {
+        let text = format!("{place}  {}", size(bytes));
+        context.printer.line(&escape(&text))?;
     }
-    judge(code, &words)
+    Ok(ExitStatus::Success)
+}
+
+/// The exit code of a copy that prints nothing but words.
+pub(super) async fn outcome(output: &mut CommandOutput, words: &mut Vec<u8>) -> Result<u8, CommandError> {
+    collect(output, None, words).await
 }
 
 /// Takes output and words of a copy to its end; its exit code.
@@ -179,7 +219,8 @@ async fn collect(
     }
 }
 
-fn judge(code: u8, words: &[u8]) -> CommandResult {
+/// What the guest's part of a copy ended with.
+pub(super) fn judge(code: u8, words: &[u8]) -> CommandResult {
     if code == 0 {
         return Ok(ExitStatus::Success);
     }

@@ -1,10 +1,11 @@
 //! `agentlab job artifacts`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agentlab_api::{ArtifactView, JobId};
 use clap::{Args, Subcommand};
 
+use super::job_bundle;
 use crate::error::CommandError;
 use crate::landing::{Landing, Place};
 use crate::output::{Table, ago, cell, size};
@@ -35,9 +36,29 @@ struct Download {
     /// Directory to put them into, made if absent [default: one with the job's id as name]
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Only this one
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Which files; all of them when nothing is said.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct Which {
+    /// Only the one with this path, such as files/report/index.html
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// Only the one whose path ends in this name
     #[arg(long, short, value_name = "NAME")]
     name: Option<String>,
+    /// Only the one that arrived last
+    #[arg(long)]
+    latest: bool,
+    /// Each of them, which is the default
+    #[arg(long)]
+    all: bool,
+    /// All of them as one file, JOB.tar.gz, the same bytes each time [default directory: this one]
+    #[arg(long)]
+    bundle: bool,
 }
 
 impl Artifacts {
@@ -73,19 +94,33 @@ async fn list(context: &Context, job: &JobId) -> CommandResult {
 }
 
 impl Download {
-    async fn run(self, context: &Context) -> CommandResult {
-        let mut artifacts = context.client.artifacts(&self.job).await?;
-        if let Some(name) = &self.name {
-            let names: Vec<String> = artifacts.iter().map(|one| one.name.clone()).collect();
-            artifacts.retain(|one| one.name == *name);
-            if artifacts.is_empty() {
-                let message = format!("{} left no artifact named `{name}`", self.job);
-                return Err(CommandError::NotFound {
-                    message,
-                    hint: Some(format!("it left {}", listed(&names))),
-                });
-            }
+    async fn bundle(self, context: &Context, artifacts: &[ArtifactView]) -> CommandResult {
+        if artifacts.is_empty() {
+            return Err(CommandError::NotFound {
+                message: format!("{} left no artifacts", self.job),
+                hint: None,
+            });
         }
+        let landing = Landing::open(self.out.as_deref().unwrap_or(Path::new(".")))?;
+        let (place, bytes) = job_bundle::download(context, &self.job, artifacts, &landing).await?;
+        let path = landing.shown(&place).display().to_string();
+        if context.printer.json() {
+            let document = serde_json::json!({ "path": path, "size_bytes": bytes, "artifacts": artifacts });
+            context.printer.document(&document)?;
+        } else {
+            context
+                .printer
+                .line(&escape(&format!("{path}  {}", size(bytes))))?;
+        }
+        Ok(ExitStatus::Success)
+    }
+
+    async fn run(self, context: &Context) -> CommandResult {
+        let artifacts = context.client.artifacts(&self.job).await?;
+        if self.which.bundle {
+            return self.bundle(context, &artifacts).await;
+        }
+        let artifacts = chosen(&self.which, artifacts, &self.job)?;
         let out = self.out.unwrap_or_else(|| PathBuf::from(self.job.as_str()));
         let mut fetched = Vec::new();
         // All names before the first byte: one that is refused must not leave half of the others.
@@ -111,6 +146,42 @@ impl Download {
                 .warning(&format!("{} left no artifacts", self.job));
         }
         Ok(ExitStatus::Success)
+    }
+}
+
+/// Those that are asked for.
+fn chosen(
+    which: &Which,
+    artifacts: Vec<ArtifactView>,
+    job: &JobId,
+) -> Result<Vec<ArtifactView>, CommandError> {
+    if which.latest {
+        let latest = artifacts.into_iter().max_by_key(|one| one.created_at);
+        let absent = || CommandError::NotFound {
+            message: format!("{job} left no artifacts"),
+            hint: None,
+        };
+        return Ok(vec![latest.ok_or_else(absent)?]);
+    }
+    let (asked, fits): (&str, fn(&str, &str) -> bool) = match (&which.path, &which.name) {
+        (Some(path), _) => (path, |name, path| name == path),
+        (None, Some(name)) => (name, |whole, name| {
+            whole == name || whole.rsplit('/').next() == Some(name)
+        }),
+        (None, None) => return Ok(artifacts),
+    };
+    let (found, others): (Vec<_>, Vec<_>) = artifacts.into_iter().partition(|one| fits(&one.name, asked));
+    let names = |of: &[ArtifactView]| of.iter().map(|one| one.name.clone()).collect::<Vec<_>>();
+    match found.len() {
+        1 => Ok(found),
+        0 => Err(CommandError::NotFound {
+            message: format!("{job} left no artifact `{asked}`"),
+            hint: Some(format!("it left {}", listed(&names(&others)))),
+        }),
+        _ => Err(
+            CommandError::usage(format!("{job} left several artifacts named `{asked}`"))
+                .with_hint(format!("choose one with --path: {}", listed(&names(&found)))),
+        ),
     }
 }
 

@@ -3,12 +3,14 @@
 mod attach;
 mod completion;
 mod cp;
+mod cp_tree;
 mod doctor;
 mod exec;
 mod init;
 mod job;
 mod job_apply;
 mod job_artifacts;
+mod job_bundle;
 mod job_review;
 mod job_run;
 mod logs;
@@ -39,7 +41,7 @@ pub(crate) enum Command {
     Sandbox(sandbox::SandboxCommand),
     /// Run a command in a sandbox, through its guest channel
     Exec(exec::Exec),
-    /// Copy a file into a sandbox or out of it
+    /// Copy a file or a directory into a sandbox or out of it
     Cp(cp::Cp),
     /// A shell in a sandbox, on this terminal
     Attach(attach::Attach),

@@ -265,7 +265,7 @@ impl Driver {
             order: self
                 .job
                 .as_ref()
-                .map_or(Order::Hold, |job| Order::Job(self.order(job))),
+                .map_or(Order::Hold, |job| Order::Job(Box::new(self.order(job)))),
             git: delivery.git,
             environment: delivery.environment,
             claude_settings: delivery.claude_settings,
