@@ -35,92 +35,86 @@ impl Binding {
     }
 
     /// Its elements in all tables.
-    #[must_use]
-    pub fn elements(&self) -> Elements {
+    pub(crate) fn list(&self) -> Vec<Placed> {
         match self {
             Self::Known(port) => port_elements(port),
             Self::SealedName(name) => name_elements(name),
         }
     }
+
+    /// The same, to be compared with those of others.
+    #[must_use]
+    pub fn elements(&self) -> Elements {
+        Elements(self.list().into_iter().collect())
+    }
 }
 
+/// An element with its table's family and its set.
+pub(crate) type Placed = (Family, &'static str, Element);
+
 /// What every bound port has: without more it is sealed.
-fn name_elements(name: &IfName) -> Elements {
-    let mut elements = Elements::default();
+fn name_elements(name: &IfName) -> Vec<Placed> {
+    // A port has seven at most that no allowlist asks for.
+    let mut list = Vec::with_capacity(7);
     for family in [Family::Bridge, Family::Arp, Family::Inet] {
-        elements.add(family, rules::PORTS, vec![Value::IfName(name.clone())]);
+        let key = [Value::IfName(name.clone())];
+        list.push((family, rules::PORTS, Element::new(key)));
     }
-    elements
+    list
 }
 
 /// Elements of a port that is known.
-pub(crate) fn port_elements(port: &GuestPort) -> Elements {
-    let mut elements = name_elements(&port.name);
+pub(crate) fn port_elements(port: &GuestPort) -> Vec<Placed> {
+    let mut list = name_elements(&port.name);
     let name = || Value::IfName(port.name.clone());
     let address = || Value::Ipv4(port.address);
-    let pin = vec![name(), Value::Ether(port.mac), address()];
+    let pin = Element::new([name(), Value::Ether(port.mac), address()]);
     let Some(chain) = rules::trust_chain(&port.trust) else {
-        elements.add(Family::Bridge, rules::PARKED, pin);
-        return elements;
+        list.push((Family::Bridge, rules::PARKED, pin));
+        return list;
     };
-    elements.add(Family::Bridge, rules::PINS, pin);
-    elements.add(Family::Bridge, rules::ADDRESSES, vec![name(), address()]);
-    elements.lead(Family::Inet, rules::TRUST, vec![address()], chain);
+    let trust = Element::new([address()]).leading_to(chain);
+    list.push((Family::Bridge, rules::PINS, pin));
+    list.push((
+        Family::Bridge,
+        rules::ADDRESSES,
+        Element::new([name(), address()]),
+    ));
+    list.push((Family::Inet, rules::TRUST, trust));
     if port.trust.is_running() {
-        elements.add(Family::Inet, rules::RUNNING, vec![address()]);
+        list.push((Family::Inet, rules::RUNNING, Element::new([address()])));
     }
     if let Trust::Allowlist(destinations) = &port.trust {
-        for destination in destinations {
+        list.extend(destinations.iter().map(|destination| {
             let network = Value::Network(destination.network);
-            match destination.ports {
-                None => elements.add(Family::Inet, rules::ALLOWED, vec![address(), network]),
-                Some(ports) => elements.add(
-                    Family::Inet,
-                    rules::ALLOWED_PORTS,
-                    vec![
-                        address(),
-                        network,
-                        Value::Protocol(ports.protocol),
-                        Value::Ports(ports),
-                    ],
-                ),
-            }
-        }
+            let (set, element) = match destination.ports {
+                None => (rules::ALLOWED, Element::new([address(), network])),
+                Some(ports) => {
+                    let protocol = Value::Protocol(ports.protocol);
+                    let key = [address(), network, protocol, Value::Ports(ports)];
+                    (rules::ALLOWED_PORTS, Element::new(key))
+                }
+            };
+            (Family::Inet, set, element)
+        }));
     }
-    elements
+    list
 }
 
-/// Set elements of one port, or the difference between two of them.
+/// Set elements of ports, or the difference between two of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Elements(BTreeSet<(Family, &'static str, Element)>);
+pub struct Elements(BTreeSet<Placed>);
 
 impl Elements {
-    fn add(&mut self, family: Family, set: &'static str, key: Vec<Value>) {
-        self.0.insert((family, set, Element::new(key)));
-    }
-
-    fn lead(&mut self, family: Family, set: &'static str, key: Vec<Value>, chain: &'static str) {
-        let element = Element {
-            chain: Some(chain),
-            ..Element::new(key)
-        };
-        self.0.insert((family, set, element));
+    /// Those of several.
+    #[cfg(feature = "kernel")]
+    pub(crate) fn of_all<'a>(bindings: impl Iterator<Item = &'a Binding>) -> Self {
+        Self(bindings.flat_map(Binding::list).collect())
     }
 
     #[cfg(feature = "kernel")]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Family, &'static str, Element)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Placed> {
         self.0.iter()
-    }
-
-    pub(crate) fn into_iter(self) -> impl Iterator<Item = (Family, &'static str, Element)> {
-        self.0.into_iter()
-    }
-
-    /// These and those.
-    #[cfg(feature = "kernel")]
-    pub(crate) fn with(mut self, mut other: Self) -> Self {
-        self.0.append(&mut other.0);
-        self
     }
 
     /// What is here and not there.

@@ -6,9 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// A kernel interface name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct IfName(String);
+pub struct IfName([u8; IfName::SIZE]);
 
 /// Why a text is not an interface name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,19 +25,30 @@ impl IfName {
     /// What the agents' bridge is called where nobody says otherwise.
     #[cfg(feature = "kernel")]
     pub(crate) fn usual_bridge() -> Self {
-        Self("vmbr1".to_owned())
+        Self::fixed("vmbr1")
     }
 
     /// What Tailscale calls its interface.
     #[cfg(feature = "kernel")]
     pub(crate) fn usual_tailnet() -> Self {
-        Self("tailscale0".to_owned())
+        Self::fixed("tailscale0")
     }
 
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(Self::SIZE);
+        let text = self.0.get(..end).map(std::str::from_utf8);
+        text.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// A name that is known to be one.
+    fn fixed(text: &str) -> Self {
+        let mut bytes = [0; Self::SIZE];
+        for (place, byte) in bytes.iter_mut().zip(text.bytes()) {
+            *place = byte;
+        }
+        Self(bytes)
     }
 
     /// The other link that the same NIC of a VM may hang on the bridge by: `tap<vmid>i<n>` is the machine's own, and
@@ -48,7 +59,7 @@ impl IfName {
         let (word, rest) = [("tap", 'i', "fwpr", 'p'), ("fwpr", 'p', "tap", 'i')]
             .into_iter()
             .find_map(|(mine, between, theirs, other)| {
-                let (vmid, nic) = self.0.strip_prefix(mine)?.split_once(between)?;
+                let (vmid, nic) = self.as_str().strip_prefix(mine)?.split_once(between)?;
                 (digits(vmid) && digits(nic)).then(|| (theirs, format!("{vmid}{other}{nic}")))
             })?;
         format!("{word}{rest}").parse().ok()
@@ -57,11 +68,7 @@ impl IfName {
     /// The name as the kernel compares it: padded with zeros to [`Self::SIZE`].
     #[must_use]
     pub fn padded(&self) -> [u8; Self::SIZE] {
-        let mut bytes = [0; Self::SIZE];
-        for (place, byte) in bytes.iter_mut().zip(self.0.bytes()) {
-            *place = byte;
-        }
-        bytes
+        self.0
     }
 }
 
@@ -77,7 +84,7 @@ impl FromStr for IfName {
                 .bytes()
                 .all(|byte| byte.is_ascii_graphic() && !b"/:*\"\\".contains(&byte));
         if fits {
-            Ok(Self(text.to_owned()))
+            Ok(Self::fixed(text))
         } else {
             Err(IfNameError(text.to_owned()))
         }
@@ -94,13 +101,19 @@ impl TryFrom<String> for IfName {
 
 impl From<IfName> for String {
     fn from(name: IfName) -> Self {
-        name.0
+        name.as_str().to_owned()
     }
 }
 
 impl fmt::Display for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("IfName").field(&self.as_str()).finish()
     }
 }
 

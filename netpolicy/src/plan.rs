@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use crate::binding::port_elements;
-use crate::ruleset::Ruleset;
+use crate::ruleset::{MOST_PORTS, Ruleset};
 use crate::{Cidr, GuestPort, GuestService, HostPolicy, IfName, Intent, rules};
 
 /// Ranges an agent subnet may lie in: RFC 1918 and the shared space of RFC 6598.
@@ -109,6 +109,14 @@ pub enum PlanError {
         /// The trust level.
         trust: &'static str,
     },
+    /// More ports than the sets have room for.
+    #[error(
+        "{count} ports cannot be bound at once, and {MOST_PORTS} is the most: destroy sandboxes that nobody needs"
+    )]
+    TooManyPorts {
+        /// How many there would be.
+        count: usize,
+    },
     /// More entries than one allowlist may have.
     #[error(
         "Port `{name}` allows {count} networks, and {MOST_DESTINATIONS} is the most: name larger networks, or use trust `nat`"
@@ -138,12 +146,22 @@ pub fn plan(intent: &Intent) -> Result<Ruleset, PlanError> {
     check_host(&intent.host)?;
     let mut seen = Ports::default();
     let mut ruleset = skeleton(&intent.host);
+    check_room(intent.ports.len())?;
     for port in &intent.ports {
         check_port(&intent.host, port)?;
         seen.add(port)?;
-        ruleset.insert(port_elements(port));
     }
+    ruleset.insert(intent.ports.iter().flat_map(port_elements));
     Ok(ruleset)
+}
+
+/// Refuses more ports than the sets have room for.
+pub(crate) fn check_room(count: usize) -> Result<(), PlanError> {
+    if u32::try_from(count).is_ok_and(|count| count <= MOST_PORTS) {
+        Ok(())
+    } else {
+        Err(PlanError::TooManyPorts { count })
+    }
 }
 
 /// The policy without any guest: what is sealed and nothing more.

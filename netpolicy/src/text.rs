@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::ruleset::{
-    Action, Base, BaseKind, Chain, DYNAMIC_SIZE, Direction, Element, EtherType, Family, Field, Hook, Is,
-    LOGGED_BYTES, Lasts, Match, Rule, Ruleset, Selector, Set, Side, TABLE, Table, Value,
+    Action, Base, BaseKind, Chain, Direction, Element, EtherType, Family, Field, Hook, Is, LOGGED_BYTES,
+    Lasts, Match, Rule, Ruleset, Selector, Set, Side, TABLE, Table, Value,
 };
 
 impl fmt::Display for Ruleset {
@@ -57,14 +57,17 @@ impl fmt::Display for Set {
         )?;
         joined(f, self.fields, " . ")?;
         writeln!(f, "{}", if self.verdicts { " : verdict" } else { "" })?;
+        if let Some(size) = self.size {
+            writeln!(f, "\t\tsize {size}")?;
+        }
         if self.dynamic {
-            writeln!(f, "\t\tsize {DYNAMIC_SIZE}\n\t\tflags dynamic")?;
+            writeln!(f, "\t\tflags dynamic")?;
         }
         if self.interval {
             writeln!(f, "\t\tflags interval")?;
         }
         if self.timed {
-            writeln!(f, "\t\tsize {DYNAMIC_SIZE}\n\t\tflags timeout")?;
+            writeln!(f, "\t\tflags timeout")?;
         }
         if !self.elements.is_empty() {
             f.write_str("\t\telements = {\n")?;
@@ -91,7 +94,8 @@ impl fmt::Display for Field {
 
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        joined(f, &self.key, " . ")?;
+        let parts: Vec<&Value> = self.key().collect();
+        joined(f, &parts, " . ")?;
         if let Some(Lasts { given, left }) = self.lasts {
             write!(f, " timeout {given}ms expires {left}ms")?;
         }

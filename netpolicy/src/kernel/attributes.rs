@@ -133,11 +133,29 @@ pub(crate) fn put_nested(buffer: &mut Vec<u8>, kind: u16, inside: &[u8]) {
     put(buffer, kind | NESTED, inside);
 }
 
+/// Appends an attribute that holds whatever `fill` appends.
+pub(crate) fn nest(buffer: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+    let begin = buffer.len();
+    buffer.extend([0; 4]);
+    fill(buffer);
+    let length = u16::try_from(buffer.len() - begin).unwrap_or(u16::MAX);
+    let header = length
+        .to_ne_bytes()
+        .into_iter()
+        .chain((kind | NESTED).to_ne_bytes());
+    for (place, byte) in buffer.iter_mut().skip(begin).zip(header) {
+        *place = byte;
+    }
+}
+
 /// Appends text with its terminating zero.
 pub(crate) fn put_text(buffer: &mut Vec<u8>, kind: u16, text: &str) {
-    let mut bytes = text.as_bytes().to_vec();
-    bytes.push(0);
-    put(buffer, kind, &bytes);
+    let length = u16::try_from(text.len() + 5).unwrap_or(u16::MAX);
+    buffer.extend(length.to_ne_bytes());
+    buffer.extend(kind.to_ne_bytes());
+    buffer.extend(text.as_bytes());
+    buffer.push(0);
+    buffer.resize(buffer.len().next_multiple_of(4), 0);
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::attributes::{Attributes, put, put_nested};
+use super::attributes::{Attributes, nest, put, put_nested};
 use super::error::EnforceError;
 use super::socket::{NetfilterSocket, request};
 
@@ -40,19 +40,37 @@ pub(crate) fn cut(
     guest: Ipv4Addr,
     spared: Ipv4Addr,
 ) -> Result<usize, EnforceError> {
-    let mut address = Vec::new();
-    put(&mut address, IP_V4_SOURCE, &guest.octets());
-    let mut tuple = Vec::new();
-    put_nested(&mut tuple, TUPLE_IP, &address);
-    let mut filter = Vec::new();
-    put(&mut filter, FILTER_ORIGINAL, &BY_SOURCE.to_ne_bytes());
-    let mut attributes = Vec::new();
-    put_nested(&mut attributes, TUPLE_ORIGINAL, &tuple);
-    put_nested(&mut attributes, FILTER, &filter);
     // A kernel before 5.8 ignores the filter, so it is asked again here.
-    delete(socket, &attributes, |source, destination| {
+    delete(socket, &by_source(guest), |source, destination| {
         source == guest && destination != spared
     })
+}
+
+/// Deletes every flow that `guest` began, wherever to: for one that is gone or passes nothing any more.
+///
+/// Since Linux 6.8 that is one request, and ten times as fast as a look at every flow of the host. An older kernel takes
+/// the address for the one flow that is meant, and refuses it as incomplete.
+pub(crate) fn cut_whole(socket: &mut NetfilterSocket, guest: Ipv4Addr) -> Result<(), EnforceError> {
+    let attributes = by_source(guest);
+    if let Err(error) = socket.request(&request(CONNTRACK, DELETE, INET, &attributes)) {
+        tracing::debug!(%error, "flows cannot be deleted by their source, and are looked for");
+        delete(socket, &attributes, |source, _| source == guest)?;
+    }
+    Ok(())
+}
+
+/// What names the flows that a guest began.
+fn by_source(guest: Ipv4Addr) -> Vec<u8> {
+    let mut attributes = Vec::new();
+    nest(&mut attributes, TUPLE_ORIGINAL, |tuple| {
+        nest(tuple, TUPLE_IP, |address| {
+            put(address, IP_V4_SOURCE, &guest.octets())
+        });
+    });
+    nest(&mut attributes, FILTER, |filter| {
+        put(filter, FILTER_ORIGINAL, &BY_SOURCE.to_ne_bytes());
+    });
+    attributes
 }
 
 /// Deletes every flow whose source and destination are wanted, and returns how many there were.
@@ -63,8 +81,7 @@ pub(crate) fn cut_all(
     delete(socket, &[], wanted)
 }
 
-/// Each flow is deleted by its own tuple and id. A deletion by filter would be one request less, and on a kernel that
-/// ignores the filter it would delete every flow of the host.
+/// Each flow is deleted by its own tuple and id.
 fn delete(
     socket: &mut NetfilterSocket,
     attributes: &[u8],
@@ -98,16 +115,16 @@ fn delete(
 /// Destinations of the TCP flows to a port that are established, in one dump that the kernel filters: it walks its whole
 /// table for each, so one is asked for all guests.
 pub(crate) fn reached(socket: &mut NetfilterSocket, port: u16) -> Result<Vec<Ipv4Addr>, EnforceError> {
-    let mut transport = Vec::new();
-    put(&mut transport, PROTO_NUMBER, &[TCP]);
-    put(&mut transport, PROTO_DESTINATION_PORT, &port.to_be_bytes());
-    let mut tuple = Vec::new();
-    put_nested(&mut tuple, TUPLE_PROTO, &transport);
-    let mut filter = Vec::new();
-    put(&mut filter, FILTER_ORIGINAL, &BY_PROTOCOL_AND_PORT.to_ne_bytes());
     let mut attributes = Vec::new();
-    put_nested(&mut attributes, TUPLE_ORIGINAL, &tuple);
-    put_nested(&mut attributes, FILTER, &filter);
+    nest(&mut attributes, TUPLE_ORIGINAL, |tuple| {
+        nest(tuple, TUPLE_PROTO, |transport| {
+            put(transport, PROTO_NUMBER, &[TCP]);
+            put(transport, PROTO_DESTINATION_PORT, &port.to_be_bytes());
+        });
+    });
+    nest(&mut attributes, FILTER, |filter| {
+        put(filter, FILTER_ORIGINAL, &BY_PROTOCOL_AND_PORT.to_ne_bytes());
+    });
     let request = request(CONNTRACK, GET, INET, &attributes);
     socket.dump("listing flows", &request, |_, _, flow| {
         // A kernel before 5.8 ignores the filter, so it is asked again here.

@@ -3,15 +3,16 @@
 //! A rule that stands is known by the plan's rule that it does the same as, and shown in its words; one that the plan
 //! does not have has only its own comment, and the names of its expressions.
 
-use super::standing::{self, FAMILIES, Standing};
+use super::encode::number;
+use super::standing::{self, Standing};
 use crate::Ruleset;
-use crate::ruleset::{Family, TABLE, Table};
+use crate::ruleset::{TABLE, Table};
 
 /// Lines with `-` for what stands and should not, `+` for what should and does not. Nothing where nothing differs.
 pub(crate) fn lines(ruleset: &Ruleset, expected: &Standing, seen: &Standing) -> Vec<String> {
     let mut lines = Vec::new();
     for table in &ruleset.tables {
-        let number = family(table.family);
+        let number = number(table.family);
         let (none, wanted) = (standing::Table::default(), expected.tables.get(&number));
         let there = seen.tables.get(&number).unwrap_or(&none);
         let Some(wanted) = wanted else { continue };
@@ -19,12 +20,6 @@ pub(crate) fn lines(ruleset: &Ruleset, expected: &Standing, seen: &Standing) -> 
         sets(table, wanted, there, &mut lines);
     }
     lines
-}
-
-fn family(family: Family) -> u8 {
-    let word = family.to_string();
-    let number = FAMILIES.iter().find(|(_, name)| *name == word);
-    number.map_or(0, |(number, _)| *number)
 }
 
 fn chains(table: &Table, wanted: &standing::Table, there: &standing::Table, lines: &mut Vec<String>) {

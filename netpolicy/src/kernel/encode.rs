@@ -2,18 +2,18 @@
 
 use std::fmt;
 
+use nftnl::set::SetKey;
 use nftnl::{Batch, ChainType, MsgType, NlMsg, Policy, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::attributes::Messages;
-use super::element::{AnyKey, RawElement, add_element, padded, push};
+use super::element::{ElementsWriter, padded};
 use super::error::EnforceError;
 use super::expressions::{c_string, expressions};
-use super::standing;
+use super::standing::{self, FAMILIES};
 use crate::binding::Elements;
 use crate::ruleset::{
-    Action, BaseKind, Chain, DYNAMIC_SIZE, Element, Family, Field, Hook, Match, Rule as RulesetRule, Ruleset,
-    Set, TABLE,
+    Action, BaseKind, Chain, Element, Family, Field, Hook, Match, Rule as RulesetRule, Ruleset, Set, TABLE,
 };
 
 const SET_INTERVAL: u32 = 0x4;
@@ -216,17 +216,14 @@ impl Builder {
         elements: impl Iterator<Item = &'a Element>,
         action: MsgType,
     ) {
-        let table = nftnl::Table::new(c_string(TABLE), protocol(family));
-        let handle = set_of(&set.bare(), 0, &table);
-        let mut any = false;
-        for element in elements {
-            add_element(&handle, set, element);
-            any = true;
-        }
-        if any {
-            for message in handle.elems_iter() {
-                self.add(Object::Elements(family, set.name), &message, action);
-            }
+        let mut writer = ElementsWriter::new(number(family), set);
+        elements.for_each(|element| writer.add(element));
+        self.messages(family, set, writer, action);
+    }
+
+    fn messages(&mut self, family: Family, set: &Set, writer: ElementsWriter<'_>, action: MsgType) {
+        for message in writer.finish() {
+            self.add(Object::Elements(family, set.name), &message, action);
         }
     }
 
@@ -251,23 +248,16 @@ impl Builder {
     }
 
     /// Adds or removes elements as they were read.
-    pub(super) fn raw_elements(
+    pub(super) fn read_elements(
         &mut self,
         family: Family,
         set: &Set,
         elements: &[&standing::Element],
         action: MsgType,
     ) {
-        let table = nftnl::Table::new(c_string(TABLE), protocol(family));
-        let handle = set_of(&set.bare(), 0, &table);
-        for element in elements {
-            push(&handle, &RawElement::from(*element));
-        }
-        if !elements.is_empty() {
-            for message in handle.elems_iter() {
-                self.add(Object::Elements(family, set.name), &message, action);
-            }
-        }
+        let mut writer = ElementsWriter::new(number(family), set);
+        elements.iter().for_each(|element| writer.add_read(element));
+        self.messages(family, set, writer, action);
     }
 
     pub(super) fn finish(self) -> Transaction {
@@ -275,6 +265,18 @@ impl Builder {
             batch: self.batch.finalize(),
             objects: self.objects,
         }
+    }
+}
+
+/// A set whose type was chosen at run time; nftnl wants it at compile time.
+pub(super) struct AnyKey;
+
+impl SetKey for AnyKey {
+    const TYPE: u32 = 0;
+    const LEN: u32 = 0;
+
+    fn data(&self) -> Box<[u8]> {
+        Box::default()
     }
 }
 
@@ -304,6 +306,16 @@ pub(super) fn protocol(family: Family) -> ProtoFamily {
         Family::Bridge => ProtoFamily::Bridge,
         Family::Arp => ProtoFamily::Arp,
         Family::Inet => ProtoFamily::Inet,
+    }
+}
+
+/// A family as the kernel numbers it.
+pub(super) fn number(family: Family) -> u8 {
+    let [bridge, arp, inet] = FAMILIES;
+    match family {
+        Family::Bridge => bridge.0,
+        Family::Arp => arp.0,
+        Family::Inet => inet.0,
     }
 }
 
@@ -363,8 +375,8 @@ pub(super) fn set_of<'a>(set: &Set, index: usize, table: &'a nftnl::Table) -> nf
         sys::NFTNL_SET_KEY_LEN,
         u32::try_from(key_length).unwrap_or(0),
     );
-    if set.dynamic || set.timed {
-        put(&message, sys::NFTNL_SET_DESC_SIZE, DYNAMIC_SIZE);
+    if let Some(size) = set.size {
+        put(&message, sys::NFTNL_SET_DESC_SIZE, size);
     }
     if set.verdicts {
         put(&message, sys::NFTNL_SET_DATA_TYPE, VERDICT);

@@ -5,6 +5,7 @@
 //! either.
 
 mod appear;
+mod flows;
 mod obey;
 mod resolved;
 mod stand;
@@ -24,7 +25,7 @@ use super::standing::Standing;
 use super::sysctl;
 use super::tap;
 use crate::binding::{Binding, Elements};
-use crate::plan::{check_port, plan, skeleton};
+use crate::plan::{check_port, check_room, plan, skeleton};
 use crate::{Drift, GuestPort, HostPolicy, IfName, Intent, PlanError, Ruleset, Trust, check_host};
 
 /// Owns the kernel's state of one network namespace: that of the thread that started it. Calls block for well under a
@@ -174,10 +175,13 @@ impl Enforcer {
     /// is this one now, and flows that lost their permission are cut.
     pub fn bind(&mut self, port: &GuestPort) -> Result<(), EnforceError> {
         check_port(&self.host, port)?;
+        if !self.bindings.contains_key(&port.name) {
+            check_room(self.bindings.len() + 1)?;
+        }
         self.refuse_shared(port)?;
         self.forget_old_link(&port.name)?;
         if self.vacated.contains(&port.address) {
-            conntrack::cut(&mut self.kernel.netfilter, port.address, self.host.bridge.address)?;
+            conntrack::cut_whole(&mut self.kernel.netfilter, port.address)?;
             self.vacated.remove(&port.address);
         }
         let binding = Binding::Known(port.clone());
@@ -190,7 +194,7 @@ impl Enforcer {
         match old {
             Some(Binding::Known(old)) if old.address != port.address || !port.trust.contains(&old.trust) => {
                 self.forget_resolved(&old)?;
-                self.end_flows(&old)
+                self.end_flows(&old, port)
             }
             Some(_) | None => Ok(()),
         }
@@ -248,11 +252,14 @@ impl Enforcer {
 
     /// Has these bindings instead of those, in one transaction.
     fn exchange(&mut self, bindings: BTreeMap<IfName, Binding>) -> Result<(), EnforceError> {
-        let all = |bindings: &BTreeMap<IfName, Binding>| {
-            let elements = bindings.values().map(Binding::elements);
-            elements.fold(Elements::default(), Elements::with)
+        let differing = |these: &BTreeMap<IfName, Binding>, those: &BTreeMap<IfName, Binding>| {
+            let differing = these
+                .iter()
+                .filter(|(name, binding)| those.get(*name) != Some(*binding));
+            Elements::of_all(differing.map(|(_, binding)| binding))
         };
-        let (before, after) = (all(&self.bindings), all(&bindings));
+        let before = differing(&self.bindings, &bindings);
+        let after = differing(&bindings, &self.bindings);
         self.change(&before.without(&after), &after.without(&before), |books| {
             *books = bindings;
         })
@@ -311,20 +318,14 @@ impl Enforcer {
         }
         self.exchange(after)?;
         for binding in before.values() {
-            if let Binding::Known(port) = binding {
+            if let Binding::Known(port) = binding
+                && port.trust.leaves_host()
+            {
                 self.forget_resolved(port)?;
-                self.end_flows(port)?;
+                self.vacated.insert(port.address);
             }
         }
-        Ok(())
-    }
-
-    /// Bound ports whose guests somebody has a TCP flow to at this port: whoever is logged in is not idle. One walk of the
-    /// kernel's flows, for all of them.
-    pub fn reached(&mut self, port: u16) -> Result<BTreeSet<IfName>, EnforceError> {
-        let addresses = conntrack::reached(&mut self.kernel.netfilter, port)?;
-        let reached = self.known().filter(|known| addresses.contains(&known.address));
-        Ok(reached.map(|port| port.name.clone()).collect())
+        self.end_vacated_flows()
     }
 
     /// What was refused so far, most frequent first.
@@ -376,42 +377,6 @@ impl Enforcer {
             });
         }
         Ok(())
-    }
-
-    /// Ends the flows of a guest that lost the permission to have them. Only one that could leave the host has any that
-    /// outlive their permission: towards the host every packet is judged by itself.
-    fn end_flows(&mut self, was: &GuestPort) -> Result<(), EnforceError> {
-        if was.trust.leaves_host() {
-            let flows = conntrack::cut(&mut self.kernel.netfilter, was.address, self.host.bridge.address)?;
-            tracing::debug!(port = %was.name, flows, "flows cut");
-        }
-        Ok(())
-    }
-
-    /// Ends what flows are left of guests that are gone, in one walk.
-    fn end_vacated_flows(&mut self) -> Result<(), EnforceError> {
-        if !self.vacated.is_empty() {
-            conntrack::cut_all(&mut self.kernel.netfilter, |source, _| {
-                self.vacated.contains(&source)
-            })?;
-            self.vacated.clear();
-        }
-        Ok(())
-    }
-
-    /// Ends flows from addresses of the agent subnet that no open port has: an earlier process may have left them.
-    fn end_strangers_flows(&mut self) -> Result<(), EnforceError> {
-        let subnet = self.host.bridge.subnet();
-        let open: BTreeSet<Ipv4Addr> = self
-            .known()
-            .filter(|port| port.trust.leaves_host())
-            .map(|port| port.address)
-            .collect();
-        conntrack::cut_all(&mut self.kernel.netfilter, |source, destination| {
-            let ours = self.host.bridge.address;
-            subnet.contains(source) && source != ours && destination != ours && !open.contains(&source)
-        })
-        .map(drop)
     }
 
     /// Performs a change of elements, and of our own books when the kernel took it. When the kernel does not know what

@@ -179,9 +179,7 @@ impl Observer {
         bindings: impl Iterator<Item = &'a Binding>,
     ) -> Result<Ruleset, EnforceError> {
         let mut ruleset = skeleton(host);
-        for binding in bindings {
-            ruleset.insert(binding.elements());
-        }
+        ruleset.insert(bindings.flat_map(Binding::list));
         self.fit(host, &mut ruleset)?;
         Ok(ruleset)
     }
@@ -252,15 +250,8 @@ impl Observer {
         let decoded = standing.iter().filter_map(|element| {
             let guest = decode_address(element.key.get(..4))?;
             let address = decode_address(element.key.get(4..8))?;
-            let key = vec![Value::Ipv4(guest), Value::Ipv4(address)];
-            let lasts = element.lasts;
-            Some((
-                guest,
-                Element {
-                    lasts,
-                    ..Element::new(key)
-                },
-            ))
+            let key = [Value::Ipv4(guest), Value::Ipv4(address)];
+            Some((guest, Element::new(key).lasting(element.lasts)))
         });
         Ok(decoded.collect())
     }

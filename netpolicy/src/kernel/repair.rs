@@ -8,11 +8,13 @@
 
 use nftnl::MsgType;
 
-use super::encode::{Builder, Object, PER_ELEMENT, PER_RULE, Transaction, chain_of, protocol, set_of};
+use super::encode::{
+    Builder, Object, PER_ELEMENT, PER_RULE, Transaction, chain_of, number, protocol, set_of,
+};
 use super::expressions::c_string;
 use super::standing::{self, Standing};
 use crate::Ruleset;
-use crate::ruleset::{Family, TABLE, Table};
+use crate::ruleset::{TABLE, Table};
 
 impl Transaction {
     /// From `seen` to `ruleset`, whose reading is `expected`. `None` where a table must be replaced as a whole.
@@ -20,21 +22,12 @@ impl Transaction {
         let size = ruleset.rule_count() * PER_RULE + elements(expected, seen) * PER_ELEMENT;
         let mut builder = Builder::new(size);
         for table in &ruleset.tables {
-            let family = u8::try_from(u16::from_ne_bytes(number(table.family).to_ne_bytes())).ok()?;
+            let family = number(table.family);
             let (wanted, there) = (expected.tables.get(&family)?, seen.tables.get(&family)?);
             repair_table(&mut builder, table, wanted, there)?;
         }
         Some(builder.finish())
     }
-}
-
-fn number(family: Family) -> u16 {
-    #[expect(
-        clippy::as_conversions,
-        reason = "an enumeration that is declared as a number has no other way to it"
-    )]
-    let number = protocol(family) as u16;
-    number
 }
 
 fn elements(expected: &Standing, seen: &Standing) -> usize {
@@ -72,7 +65,7 @@ fn repair_table(
             (_, Some(_)) => return None,
             (_, None) => builder.add(
                 Object::Set(family, set.name),
-                &set_of(&set.bare(), 0, &handle),
+                &set_of(set, 0, &handle),
                 MsgType::Add,
             ),
         }
@@ -91,7 +84,7 @@ fn repair_table(
                 MsgType::Del => there.difference(&wanted.elements).collect(),
                 MsgType::Add => wanted.elements.difference(there).collect(),
             };
-            builder.raw_elements(family, set, &differing, action);
+            builder.read_elements(family, set, &differing, action);
         }
     }
     for chain in &table.chains {
@@ -144,7 +137,7 @@ fn remove_extra(
     }
     for name in there.sets.keys().filter(|name| !wanted.sets.contains_key(*name)) {
         let family = handle.get_family();
-        let set: nftnl::set::Set<'_, super::element::AnyKey> =
+        let set: nftnl::set::Set<'_, super::encode::AnyKey> =
             nftnl::set::Set::new_named(&c_string(name), 0, handle, family);
         builder.add(object, &set, MsgType::Del);
     }

@@ -55,6 +55,24 @@ fn refusal(change: impl FnOnce(&mut Intent)) -> PlanError {
 }
 
 #[test]
+fn more_ports_than_the_sets_have_room_for_are_refused() {
+    let numbered = |number: u32| GuestPort {
+        name: name(&format!("tap{number}i0")),
+        mac: std::array::from_fn(|place| {
+            if place < 2 {
+                2
+            } else {
+                number.to_be_bytes()[place - 2]
+            }
+        }),
+        address: Ipv4Addr::from_bits(Ipv4Addr::new(10, 77, 1, 0).to_bits() + number),
+        trust: Trust::Sealed,
+    };
+    let error = refusal(|intent| intent.ports = (0..4097).map(numbered).collect());
+    assert_eq!(error, PlanError::TooManyPorts { count: 4097 });
+}
+
+#[test]
 fn user_ids_that_would_cut_off_root_or_nobody_are_refused() {
     for range in [(0, 4095), (7, 7), (8, 7)] {
         let error = refusal(|intent| intent.host.machine_uids = Some(range));

@@ -4,7 +4,7 @@
 //! and frames of other ports to the host are left to the tables behind, where they lack the mark. The exception is
 //! [`strangers`], which is added where the kernel can answer.
 
-use super::{ADDRESSES, PARKED, PINS, PORTS, base_chain, chain, set};
+use super::{ADDRESSES, PARKED, PINS, PORTS, base_chain, chain, set_of_ports};
 use crate::ruleset::{
     Action, Chain, EtherType, Family, Field, Hook, Is, Match, Rule, Selector, Table, VERIFIED,
 };
@@ -24,10 +24,10 @@ pub(super) fn table() -> Table {
     Table {
         family: Family::Bridge,
         sets: vec![
-            set(PORTS, &[Field::IfName]),
-            set(PINS, &[Field::IfName, Field::Ether, Field::Ipv4]),
-            set(PARKED, &[Field::IfName, Field::Ether, Field::Ipv4]),
-            set(ADDRESSES, &[Field::IfName, Field::Ipv4]),
+            set_of_ports(PORTS, &[Field::IfName]),
+            set_of_ports(PINS, &[Field::IfName, Field::Ether, Field::Ipv4]),
+            set_of_ports(PARKED, &[Field::IfName, Field::Ether, Field::Ipv4]),
+            set_of_ports(ADDRESSES, &[Field::IfName, Field::Ipv4]),
         ],
         chains,
     }

@@ -1,9 +1,11 @@
 //! Everything between a guest and what is not a guest: the host, the uplink, and what lies behind it.
 
-use super::{ALLOWED, ALLOWED_PORTS, PORTS, RESOLVED, RUNNING, TRUST, base_chain, chain, on_bridge, set};
+use super::{
+    ALLOWED, ALLOWED_PORTS, PORTS, RESOLVED, RUNNING, TRUST, base_chain, chain, on_bridge, set, set_of_ports,
+};
 use crate::ruleset::{
-    Action, Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, Match, Rule, Selector, Set,
-    Side, Table, VERIFIED, Value,
+    Action, Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, MOST_SOURCES, Match, Rule,
+    Selector, Set, Side, Table, VERIFIED, Value,
 };
 use crate::{Cidr, HostPolicy, IfName, Protocol};
 
@@ -70,7 +72,7 @@ fn inet_sets(host: &HostPolicy) -> Vec<Set> {
     published.elements.extend(
         host.guest_ports
             .iter()
-            .map(|service| Element::new(vec![Value::Protocol(service.protocol), Value::Port(service.port)])),
+            .map(|service| Element::new([Value::Protocol(service.protocol), Value::Port(service.port)])),
     );
     let mut denied = Set {
         interval: true,
@@ -78,20 +80,22 @@ fn inet_sets(host: &HostPolicy) -> Vec<Set> {
     };
     denied
         .elements
-        .extend(denied_networks().map(|network| Element::new(vec![Value::Network(network)])));
+        .extend(denied_networks().map(|network| Element::new([Value::Network(network)])));
     vec![
-        set(PORTS, &[Field::IfName]),
+        set_of_ports(PORTS, &[Field::IfName]),
         Set {
             dynamic: true,
+            size: Some(MOST_SOURCES),
             ..set(FLOWS, &[Field::Ipv4])
         },
         Set {
             dynamic: true,
+            size: Some(MOST_SOURCES),
             ..set(TOLD, &[Field::Ipv4])
         },
         published,
         denied,
-        set(RUNNING, &[Field::Ipv4]),
+        set_of_ports(RUNNING, &[Field::Ipv4]),
         Set {
             interval: true,
             ..set(ALLOWED, &[Field::Ipv4, Field::Ipv4])
@@ -105,11 +109,12 @@ fn inet_sets(host: &HostPolicy) -> Vec<Set> {
         },
         Set {
             timed: true,
+            size: Some(MOST_SOURCES),
             ..set(RESOLVED, &[Field::Ipv4, Field::Ipv4])
         },
         Set {
             verdicts: true,
-            ..set(TRUST, &[Field::Ipv4])
+            ..set_of_ports(TRUST, &[Field::Ipv4])
         },
     ]
 }

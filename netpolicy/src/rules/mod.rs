@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::ruleset::{
-    Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, Match, Rule, Ruleset, Selector, Set,
-    Table, VERIFIED, Value,
+    Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, MOST_PORTS, Match, Rule, Ruleset,
+    Selector, Set, Table, VERIFIED, Value,
 };
 use crate::{Cidr, HostPolicy, Trust};
 
@@ -69,7 +69,7 @@ pub(crate) fn deny_networks(ruleset: &mut Ruleset, networks: impl IntoIterator<I
         .filter(|network| network.prefix() > 0)
         .collect();
     for element in &denied.elements {
-        if let [Value::Network(network)] = element.key.as_slice() {
+        if let Some(Value::Network(network)) = element.key().next() {
             all.push(*network);
         }
     }
@@ -82,7 +82,7 @@ pub(crate) fn deny_networks(ruleset: &mut Ruleset, networks: impl IntoIterator<I
     }
     denied.elements = largest
         .into_iter()
-        .map(|network| Element::new(vec![Value::Network(network)]))
+        .map(|network| Element::new([Value::Network(network)]))
         .collect();
 }
 
@@ -110,7 +110,16 @@ fn set(name: &'static str, fields: &'static [Field]) -> Set {
         verdicts: false,
         dynamic: false,
         timed: false,
+        size: None,
         elements: BTreeSet::new(),
+    }
+}
+
+/// A set with an element for each bound port.
+fn set_of_ports(name: &'static str, fields: &'static [Field]) -> Set {
+    Set {
+        size: Some(MOST_PORTS),
+        ..set(name, fields)
     }
 }
 
@@ -138,7 +147,7 @@ fn base_chain(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -
 fn arp_table(host: &HostPolicy) -> Table {
     Table {
         family: Family::Arp,
-        sets: vec![set(PORTS, &[Field::IfName])],
+        sets: vec![set_of_ports(PORTS, &[Field::IfName])],
         chains: vec![base_chain(
             "input",
             Hook::Input,

@@ -272,6 +272,7 @@ mod tests {
             assert!(flows(lab).contains("src=10.77.0.11"), "{}", flows(lab));
         };
         talk(&lab);
+        assert!(connects(&lab.b.namespace, "1.1.1.1:443"));
         let heir = port(0, Trust::Nat).unwrap();
         let _tap = lab
             .enforce(|enforcer| {
@@ -280,6 +281,7 @@ mod tests {
             })
             .unwrap();
         assert!(!flows(&lab).contains("src=10.77.0.11"), "{}", flows(&lab));
+        assert!(flows(&lab).contains("src=10.77.0.12"), "{}", flows(&lab));
 
         // An address that nobody gets is cleaned by the next verification, or by the next process.
         for next_process in [false, true] {

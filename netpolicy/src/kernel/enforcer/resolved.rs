@@ -42,10 +42,7 @@ impl Enforcer {
         let lasts = Some(Lasts { given, left: given });
         let elements: Vec<Element> = addresses
             .iter()
-            .map(|address| Element {
-                lasts,
-                ..Element::new(vec![Value::Ipv4(port.address), Value::Ipv4(*address)])
-            })
+            .map(|address| Element::new([Value::Ipv4(port.address), Value::Ipv4(*address)]).lasting(lasts))
             .collect();
         let set = (Family::Inet, rules::RESOLVED);
         self.kernel
