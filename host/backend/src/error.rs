@@ -104,6 +104,23 @@ pub enum BackendError {
 }
 
 impl BackendError {
+    /// What to do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Refused { hint, .. } | Self::Template { hint, .. } | Self::Busy { hint, .. } => {
+                hint.as_deref()
+            }
+            Self::Unreachable { .. }
+            | Self::NoSuchMachine { .. }
+            | Self::Conflict { .. }
+            | Self::NotOurs { .. }
+            | Self::Storage { .. }
+            | Self::TimedOut { .. }
+            | Self::Unsupported { .. } => None,
+        }
+    }
+
     /// Whether the same call may succeed later without anyone changing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {

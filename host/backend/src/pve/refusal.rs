@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Protected,
     BaseInUse,
     NoLinkedClone,
+    /// The template's disk is on another node's own storage.
+    LocalTemplate,
     IsTemplate,
     /// A volume or file of that name exists.
     VolumeTaken,
@@ -101,6 +103,12 @@ const SENTENCES: &[(&[&str], Kind)] = &[
     (&["insufficient free space"], Kind::StorageFull),
     (&["out of space"], Kind::StorageFull),
     (&["disk image '", "already exists"], Kind::VolumeTaken),
+    (
+        &["Logical Volume", "already exists in volume group"],
+        Kind::VolumeTaken,
+    ),
+    (&["cannot create '", "dataset already exists"], Kind::VolumeTaken),
+    (&["rbd create", "File exists"], Kind::VolumeTaken),
     (&["only root can set"], Kind::RootOnly),
     (&["Only root may use this option"], Kind::RootOnly),
     (&["Only root can pass arbitrary filesystem paths"], Kind::RootOnly),
@@ -110,6 +118,10 @@ const SENTENCES: &[(&[&str], Kind)] = &[
     (&["protection mode enabled"], Kind::Protected),
     (&["is still in use by linked clone"], Kind::BaseInUse),
     (&["Linked clone feature is not supported"], Kind::NoLinkedClone),
+    (
+        &["can't clone VM to node", "uses local storage"],
+        Kind::LocalTemplate,
+    ),
     (&["you can't start a vm if it's a template"], Kind::IsTemplate),
     (&["already running"], Kind::AlreadyRunning),
     (&["is not running"], Kind::NotRunning),
@@ -246,7 +258,7 @@ impl Refusal {
 
     /// As the engine understands it.
     pub(crate) fn into_error(self, backend: &'static str, action: &'static str, vmid: Vmid) -> BackendError {
-        let hint = self.hint();
+        let hint = self.hint_for(vmid);
         match self.kind {
             Kind::NoMachine => BackendError::NoSuchMachine { vmid },
             Kind::Taken => BackendError::Conflict {
@@ -288,6 +300,7 @@ impl Refusal {
             | Kind::Protected
             | Kind::BaseInUse
             | Kind::NoLinkedClone
+            | Kind::LocalTemplate
             | Kind::IsTemplate
             | Kind::VolumeTaken
             | Kind::Invalid(_)
@@ -313,6 +326,15 @@ impl Refusal {
         }
     }
 
+    /// What to do about a machine.
+    fn hint_for(&self, vmid: Vmid) -> Option<String> {
+        if let Kind::Locked(lock) = &self.kind {
+            Some(remedy(lock, vmid))
+        } else {
+            self.hint()
+        }
+    }
+
     fn hint(&self) -> Option<String> {
         Some(match &self.kind {
             Kind::Permission(Some((path, privileges))) => {
@@ -335,18 +357,21 @@ impl Refusal {
             Kind::NoPool => "make it with `pveum pool add`, or correct `proxmox_pool`".to_owned(),
             Kind::NoStorage => "correct `proxmox_storage`, or enable the storage on this node".to_owned(),
             Kind::StorageFull => "make room on the storage".to_owned(),
-            Kind::Locked(lock) => format!(
-                "when no task of PVE works on it any more, an administrator ends the lock `{lock}` with `qm unlock`"
-            ),
             Kind::NoLinkedClone => {
                 "set `proxmox_clone_mode: auto`, or keep the template on a storage that can clone".to_owned()
             }
             Kind::NoNode => "correct `proxmox_node`".to_owned(),
+            Kind::LocalTemplate => {
+                "this daemon guards the network of its own node only: make the template there too \
+                 (`agentlab-template`), or keep it on a storage that the nodes share"
+                    .to_owned()
+            }
+            Kind::RootOnly => "no API token may: leave it out, or use `backend: shell` on the node".to_owned(),
             Kind::NoMachine
             | Kind::Taken
             | Kind::LockTimeout
             | Kind::Digest
-            | Kind::RootOnly
+            | Kind::Locked(_)
             | Kind::NoSnapshot
             | Kind::SnapshotTaken
             | Kind::NoQuorum
@@ -373,6 +398,20 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.words)
     }
+}
+
+/// How an administrator ends a lock whose holder died. No token may, and nothing is unlocked blindly.
+fn remedy(lock: &str, vmid: Vmid) -> String {
+    let first =
+        "when no task of PVE works on it any more (`pvesh get /nodes/localhost/tasks --source active`)";
+    if lock == "clone" || lock == "create" {
+        // What its worker had made so far carries no stamp, so nobody else may say what it was.
+        return format!(
+            "{first}, its worker died half way, and root@pam clears it away: `qm unlock {vmid} && qm destroy {vmid} \
+             --purge 1 --destroy-unreferenced-disks 1`"
+        );
+    }
+    format!("{first}, root@pam ends the lock `{lock}`: `qm unlock {vmid}`")
 }
 
 fn sort(words: &str, errors: Vec<(String, String)>) -> Kind {

@@ -69,6 +69,22 @@ fn every_sentence_means_the_same_as_answer_as_task_and_as_command() {
             "Linked clone feature is not supported for 'local:9000/vm-9000-disk-0.qcow2' (scsi0)\n",
             Kind::NoLinkedClone,
         ),
+        (
+            "can't clone VM to node 'pve1' (VM uses local storage)\n",
+            Kind::LocalTemplate,
+        ),
+        (
+            "Logical Volume \"vm-777-w\" already exists in volume group \"pve\"",
+            Kind::VolumeTaken,
+        ),
+        (
+            "zfs error: cannot create 'rpool/data/vm-777-w': dataset already exists",
+            Kind::VolumeTaken,
+        ),
+        (
+            "rbd create 'vm-777-w' error: rbd: create error: (17) File exists",
+            Kind::VolumeTaken,
+        ),
         ("you can't start a vm if it's a template\n", Kind::IsTemplate),
         ("only root can set 'args' config\n", Kind::RootOnly),
         (
@@ -170,4 +186,20 @@ fn what_a_task_logged_comes_with_its_end_and_cannot_draw_on_a_terminal() {
     for lost in ["unexpected status", "unable to read tail (got 0 bytes)"] {
         assert_eq!(Refusal::task(lost, &[]).kind, Kind::Unknown, "{lost}");
     }
+}
+
+#[test]
+fn a_lock_whose_holder_died_is_told_with_the_commands_that_end_it() {
+    let vmid: Vmid = 1000.try_into().unwrap();
+    let hint = |lock: &str| {
+        let error =
+            Refusal::new(Kind::Locked(lock.to_owned()), "locked").into_error("proxmox", "destroy", vmid);
+        let crate::BackendError::Busy { hint: Some(hint), .. } = error else {
+            panic!("{error:?}")
+        };
+        hint
+    };
+    assert!(hint("backup").ends_with("`qm unlock 1000`"), "{}", hint("backup"));
+    let half = "`qm unlock 1000 && qm destroy 1000 --purge 1 --destroy-unreferenced-disks 1`";
+    assert!(hint("clone").ends_with(half), "{}", hint("clone"));
 }

@@ -379,7 +379,10 @@ fn gone_is_fine(record: &SandboxRecord, result: Result<(), BackendError>) -> Res
             tracing::warn!(sandbox = %record.id, vmid = %record.vmid, error = %chain(&error), "left alone");
             Ok(())
         }
-        Err(error) => Err(chain(&error)),
+        Err(error) => Err(match error.hint() {
+            Some(hint) => format!("{}; {hint}", chain(&error)),
+            None => chain(&error),
+        }),
     }
 }
 
