@@ -33,6 +33,10 @@ pub enum EventKind {
     SandboxTrouble,
     /// A lease is about to end.
     LeaseExpiring,
+    /// An operator had a lease begin anew.
+    LeaseRenewed,
+    /// Nobody uses a sandbox any more, or somebody does again.
+    SandboxIdle,
     /// The packet policy refused a guest something.
     NetworkDenied,
     /// Something an operator should look at.
@@ -57,6 +61,8 @@ impl EventKind {
             Self::ArtifactStored => "artifact.stored",
             Self::SandboxTrouble => "sandbox.trouble",
             Self::LeaseExpiring => "lease.expiring",
+            Self::LeaseRenewed => "lease.renewed",
+            Self::SandboxIdle => "sandbox.idle",
             Self::NetworkDenied => "network.denied",
             Self::Alarm => "alarm",
             Self::Other(word) => word,
@@ -78,6 +84,8 @@ impl From<String> for EventKind {
             "artifact.stored" => Self::ArtifactStored,
             "sandbox.trouble" => Self::SandboxTrouble,
             "lease.expiring" => Self::LeaseExpiring,
+            "lease.renewed" => Self::LeaseRenewed,
+            "sandbox.idle" => Self::SandboxIdle,
             "network.denied" => Self::NetworkDenied,
             "alarm" => Self::Alarm,
             _ => Self::Other(word),

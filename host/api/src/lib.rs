@@ -30,8 +30,8 @@ pub use error::{ErrorCode, FieldError, Problem};
 pub use event::{Event, EventKind};
 pub use id::{IdError, JobId, SandboxId, Vmid};
 pub use job::{
-    JobFailure, JobList, JobOutcome, JobRequest, JobState, JobView, PushOutcome, PushTarget, RepositorySource,
-    UploadedBundle,
+    JobFailure, JobList, JobOutcome, JobRequest, JobState, JobView, PushOutcome, PushTarget,
+    RepositorySource, UploadedBundle,
 };
 pub use log::{LogRecord, LogStream};
 pub use profile::{
@@ -39,6 +39,9 @@ pub use profile::{
     ProfileList, Resources, Storage,
 };
 pub use route::{Method, Permission, ROUTES, Route};
-pub use sandbox::{Failure, SandboxList, SandboxRequest, SandboxState, SandboxView, StepView};
+pub use sandbox::{
+    Failure, IdleView, LeaseRequest, PruneRequest, PruneView, SandboxList, SandboxRequest, SandboxState,
+    SandboxView, StepView,
+};
 pub use secret::{SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, StatusView, TemplateView};

@@ -68,6 +68,7 @@ pub const ROUTES: &[Route] = &[
     route(Method::Post, "/v1/network", Permission::SandboxWrite),
     route(Method::Get, "/v1/sandboxes", Permission::SandboxRead),
     route(Method::Post, "/v1/sandboxes", Permission::SandboxWrite),
+    route(Method::Post, "/v1/sandboxes/prune", Permission::SandboxWrite),
     route(Method::Get, "/v1/sandboxes/{sandbox}", Permission::SandboxRead),
     route(
         Method::Get,
@@ -82,6 +83,31 @@ pub const ROUTES: &[Route] = &[
     route(
         Method::Post,
         "/v1/sandboxes/{sandbox}/destroy",
+        Permission::SandboxWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/sandboxes/{sandbox}/start",
+        Permission::SandboxWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/sandboxes/{sandbox}/stop",
+        Permission::SandboxWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/sandboxes/{sandbox}/pause",
+        Permission::SandboxWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/sandboxes/{sandbox}/resume",
+        Permission::SandboxWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/sandboxes/{sandbox}/lease/renew",
         Permission::SandboxWrite,
     ),
     route(

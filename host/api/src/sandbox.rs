@@ -119,6 +119,47 @@ pub struct SandboxRequest {
     pub ttl_minutes: Option<u32>,
 }
 
+/// Body of `POST /v1/sandboxes/{sandbox}/lease/renew`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRequest {
+    /// How long it lives from now on, in minutes.
+    pub ttl_minutes: u32,
+}
+
+/// Body of `POST /v1/sandboxes/prune`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Also what is STOPPED, with its disk.
+    pub stopped: bool,
+    /// Only say which.
+    pub dry_run: bool,
+}
+
+/// What was pruned, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneView {
+    /// How many.
+    pub count: usize,
+    /// Nothing was asked to go.
+    pub dry_run: bool,
+    /// Which.
+    pub sandboxes: Vec<SandboxView>,
+    /// Those that could not be asked to go, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
+}
+
+/// A sandbox that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdleView {
+    /// Since when.
+    pub since: Timestamp,
+    /// When it is stopped for that, should it go on.
+    pub stop_at: Timestamp,
+}
+
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxView {
@@ -144,7 +185,10 @@ pub struct SandboxView {
     /// When its lease ends; absent for `--no-expiry`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_expires_at: Option<Timestamp>,
-    /// Why it failed.
+    /// Nobody uses it: no login, no command, next to no computing. Absent while somebody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<IdleView>,
+    /// Why it failed, or why it could not be started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// What teardown could not remove yet; it is retried until this is empty.

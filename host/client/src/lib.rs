@@ -29,6 +29,7 @@ pub use agentlab_protocol::command::Frame as CommandFrame;
 pub use command::{Command, CommandInput, CommandOutput};
 pub use error::ClientError;
 pub use log::LogPage;
+pub use sandbox::SandboxChange;
 pub use sse::{Frame, Parser, SseError};
 pub use stream::Stream;
 

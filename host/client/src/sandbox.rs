@@ -1,12 +1,36 @@
 //! Sandboxes. A selector is a UUID, a VMID or a name.
 
-use agentlab_api::{SandboxList, SandboxRequest, SandboxView};
+use agentlab_api::{LeaseRequest, PruneRequest, PruneView, SandboxList, SandboxRequest, SandboxView};
 use http_body_util::BodyExt;
 
 use crate::connection::{Call, chain};
 use crate::error::Result;
 use crate::path::{encode, page_query};
 use crate::{Client, ClientError};
+
+/// What a sandbox can be asked to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SandboxChange {
+    /// Powered on again.
+    Start,
+    /// Powered off, disk kept.
+    Stop,
+    /// Frozen in memory.
+    Pause,
+    /// Running on.
+    Resume,
+}
+
+impl SandboxChange {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+}
 
 impl Client {
     /// One page of sandboxes, newest first.
@@ -49,6 +73,33 @@ impl Client {
         let target = format!("/v1/sandboxes/{}/destroy", encode(selector, false));
         self.call(Call::post(target, &serde_json::json!({ "force": force }))?)
             .await
+    }
+
+    /// Asks for a change; answered once it is recorded, done by the daemon. Repeating it is fine.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn change_sandbox(&self, selector: &str, change: SandboxChange) -> Result<SandboxView> {
+        let target = format!("/v1/sandboxes/{}/{}", encode(selector, false), change.word());
+        self.call(Call::post(target, &serde_json::json!({}))?).await
+    }
+
+    /// Lets a sandbox live so many minutes from now on.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn renew_lease(&self, selector: &str, ttl_minutes: u32) -> Result<SandboxView> {
+        let target = format!("/v1/sandboxes/{}/lease/renew", encode(selector, false));
+        self.call(Call::post(target, &LeaseRequest { ttl_minutes })?)
+            .await
+    }
+
+    /// Asks for the end of what its lease has ended, and of what is stopped.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn prune_sandboxes(&self, request: &PruneRequest) -> Result<PruneView> {
+        self.call(Call::post("/v1/sandboxes/prune", request)?).await
     }
 
     /// The end of a VM's serial console, as the guest wrote it: escape it before printing.

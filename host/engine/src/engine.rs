@@ -207,11 +207,12 @@ impl Engine {
         if State::of(&record) == State::Destroyed {
             return Ok(view::sandbox(record));
         }
-        let handle = self
-            .shared
-            .driver(record.id)
-            .ok_or_else(|| no_answer(NoAnswer::Gone))?;
-        let request = Request::Destroy { force };
+        self.order(record.id, Request::Destroy { force }).await
+    }
+
+    /// Has a sandbox's driver decide on a request.
+    pub(crate) async fn order(&self, id: SandboxId, request: Request) -> Result<SandboxView, Problem> {
+        let handle = self.shared.driver(id).ok_or_else(|| no_answer(NoAnswer::Gone))?;
         match handle.ask(|reply| Message::Request { request, reply }).await {
             Ok(Ok(record)) => Ok(view::sandbox(record)),
             Ok(Err(problem)) => Err(problem),

@@ -81,9 +81,20 @@ pub(crate) fn waits_for_turn(record: &SandboxRecord, ahead: usize) -> Write {
 /// A sandbox shows another state.
 pub(crate) fn state(record: &SandboxRecord, previous: SandboxState) -> Write {
     let mut message = format!("Sandbox {} is {}", record.vmid, record.state);
-    if record.state == SandboxState::Failed
-        && let Some(failure) = &record.failure
-    {
+    // One that could not be started again is STOPPED with a cause.
+    let has_cause = match record.state {
+        SandboxState::Failed => true,
+        SandboxState::Stopped => !record.unwinding,
+        SandboxState::Requested
+        | SandboxState::Provisioning
+        | SandboxState::Booting
+        | SandboxState::Ready
+        | SandboxState::Running
+        | SandboxState::Suspended
+        | SandboxState::Timeout
+        | SandboxState::Destroyed => false,
+    };
+    if has_cause && let Some(failure) = &record.failure {
         message = format!("{message}: {failure}");
     }
     let data = json!({
@@ -140,6 +151,17 @@ pub(crate) fn lease_expiring(record: &SandboxRecord, left: Duration) -> Write {
         record,
         message,
         json!({"vmid": record.vmid, "seconds": left.as_secs()}),
+    )
+}
+
+/// The lease begins anew.
+pub(crate) fn lease_renewed(record: &SandboxRecord, minutes: u32) -> Write {
+    let message = format!("Lease of sandbox {} is {minutes} min from now on", record.vmid);
+    event(
+        EventKind::LeaseRenewed,
+        record,
+        message,
+        json!({"vmid": record.vmid, "minutes": minutes, "expires_at": record.lease_expires_at}),
     )
 }
 

@@ -202,6 +202,7 @@ impl Engine {
             failure: None,
             created_at: self.shared.now(),
             started_at: None,
+            paused_seconds: 0,
             finished_at: None,
             waiting: queue::waiting(profile, settled.ttl_minutes, settled.keepalive),
         })

@@ -49,6 +49,8 @@ pub enum Point {
     Cancel,
     /// The lease is about to end.
     LeaseWarning,
+    /// The lease begins anew.
+    LeaseRenewed,
     /// A job whose sandbox is gone ends.
     Abandoned,
     /// Something is told; nothing depends on it.
@@ -91,6 +93,7 @@ impl fmt::Display for Point {
             Self::Artifact => f.write_str("artifact"),
             Self::Cancel => f.write_str("cancel"),
             Self::LeaseWarning => f.write_str("lease warning"),
+            Self::LeaseRenewed => f.write_str("lease renewed"),
             Self::Abandoned => f.write_str("abandoned"),
             Self::Told => f.write_str("told"),
         }

@@ -1,12 +1,15 @@
-//! Sandboxes without a job: a person holds them, from the moment their guest answers.
+//! Sandboxes as a person handles them: made without a job, started and stopped, paused, and pruned.
 
 use agentlab_api::{
-    CommandRequest, ErrorCode, Problem, SandboxId, SandboxRequest, SandboxState, SandboxView,
+    CommandRequest, ErrorCode, Problem, PruneRequest, PruneView, SandboxId, SandboxRequest, SandboxState,
+    SandboxView,
 };
 use agentlab_store::Waiting;
 
 use crate::engine::{Engine, store_problem};
+use crate::sandbox::asked::refused;
 use crate::sandbox::driver;
+use crate::sandbox::machine::{Request, State, Verdict};
 use crate::sandbox::step::Step;
 use crate::{queue, request, view};
 
@@ -42,6 +45,76 @@ impl Engine {
         tracing::info!(sandbox = %record.id, vmid = %record.vmid, "sandbox requested");
         driver::spawn(&self.shared, record.clone(), None, false);
         Ok(view::sandbox(record))
+    }
+
+    /// Has a sandbox started, stopped, paused or resumed, and returns once that is recorded; safe to repeat.
+    ///
+    /// # Errors
+    /// There is none, its state does not allow it, or what it needs to start is not there.
+    pub async fn change_sandbox(&self, selector: &str, request: Request) -> Result<SandboxView, Problem> {
+        self.accepting()?;
+        let record = self.select(selector).await?;
+        if let Verdict::Refused(refusal) = State::of(&record).request(&request) {
+            return Err(refused(&refusal));
+        }
+        if request == Request::Start {
+            self.enforceable(&record.profile).await?;
+            self.secrets_are_there(&record.profile).await?;
+        }
+        self.order(record.id, request).await
+    }
+
+    /// Has a lease begin anew.
+    ///
+    /// # Errors
+    /// There is no such sandbox, it cannot have a lease any more, or not one so long.
+    pub async fn renew_lease(&self, selector: &str, minutes: u32) -> Result<SandboxView, Problem> {
+        request::lease(minutes)?;
+        self.change_sandbox(selector, Request::Renew { minutes }).await
+    }
+
+    /// Takes down what its lease has ended and, when asked, what is stopped.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn prune_sandboxes(&self, request: &PruneRequest) -> Result<PruneView, Problem> {
+        let records = self.shared.store.sandboxes(false).await;
+        let records = records.map_err(|error| store_problem(&error))?;
+        let mut pruned = PruneView {
+            count: 0,
+            dry_run: request.dry_run,
+            sandboxes: Vec::new(),
+            refused: Vec::new(),
+        };
+        for record in records {
+            let goes = match State::of(&record) {
+                State::TimedOut => true,
+                State::Unwinding { shown, .. } => shown == SandboxState::Timeout,
+                State::Stopped => request.stopped,
+                State::Requested
+                | State::Provisioning { .. }
+                | State::Booting
+                | State::Ready
+                | State::Running { .. }
+                | State::Suspended { .. }
+                | State::Failed { .. }
+                | State::Destroyed => false,
+            };
+            if !goes {
+                continue;
+            }
+            if request.dry_run {
+                pruned.sandboxes.push(view::sandbox(record));
+                continue;
+            }
+            let vmid = record.vmid;
+            match self.order(record.id, Request::Destroy { force: true }).await {
+                Ok(view) => pruned.sandboxes.push(view),
+                Err(problem) => pruned.refused.push(format!("Sandbox {vmid}: {}", problem.detail)),
+            }
+        }
+        pruned.count = pruned.sandboxes.len();
+        Ok(pruned)
     }
 
     /// The sandbox that a command is for, if its state allows one.

@@ -201,6 +201,8 @@ fn fresh_sandbox(shared: &Shared, waiting: &Waiting) -> Option<SandboxRecord> {
         channel: None,
         last_heard_at: None,
         powered_on_at: None,
+        paused_at: None,
+        idle: None,
         failure: None,
         left_behind: Vec::new(),
         created_at: now,

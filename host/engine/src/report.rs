@@ -315,6 +315,7 @@ mod tests {
             failure: None,
             created_at: Timestamp::UNIX_EPOCH,
             started_at: None,
+            paused_seconds: 0,
             finished_at: None,
             waiting: None,
         }

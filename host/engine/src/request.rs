@@ -84,17 +84,11 @@ pub(crate) fn settle(request: &JobRequest, profile: &Profile) -> Result<Settled,
     }
     let least = deadline_seconds.div_ceil(60);
     let ttl_minutes = match request.ttl_minutes {
-        Some(minutes) if minutes == 0 || minutes > TTL_MINUTES => {
-            return Err(invalid(
-                "/ttl_minutes",
-                format!("expected 1 to {TTL_MINUTES} minutes"),
-            ));
-        }
-        Some(minutes) if minutes < least => {
+        Some(minutes) if lease(minutes).is_ok() && minutes < least => {
             let text = format!("a lease of {minutes} min ends before the deadline of {deadline_seconds} s");
             return Err(invalid("/ttl_minutes", text).with_hint(format!("ask for {least} minutes or more")));
         }
-        Some(minutes) => minutes,
+        Some(minutes) => lease(minutes).map(|()| minutes)?,
         // The profile's own lease was not made for this deadline.
         None => behavior
             .ttl_minutes_default
@@ -117,19 +111,27 @@ pub(crate) fn sandbox(request: &SandboxRequest, profile: &Profile) -> Result<u32
             && name.bytes().all(|byte| plain(byte) || byte == b'-')
             && name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
             && name.bytes().next_back().is_some_and(plain);
-        if !fits {
-            let text = "a name is 1 to 63 lower-case letters, digits and hyphens, beginning with a letter";
+        // `POST /v1/sandboxes/prune` is no sandbox.
+        if !fits || name == "prune" {
+            let text = "a name is 1 to 63 lower-case letters, digits and hyphens, beginning with a letter, and not `prune`";
             return Err(invalid("/name", text));
         }
     }
     match request.ttl_minutes {
-        Some(minutes) if minutes == 0 || minutes > TTL_MINUTES => Err(invalid(
-            "/ttl_minutes",
-            format!("expected 1 to {TTL_MINUTES} minutes"),
-        )),
-        Some(minutes) => Ok(minutes),
+        Some(minutes) => lease(minutes).map(|()| minutes),
         None => Ok(profile.behavior.ttl_minutes_default),
     }
+}
+
+/// Checks how long a lease is asked to be.
+pub(crate) fn lease(minutes: u32) -> Result<(), Problem> {
+    if minutes == 0 || minutes > TTL_MINUTES {
+        return Err(invalid(
+            "/ttl_minutes",
+            format!("expected 1 to {TTL_MINUTES} minutes"),
+        ));
+    }
+    Ok(())
 }
 
 /// Checks a command: what no system call takes is no command.

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use agentlab_api::{ArtifactView, JobView, SandboxView};
-use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord, SandboxSummary};
+use agentlab_api::{ArtifactView, IdleView, JobView, SandboxView};
+use agentlab_store::{ArtifactRecord, Idle, JobRecord, SandboxRecord, SandboxSummary};
 
 /// `queue_position` for one that waits for a place.
 pub(crate) fn job(record: JobRecord, queue_position: Option<u32>) -> JobView {
@@ -42,6 +42,7 @@ pub(crate) fn listed(record: SandboxSummary) -> SandboxView {
         job: record.job,
         keepalive: record.keepalive,
         lease_expires_at: record.lease_expires_at,
+        idle: record.idle.map(idle),
         failure: record.failure,
         left_behind: record.left_behind,
         created_at: record.created_at,
@@ -61,10 +62,18 @@ pub(crate) fn sandbox(record: SandboxRecord) -> SandboxView {
         job: record.job,
         keepalive: record.keepalive,
         lease_expires_at: record.lease_expires_at,
+        idle: record.idle.map(idle),
         failure: record.failure,
         left_behind: record.left_behind,
         created_at: record.created_at,
         updated_at: record.updated_at,
+    }
+}
+
+fn idle(record: Idle) -> IdleView {
+    IdleView {
+        since: record.since,
+        stop_at: record.stop_at,
     }
 }
 

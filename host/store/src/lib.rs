@@ -26,7 +26,7 @@ pub use error::StoreError;
 pub use files::{Files, Incoming, Received};
 pub use page::{Counts, CursorError, Expiry, JobCursor, Pruned, SandboxCursor};
 pub use record::{
-    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, NewEvent, SandboxRecord,
+    ArtifactRecord, EventFilter, IdempotencyRecord, Idle, Intent, JobRecord, NewEvent, SandboxRecord,
     SandboxSummary, TokenRecord, Waiting, Write,
 };
 

@@ -52,6 +52,12 @@ pub struct SandboxRecord {
     pub last_heard_at: Option<Timestamp>,
     /// When it was powered on last.
     pub powered_on_at: Option<Timestamp>,
+    /// When it was paused, for as long as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<Timestamp>,
+    /// Nobody uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
     /// Why it failed.
     pub failure: Option<Failure>,
     /// What teardown could not remove yet.
@@ -60,6 +66,15 @@ pub struct SandboxRecord {
     pub created_at: Timestamp,
     /// When this record last changed; set by the store.
     pub updated_at: Timestamp,
+}
+
+/// A sandbox that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idle {
+    /// Since when, less the time in which nobody looked.
+    pub since: Timestamp,
+    /// When it is stopped for that, should it go on.
+    pub stop_at: Timestamp,
 }
 
 /// Of a [`SandboxRecord`] what a list shows: a thousand of them are read at once.
@@ -75,6 +90,8 @@ pub struct SandboxSummary {
     pub job: Option<JobId>,
     pub keepalive: bool,
     pub lease_expires_at: Option<Timestamp>,
+    #[serde(default)]
+    pub idle: Option<Idle>,
     pub failure: Option<Failure>,
     pub left_behind: Vec<String>,
     pub created_at: Timestamp,
@@ -137,6 +154,9 @@ pub struct JobRecord {
     pub created_at: Timestamp,
     /// When the guest began it.
     pub started_at: Option<Timestamp>,
+    /// For how long its sandbox was paused meanwhile; its deadline does not count that.
+    #[serde(default)]
+    pub paused_seconds: u64,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
     /// What its sandbox is to be, for as long as there is no place for one.

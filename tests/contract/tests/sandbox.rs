@@ -121,3 +121,46 @@ fn a_kept_sandbox_outlives_its_job_and_is_ready_for_the_operator() {
     let ran = lab.agentlab(&["sandbox", "destroy", "1000"]).unwrap();
     assert_eq!(ran.code(), Some(0), "{ran:?}");
 }
+
+#[test]
+fn a_sandbox_is_paused_resumed_stopped_renewed_started_and_pruned() {
+    let lab = Lab::started().unwrap();
+    running(&lab);
+    let say = |arguments: &[&str]| lab.agentlab(arguments).unwrap();
+    for (verb, reached) in [("pause", "SUSPENDED"), ("resume", "RUNNING"), ("stop", "STOPPED")] {
+        for _ in 0..2 {
+            let ran = say(&["sandbox", verb, "1000"]);
+            assert_eq!(ran.code(), Some(0), "{ran:?}");
+            assert!(ran.stdout.contains(reached), "{ran:?}");
+        }
+    }
+    let refused = say(&["sandbox", "pause", "1000"]);
+    assert_eq!(refused.code(), Some(5), "{refused:?}");
+    assert!(
+        refused.stderr.contains("allowed now: show, logs, start"),
+        "{refused:?}"
+    );
+    let renewed = say(&["sandbox", "lease", "renew", "--ttl", "2h", "1000"]);
+    assert!(renewed.stdout.contains("has a lease until"), "{renewed:?}");
+    let started = say(&["sandbox", "start", "--detach", "1000"]);
+    assert!(started.stdout.contains("PROVISIONING"), "{started:?}");
+    assert_eq!(say(&["sandbox", "destroy", "1000"]).code(), Some(0));
+    let nothing = say(&["sandbox", "prune"]);
+    assert_eq!(nothing.stdout, "nothing to prune\n");
+}
+
+#[test]
+fn prune_shows_what_would_go_before_it_goes() {
+    let lab = Lab::started().unwrap();
+    running(&lab);
+    assert_eq!(lab.agentlab(&["stop", "1000"]).unwrap().code(), Some(0));
+    let pruned = |arguments: &[&str]| lab.json(&[&["sandbox", "prune"], arguments].concat()).unwrap();
+    assert_eq!(pruned(&[])["count"], 0, "what is stopped is kept");
+    let shown = pruned(&["--stopped", "--dry-run"]);
+    assert_eq!(
+        (&shown["count"], &shown["sandboxes"][0]["vmid"]),
+        (&1.into(), &1000.into())
+    );
+    assert_eq!(shown["sandboxes"][0]["state"], "STOPPED");
+    assert_eq!(pruned(&["--stopped"])["count"], 1);
+}

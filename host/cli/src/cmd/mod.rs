@@ -17,12 +17,14 @@ mod logs;
 mod profile;
 mod program;
 mod sandbox;
+mod sandbox_change;
 mod sandbox_new;
 mod secrets;
 mod status;
 
 use std::ffi::OsString;
 
+use agentlab_client::SandboxChange;
 use clap::Subcommand;
 
 use crate::printer::Printer;
@@ -81,6 +83,12 @@ pub(crate) enum Command {
     /// Same as `sandbox destroy`
     #[command(name = "rm", hide = true)]
     SandboxDestroy(sandbox::Destroy),
+    /// Same as `sandbox start`
+    #[command(name = "start", hide = true)]
+    SandboxStart(sandbox_change::Start),
+    /// Same as `sandbox stop`
+    #[command(name = "stop", hide = true)]
+    SandboxStop(sandbox_change::Change),
 }
 
 impl Command {
@@ -112,7 +120,9 @@ impl Command {
             | Self::Logs(_)
             | Self::SandboxNew(_)
             | Self::SandboxList(_)
-            | Self::SandboxDestroy(_) => None,
+            | Self::SandboxDestroy(_)
+            | Self::SandboxStart(_)
+            | Self::SandboxStop(_) => None,
         }
     }
 
@@ -132,6 +142,8 @@ impl Command {
             Self::SandboxNew(new) => new.run(context).await,
             Self::SandboxList(list) => list.run(context).await,
             Self::SandboxDestroy(destroy) => destroy.run(context).await,
+            Self::SandboxStart(start) => start.run(context).await,
+            Self::SandboxStop(stop) => stop.run(context, SandboxChange::Stop).await,
             Self::Net { .. } | Self::Template { .. } | Self::Completion(_) | Self::Secrets(_) => {
                 Ok(crate::ExitStatus::Success)
             }

@@ -1,8 +1,10 @@
 //! `agentlab sandbox`.
 
 use agentlab_api::{Event, SandboxState, SandboxView};
+use agentlab_client::SandboxChange;
 use clap::{Args, Subcommand};
 
+use super::sandbox_change;
 use crate::error::CommandError;
 use crate::output::{Cell, Fields, Table, ago, between, cell, duration, sandbox_style, time};
 use crate::printer::DIM;
@@ -25,6 +27,19 @@ pub(crate) enum SandboxCommand {
     /// End a sandbox and remove everything of it
     #[command(visible_aliases = ["rm", "delete"])]
     Destroy(Destroy),
+    /// Power a stopped sandbox on again, and wait until it runs
+    Start(sandbox_change::Start),
+    /// Power sandboxes off and keep their disks; a job in one ends as CANCELLED
+    Stop(sandbox_change::Change),
+    /// Freeze sandboxes in memory; deadlines of their jobs wait, leases do not
+    Pause(sandbox_change::Change),
+    /// Let paused sandboxes go on
+    Resume(sandbox_change::Change),
+    /// How long a sandbox may live
+    #[command(subcommand)]
+    Lease(sandbox_change::Lease),
+    /// Destroy what its lease has ended, and with --stopped what is stopped
+    Prune(sandbox_change::Prune),
     /// What happened to a sandbox, or what its VM wrote to its console
     #[command(visible_alias = "log")]
     Logs(Logs),
@@ -78,6 +93,12 @@ impl SandboxCommand {
                 Ok(ExitStatus::Success)
             }
             Self::Destroy(destroy) => destroy.run(context).await,
+            Self::Start(start) => start.run(context).await,
+            Self::Stop(change) => change.run(context, SandboxChange::Stop).await,
+            Self::Pause(change) => change.run(context, SandboxChange::Pause).await,
+            Self::Resume(change) => change.run(context, SandboxChange::Resume).await,
+            Self::Lease(lease) => lease.run(context).await,
+            Self::Prune(prune) => prune.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
         }
     }
@@ -234,6 +255,14 @@ pub(super) fn show(context: &Context, view: &SandboxView) -> Result<(), CommandE
                 }
                 Some(_) | None => lease(view),
             },
+        )
+        .add_some(
+            "idle",
+            view.idle.map(|idle| {
+                let now = jiff::Timestamp::now();
+                let left = duration(between(now, idle.stop_at));
+                format!("since {}; stopped in {left} if it stays so", time(idle.since))
+            }),
         )
         .add(
             "created",

@@ -60,7 +60,7 @@ impl New {
 }
 
 /// Shows the steps, until it runs or will not.
-async fn until_running(context: &Context, view: SandboxView) -> Result<SandboxView, CommandError> {
+pub(super) async fn until_running(context: &Context, view: SandboxView) -> Result<SandboxView, CommandError> {
     let id = view.id.to_string();
     let mut events = context.client.follow_sandbox_events(&id, None).await?;
     loop {

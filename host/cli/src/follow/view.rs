@@ -202,6 +202,8 @@ fn style(event: &Event) -> Style {
         | EventKind::SandboxRedeemed
         | EventKind::SecretsDelivered
         | EventKind::ArtifactStored
+        | EventKind::LeaseRenewed
+        | EventKind::SandboxIdle
         | EventKind::Other(_) => Style::new(),
     }
 }

@@ -96,6 +96,8 @@ fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
         channel: Some(agentlab_api::ChannelKind::Serial),
         last_heard_at: Some(created_at),
         powered_on_at: Some(created_at),
+        paused_at: None,
+        idle: None,
         failure: None,
         left_behind: Vec::new(),
         created_at,
@@ -130,6 +132,7 @@ fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
         failure: None,
         created_at,
         started_at: Some(created_at),
+        paused_seconds: 0,
         finished_at: Some(created_at + 1.minute()),
         waiting: None,
     };

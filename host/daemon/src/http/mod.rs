@@ -80,6 +80,7 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     (Method::Post, "/v1/network", || post(network::order)),
     (Method::Get, "/v1/sandboxes", || get(sandbox::list)),
     (Method::Post, "/v1/sandboxes", || post(sandbox::create)),
+    (Method::Post, "/v1/sandboxes/prune", || post(sandbox::prune)),
     (Method::Get, "/v1/sandboxes/{sandbox}", || get(sandbox::show)),
     (Method::Get, "/v1/sandboxes/{sandbox}/events", || {
         get(event::of_sandbox)
@@ -89,6 +90,21 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     }),
     (Method::Post, "/v1/sandboxes/{sandbox}/destroy", || {
         post(sandbox::destroy)
+    }),
+    (Method::Post, "/v1/sandboxes/{sandbox}/start", || {
+        post(sandbox::start)
+    }),
+    (Method::Post, "/v1/sandboxes/{sandbox}/stop", || {
+        post(sandbox::stop)
+    }),
+    (Method::Post, "/v1/sandboxes/{sandbox}/pause", || {
+        post(sandbox::pause)
+    }),
+    (Method::Post, "/v1/sandboxes/{sandbox}/resume", || {
+        post(sandbox::resume)
+    }),
+    (Method::Post, "/v1/sandboxes/{sandbox}/lease/renew", || {
+        post(sandbox::renew)
     }),
     (Method::Post, "/v1/sandboxes/{sandbox}/commands", || {
         post(command::create)

@@ -1,6 +1,7 @@
 //! `/v1/sandboxes`. A selector is a UUID, a VMID or a name.
 
-use agentlab_api::{SandboxList, SandboxRequest, SandboxView};
+use agentlab_api::{LeaseRequest, PruneRequest, PruneView, SandboxList, SandboxRequest, SandboxView};
+use agentlab_engine::sandbox::machine::Request;
 use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -8,6 +9,7 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 
 use super::Edge;
+use super::job::Nothing;
 use super::problem::Refusal;
 use super::request::{Json, Named, Params};
 
@@ -83,6 +85,70 @@ pub(super) async fn destroy(
 ) -> Result<(StatusCode, JsonAnswer<SandboxView>), Refusal> {
     let sandbox = edge.engine.destroy_sandbox(&selector, request.force).await?;
     Ok((StatusCode::ACCEPTED, JsonAnswer(sandbox)))
+}
+
+type Changed = Result<(StatusCode, JsonAnswer<SandboxView>), Refusal>;
+
+/// 202: the change is recorded and goes on without the caller.
+async fn change(edge: &Edge, selector: &str, request: Request) -> Changed {
+    let sandbox = edge.engine.change_sandbox(selector, request).await?;
+    Ok((StatusCode::ACCEPTED, JsonAnswer(sandbox)))
+}
+
+pub(super) async fn start(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Changed {
+    change(&edge, &selector, Request::Start).await
+}
+
+pub(super) async fn stop(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Changed {
+    change(&edge, &selector, Request::Stop).await
+}
+
+pub(super) async fn pause(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Changed {
+    change(&edge, &selector, Request::Suspend).await
+}
+
+pub(super) async fn resume(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Changed {
+    change(&edge, &selector, Request::Resume).await
+}
+
+/// 200: it is renewed when this is answered.
+pub(super) async fn renew(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(request): Json<LeaseRequest>,
+) -> Result<JsonAnswer<SandboxView>, Refusal> {
+    let renewed = edge.engine.renew_lease(&selector, request.ttl_minutes).await?;
+    Ok(JsonAnswer(renewed))
+}
+
+/// 202, or 200 when nothing was to go: teardown goes on without the caller.
+pub(super) async fn prune(
+    State(edge): State<Edge>,
+    Json(request): Json<PruneRequest>,
+) -> Result<(StatusCode, JsonAnswer<PruneView>), Refusal> {
+    let pruned = edge.engine.prune_sandboxes(&request).await?;
+    let status = if pruned.dry_run || pruned.count == 0 {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok((status, JsonAnswer(pruned)))
 }
 
 /// Bytes a guest chose, as they are: whoever shows them must escape control characters.

@@ -34,6 +34,8 @@ pub(crate) struct Clocks {
     pub(crate) lease: Lease,
     boot: Option<Instant>,
     job_deadline: Option<Instant>,
+    /// What is left of the deadline of a job whose machine is paused: neither runs meanwhile.
+    held: Option<Duration>,
     silence: Option<Instant>,
     cancel: Option<Instant>,
     retry: Option<Instant>,
@@ -49,6 +51,7 @@ impl Clocks {
             lease,
             boot: None,
             job_deadline: None,
+            held: None,
             silence: None,
             cancel: None,
             retry: None,
@@ -102,11 +105,25 @@ impl Clocks {
         let now = Instant::now();
         self.retry = None;
         self.boot = matches!(state, State::Booting).then(|| now + settings.boot_timeout);
+        if matches!(state, State::Suspended { .. }) {
+            self.hold(now);
+        } else if let Some(left) = self.held.take() {
+            self.job_deadline = Some(now + left);
+            self.heard(settings);
+        }
         if matches!(state, State::Unwinding { .. }) {
             self.abandon = abandon.map(|patience| now + patience);
         }
         if !state.holds_something() || matches!(state, State::Unwinding { .. } | State::TimedOut) {
             self.lease.rest();
+        }
+    }
+
+    /// A paused guest neither works nor speaks.
+    fn hold(&mut self, now: Instant) {
+        self.silence = None;
+        if let Some(at) = self.job_deadline.take() {
+            self.held = Some(at.saturating_duration_since(now));
         }
     }
 
@@ -143,6 +160,7 @@ impl Clocks {
 
     pub(crate) fn job_over(&mut self) {
         self.job_deadline = None;
+        self.held = None;
         self.silence = None;
         self.cancel = None;
     }

@@ -36,6 +36,7 @@ use super::unwind::Unwinding;
 use super::watch::Ended;
 use crate::event;
 use crate::journal::Point;
+use crate::lease::until;
 use crate::port::Trust;
 use crate::shared::{Handle, Shared};
 
@@ -201,7 +202,11 @@ impl Driver {
         job_end: Option<JobEnd>,
         extra: Vec<Write>,
     ) -> Result<bool, StoreError> {
-        match self.state.event(event, self.record.keepalive) {
+        let again = self.start_failed(event);
+        match self
+            .state
+            .event(again.as_ref().unwrap_or(event), self.record.keepalive)
+        {
             Some(transition) => self.enter(transition, job_end, extra).await.map(|()| true),
             None => {
                 if !extra.is_empty() {
@@ -209,6 +214,32 @@ impl Driver {
                 }
                 Ok(false)
             }
+        }
+    }
+
+    /// What a failure is to a sandbox that had been up before and was to start again. The cause stays on its record.
+    fn start_failed(&mut self, event: &Event) -> Option<Event> {
+        let starting = matches!(self.state, State::Provisioning { .. } | State::Booting);
+        match event {
+            // A machine that stops while the next start is prepared is the one that was asked to stop.
+            Event::MachineStopped(_) if self.state != State::Booting => None,
+            Event::StepFailed(cause) | Event::GuestLost(cause) | Event::MachineStopped(cause)
+                if starting && self.record.runner_version.is_some() =>
+            {
+                self.record.failure = Some(cause.clone());
+                Some(Event::StartFailed)
+            }
+            Event::StepDone(_)
+            | Event::VmidTaken
+            | Event::StepFailed(_)
+            | Event::StartFailed
+            | Event::GuestUp(_)
+            | Event::GuestLost(_)
+            | Event::JobEnded
+            | Event::LeaseExpired
+            | Event::MachineStopped(_)
+            | Event::MachineGone(_)
+            | Event::Unwound => None,
         }
     }
 
@@ -244,6 +275,7 @@ impl Driver {
             writes.push(intent(&record, step, false));
         }
         let mut job = self.job.clone();
+        self.keep_pause(&transition.next, &mut record, job.as_mut());
         let end = job_end.or_else(|| self.forced_end(&transition.next));
         if let (Some(job), Some(end)) = (job.as_mut(), end) {
             self.finish_job(job, end, &mut writes);
@@ -292,6 +324,16 @@ impl Driver {
         self.state = transition.next;
         self.pending = true;
         Ok(())
+    }
+
+    /// Notes when a pause begins, and of a job how long it was: a deadline does not count it.
+    fn keep_pause(&self, next: &State, record: &mut SandboxRecord, job: Option<&mut JobRecord>) {
+        let now = self.shared.now();
+        if matches!(next, State::Suspended { .. }) {
+            record.paused_at.get_or_insert(now);
+        } else if let (Some(since), Some(job)) = (record.paused_at.take(), job) {
+            job.paused_seconds = job.paused_seconds.saturating_add(until(since, now).as_secs());
+        }
     }
 
     /// Takes over a record that was just committed.

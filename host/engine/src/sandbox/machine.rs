@@ -13,7 +13,8 @@
 //!                   (unwinding until nothing is left) ─► DESTROYED, or FAILED with its reason kept
 //! ```
 //!
-//! While unwinding, the wire shows where the sandbox came from: DESTROYED is only said when all is gone.
+//! While unwinding, the wire shows where the sandbox came from: DESTROYED is only said when all is gone. What fails to
+//! start again goes back to STOPPED: its disk has work on it.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -68,7 +69,9 @@ impl State {
             SandboxState::Running => Self::Running {
                 holder: holder.unwrap_or(Holder::Operator),
             },
-            SandboxState::Suspended => Self::Suspended { holder },
+            SandboxState::Suspended => Self::Suspended {
+                holder: holder.unwrap_or(Holder::Operator),
+            },
             SandboxState::Stopped => Self::Stopped,
             SandboxState::Timeout => Self::TimedOut,
             SandboxState::Failed => Self::Failed {
@@ -88,16 +91,21 @@ impl State {
             Self::Booting => record.cursor = Step::AwaitGuest.as_str().to_owned(),
             Self::Running {
                 holder: Holder::Job(job),
+            }
+            | Self::Suspended {
+                holder: Holder::Job(job),
             } => record.job = Some(job.clone()),
-            // Nobody holds it any more; the job remembers its sandbox.
+            // No job holds it any more; the job remembers its sandbox.
             Self::Ready
             | Self::Running {
                 holder: Holder::Operator,
             }
-            | Self::Suspended { holder: None } => {
+            | Self::Suspended {
+                holder: Holder::Operator,
+            } => {
                 record.job = None;
             }
-            Self::Suspended { holder: Some(_) } | Self::Stopped | Self::TimedOut => {}
+            Self::Stopped | Self::TimedOut => {}
             Self::Unwinding { cause, .. } => {
                 record.unwinding = true;
                 record.failure = cause.clone();
@@ -160,7 +168,8 @@ impl State {
             Self::Booting => vec![Effect::Enforce, Effect::AwaitGuest],
             Self::Ready | Self::Running { .. } => vec![Effect::Resume, Effect::Enforce],
             Self::Suspended { .. } => vec![Effect::Suspend, Effect::Enforce],
-            Self::Stopped | Self::TimedOut => vec![Effect::Enforce, Effect::PowerOff],
+            Self::Stopped => vec![Effect::Enforce, Effect::ShutDown],
+            Self::TimedOut => vec![Effect::Enforce, Effect::PowerOff],
             Self::Failed { kept: true, .. } => vec![Effect::Enforce],
             Self::Unwinding { .. } => vec![Effect::Unwind],
             Self::Failed { kept: false, .. } | Self::Destroyed => Vec::new(),
@@ -195,7 +204,16 @@ impl State {
             Self::Requested | Self::Provisioning { .. } | Self::Booting | Self::Failed { .. } => {
                 &["show", "logs", "destroy"]
             }
-            Self::Ready => &["show", "logs", "ssh", "exec", "start work", "stop", "destroy"],
+            Self::Ready => &[
+                "show",
+                "logs",
+                "ssh",
+                "exec",
+                "start work",
+                "stop",
+                "destroy",
+                "lease renew",
+            ],
             Self::Running { .. } => &[
                 "show",
                 "logs",
@@ -206,8 +224,15 @@ impl State {
                 "destroy",
                 "lease renew",
             ],
-            Self::Suspended { .. } => &["show", "logs", "resume", "destroy"],
-            Self::Stopped => &["show", "logs", "start", "destroy"],
+            Self::Suspended { .. } => &["show", "logs", "resume", "destroy", "lease renew"],
+            Self::Stopped => &[
+                "show",
+                "logs",
+                "start",
+                "destroy",
+                "lease renew",
+                "prune --stopped",
+            ],
             Self::TimedOut => &["show", "logs", "destroy --force", "prune"],
             Self::Unwinding { .. } => &["show", "logs"],
             Self::Destroyed => &["show"],
@@ -233,16 +258,15 @@ impl State {
             },
             Request::Suspend => match self {
                 Self::Running { holder } => moved(Self::Suspended {
-                    holder: Some(holder.clone()),
+                    holder: holder.clone(),
                 }),
                 Self::Suspended { .. } => Verdict::AlreadySo,
                 _ => self.refused("only a running sandbox can be paused"),
             },
             Request::Resume => match self {
-                Self::Suspended { holder: Some(holder) } => moved(Self::Running {
+                Self::Suspended { holder } => moved(Self::Running {
                     holder: holder.clone(),
                 }),
-                Self::Suspended { holder: None } => moved(Self::Ready),
                 Self::Ready | Self::Running { .. } => Verdict::AlreadySo,
                 _ => self.refused("only a paused sandbox can be resumed"),
             },
@@ -256,12 +280,12 @@ impl State {
                 Self::Running { .. } => self.refused("somebody holds it already"),
                 _ => self.refused("only a ready sandbox can take a job"),
             },
-            Request::Renew => match self {
-                Self::Running { .. } => Verdict::Moved(Transition {
-                    next: self.clone(),
-                    effects: Vec::new(),
-                }),
-                _ => self.refused("only the lease of a running sandbox can be renewed"),
+            // Nothing moves but the lease; what is stopped or paused must not lose its work for want of one.
+            Request::Renew { .. } => match self {
+                Self::Ready | Self::Running { .. } | Self::Suspended { .. } | Self::Stopped => {
+                    moved(self.clone())
+                }
+                _ => self.refused("only the lease of a sandbox that is up, paused or stopped can be renewed"),
             },
         }
     }
@@ -312,6 +336,11 @@ impl State {
             Event::StepFailed(cause) => match self {
                 Self::Requested | Self::Provisioning { .. } | Self::Booting => unwind_failed(cause),
                 _ => self.lost(cause, keep),
+            },
+            // Its disk holds what somebody did there before.
+            Event::StartFailed => match self {
+                Self::Provisioning { .. } | Self::Booting => enter(Self::Stopped),
+                _ => None,
             },
             Event::GuestUp(job) => match self {
                 Self::Provisioning { at: Step::PowerOn } | Self::Booting => enter(match job {
@@ -405,8 +434,10 @@ impl State {
                 holder: Holder::Job(_),
             } if keep => enter(Self::Ready),
             Self::Suspended {
-                holder: Some(Holder::Job(_)),
-            } if keep => enter(Self::Suspended { holder: None }),
+                holder: Holder::Job(_),
+            } if keep => enter(Self::Suspended {
+                holder: Holder::Operator,
+            }),
             // A sandbox that never came up has nothing worth keeping.
             Self::Requested
             | Self::Provisioning { .. }
@@ -415,7 +446,7 @@ impl State {
                 holder: Holder::Job(_),
             }
             | Self::Suspended {
-                holder: Some(Holder::Job(_)),
+                holder: Holder::Job(_),
             } => enter(Self::Unwinding {
                 shown: self.shown(),
                 cause: None,

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   machine, step, reserve                  pure decisions
-//!   driver ─ pursue ─ outcome ─ unwind ─ session     one task: inbox, clocks, commits
+//!   driver ─ asked ─ pursue ─ outcome ─ unwind ─ session     one task: inbox, clocks, commits
 //!   perform, watch                          calls to the back end and the network
 //! ```
 
+pub(crate) mod asked;
 pub(crate) mod clocks;
 pub(crate) mod driver;
 pub(crate) mod inbox;

@@ -24,6 +24,8 @@ use crate::shared::Shared;
 
 /// Changes of the packet policy are a netlink transaction: short, or something is wrong.
 const NETWORK: Duration = Duration::from_secs(15);
+/// What a guest has to write down what it holds in memory.
+const SHUT_DOWN: Duration = Duration::from_secs(20);
 /// A look at one machine.
 const LOOK: Duration = Duration::from_secs(30);
 /// A look at a machine whose guest is silent.
@@ -287,8 +289,6 @@ async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), S
     Ok(())
 }
 
-fn seed(shared: &Shared, record: &SandboxRecord, token: Secret32) -> Seed {
-    let settings = &shared.settings;
 fn shape(shared: &Shared, record: &SandboxRecord) -> Shape {
     let resources = &record.profile.resources;
     Shape {
@@ -309,6 +309,8 @@ fn shape(shared: &Shared, record: &SandboxRecord) -> Shape {
     }
 }
 
+fn seed(shared: &Shared, record: &SandboxRecord, token: Secret32) -> Seed {
+    let settings = &shared.settings;
     let channels = shared
         .channels_of(&record.profile)
         .into_iter()
@@ -463,6 +465,8 @@ async fn within_network<T>(call: impl Future<Output = Result<T, NetworkError>>) 
 /// Power changes outside of provisioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PowerChange {
+    /// The guest has a moment to do it itself.
+    ShutDown,
     Off,
     Suspend,
     Resume,
@@ -477,6 +481,10 @@ pub(crate) async fn power(
     let deadline = Step::PowerOn.undo_deadline(&shared.settings);
     let call = async {
         match change {
+            PowerChange::ShutDown => {
+                let patience = SHUT_DOWN.min(deadline / 2);
+                shared.backend.shut_down(record.vmid, &stamp, patience).await
+            }
             PowerChange::Off => shared.backend.power_off(record.vmid, &stamp).await,
             PowerChange::Suspend => shared.backend.suspend(record.vmid, &stamp).await,
             PowerChange::Resume => shared.backend.resume(record.vmid, &stamp).await,

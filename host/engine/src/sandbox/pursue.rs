@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Failure, JobState, Problem};
+use agentlab_api::{ErrorCode, Failure, JobState};
 use agentlab_backend::BackendError;
-use agentlab_store::{JobRecord, SandboxRecord, StoreError, Write};
+use agentlab_store::Write;
 use tokio::time::Instant;
 
 use super::clocks::Due;
 use super::driver::{Done, Driver, JobEnd};
 use super::inbox::Message;
-use super::machine::{Effect, Event, Holder, Request, State, Verdict};
+use super::machine::{Effect, Event, Request, State, Verdict};
 use super::perform::{PowerChange, chain, failure};
 use super::step::{Resume, Seen, Step, resume};
 use crate::event::{self, StepEnd};
@@ -53,6 +53,7 @@ impl Driver {
             // Its clock runs since the state was entered.
             Effect::AwaitGuest => {}
             Effect::Enforce => self.enforce().await,
+            Effect::ShutDown => self.power(PowerChange::ShutDown),
             Effect::PowerOff => self.power(PowerChange::Off),
             Effect::Suspend => self.power(PowerChange::Suspend),
             Effect::Resume if self.thaw => self.power(PowerChange::Resume),
@@ -104,7 +105,7 @@ impl Driver {
         match result {
             Ok(()) | Err(BackendError::NoSuchMachine { .. }) => {
                 self.powered = Some(change);
-                if change == PowerChange::Off {
+                if matches!(change, PowerChange::Off | PowerChange::ShutDown) {
                     self.tasks.abort_all();
                     let cause = failure(ErrorCode::SandboxLost, "Stop", "Its machine was powered off");
                     if !self.happen(&Event::MachineStopped(cause), None, Vec::new()).await {
@@ -184,13 +185,15 @@ impl Driver {
             | State::Suspended { .. }
             | State::Failed { kept: true, .. } => {
                 self.resumed = false;
-                self.clocks.entered(&self.state, &self.shared.settings, None);
-                if let Some(job) = self.job.clone().filter(|job| job.started_at.is_some()) {
-                    let spent = job
-                        .started_at
-                        .map_or(Duration::ZERO, |started| until(started, self.shared.now()));
+                if let Some(job) = self.job.clone()
+                    && let Some(started) = job.started_at
+                {
+                    let seen = self.record.paused_at.unwrap_or_else(|| self.shared.now());
+                    let paused = Duration::from_secs(job.paused_seconds);
+                    let spent = until(started, seen).saturating_sub(paused);
                     self.clocks.job_begins(&job, &self.record, &self.shared, spent);
                 }
+                self.clocks.entered(&self.state, &self.shared.settings, None);
                 // The guest may speak before the hypervisor does; trust follows the look.
                 self.watch_machine();
                 self.look();
@@ -416,83 +419,4 @@ impl Driver {
             self.store_failed(&error);
         }
     }
-
-    async fn requested(&mut self, request: &Request) -> Result<SandboxRecord, Problem> {
-        match self.state.request(request) {
-            Verdict::AlreadySo => {}
-            Verdict::Moved(transition) => {
-                self.enter(transition, None, Vec::new())
-                    .await
-                    .map_err(|error| unrecorded(&error))?;
-            }
-            Verdict::Refused(refusal) => {
-                return Err(Problem::new(ErrorCode::StateConflict, refusal.to_string())
-                    .with_hint(format!("allowed now: {}", refusal.offers().join(", "))));
-            }
-        }
-        Ok(self.record.clone())
-    }
-
-    /// Ends a job that nobody began; asks a guest that works on one.
-    async fn cancel(&mut self) -> Result<JobRecord, Problem> {
-        let Some(job) = self.job.clone() else {
-            return Err(Problem::new(
-                ErrorCode::StateConflict,
-                "Its job has ended already",
-            ));
-        };
-        let held = matches!(
-            &self.state,
-            State::Running {
-                holder: Holder::Job(_)
-            }
-        );
-        if held {
-            if job.cancel_requested {
-                return Ok(job);
-            }
-            let job = JobRecord {
-                cancel_requested: true,
-                ..job
-            };
-            let commit = self
-                .shared
-                .journal
-                .commit(Point::Cancel, vec![Write::Job(Box::new(job.clone()))])
-                .await;
-            commit.map_err(|error| unrecorded(&error))?;
-            self.clocks.cancel_requested(&self.shared.settings);
-            self.job = Some(job.clone());
-            return Ok(job);
-        }
-        let cause = failure(
-            ErrorCode::Cancelled,
-            &self.record.cursor,
-            "Cancelled by an operator before it began",
-        );
-        let end = JobEnd {
-            state: JobState::Cancelled,
-            outcome: None,
-            failure: Some(cause),
-        };
-        self.apply(&Event::JobEnded, Some(end), Vec::new())
-            .await
-            .map_err(|error| unrecorded(&error))?;
-        let ended = self
-            .shared
-            .store
-            .job(&job.id)
-            .await
-            .map_err(|error| unrecorded(&error))?;
-        Ok(ended.unwrap_or(job))
-    }
-}
-
-/// The request was not recorded, and so nothing of it was done.
-pub(crate) fn unrecorded(error: &StoreError) -> Problem {
-    Problem::new(
-        ErrorCode::Internal,
-        format!("The request could not be recorded: {}", chain(error)),
-    )
-    .with_hint("nothing was done; the daemon's log has more")
 }

@@ -65,6 +65,10 @@ impl Progress {
 impl Driver {
     /// The rules of redemption. Every refusal looks the same outside.
     pub(crate) async fn redeem(&mut self, redemption: Redemption) -> Result<RedeemAnswer, GuestRefusal> {
+        // Said before it was paused: it asks again when it goes on.
+        if matches!(self.state, State::Suspended { .. }) {
+            return Err(GuestRefusal::Unavailable("the sandbox is paused".to_owned()));
+        }
         let may = matches!(
             self.state,
             State::Provisioning { at: Step::PowerOn } | State::Booting | State::Ready | State::Running { .. }
@@ -124,6 +128,7 @@ impl Driver {
         let before = self.record.clone();
         self.record.runner_key_sha256 = Some(key);
         self.record.acknowledged = false;
+        self.record.failure = None;
         self.record.runner_version = Some(report::clean_line(&redemption.runner_version, 64));
         self.record.channel = Some(redemption.channel);
         self.record.last_heard_at = Some(now);

@@ -10,6 +10,7 @@ mod failure;
 mod guest;
 mod job;
 mod names;
+mod operator;
 mod patience;
 mod queue;
 mod restart;

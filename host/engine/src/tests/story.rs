@@ -1,7 +1,7 @@
 //! What a job can live through, told so that it goes on after any interruption: an operator and a guest who ask again
 //! until they are answered, as the command line and the runner do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use agentlab_api::{ErrorCode, EventKind, JobRequest, JobState, JobView, LogStream, SandboxState};
@@ -14,6 +14,7 @@ use agentlab_store::{EventFilter, JobRecord};
 use tokio::time::{sleep, timeout};
 
 use super::lab::{Guest, Lab, request, vmid};
+use crate::sandbox::machine::Request;
 use crate::{GuestOrigin, GuestRefusal};
 
 const PACE: Duration = Duration::from_millis(50);
@@ -49,10 +50,12 @@ pub(super) enum Story {
     Stubborn,
     /// There is no place for the job until another one has ended.
     Waits,
+    /// The sandbox outlives its job; an operator stops and starts it, pauses it, lets it go on, and renews its lease.
+    Used,
 }
 
 impl Story {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Completes,
         Self::AgentFails,
         Self::StepFails,
@@ -65,6 +68,7 @@ impl Story {
         Self::Taken,
         Self::Stubborn,
         Self::Waits,
+        Self::Used,
     ];
 
     /// What the world must be like for it.
@@ -97,14 +101,15 @@ impl Story {
             | Self::Destroyed
             | Self::Cancelled
             | Self::LeaseEnds
-            | Self::Kept => {}
+            | Self::Kept
+            | Self::Used => {}
         }
     }
 
     /// How the job ends, and where when it did not complete.
     pub(super) fn end(self) -> (JobState, Option<(ErrorCode, &'static str)>) {
         match self {
-            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits => {
+            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits | Self::Used => {
                 (JobState::Completed, None)
             }
             Self::AgentFails => (JobState::Failed, Some((ErrorCode::AgentFailed, "Agent"))),
@@ -119,7 +124,7 @@ impl Story {
     fn request(self) -> JobRequest {
         JobRequest {
             ttl_minutes: (self == Self::LeaseEnds).then_some(1),
-            keepalive: Some(self == Self::Kept),
+            keepalive: Some(matches!(self, Self::Kept | Self::Used)),
             ..request()
         }
     }
@@ -127,7 +132,7 @@ impl Story {
     /// Whether the guest has a last word.
     fn reports(self) -> Option<(ReportStatus, u8)> {
         match self {
-            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits => {
+            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits | Self::Used => {
                 Some((ReportStatus::Completed, 0))
             }
             Self::AgentFails => Some((ReportStatus::Failed, 7)),
@@ -141,6 +146,8 @@ impl Story {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     job: RefCell<Option<JobView>>,
+    /// Errands that are done.
+    errands: Cell<usize>,
     guest: RefCell<Known>,
 }
 
@@ -235,7 +242,8 @@ async fn operator(lab: &Lab, story: Story, memory: &Memory) {
                 | Story::StepFails
                 | Story::BootFails
                 | Story::LeaseEnds
-                | Story::Kept => true,
+                | Story::Kept
+                | Story::Used => true,
             };
         sleep(PACE).await;
     }
@@ -245,6 +253,9 @@ async fn operator(lab: &Lab, story: Story, memory: &Memory) {
     for job in ahead.into_iter().chain([lab.job(&job.id).await]) {
         let job = lab.job(&job.id).await;
         assert!(job.state.is_final(), "{job:#?}");
+        if story == Story::Used {
+            run_errands(lab, &job, memory).await;
+        }
         gone(lab, &job).await;
     }
     // Gives reconciliation its turn.
@@ -261,13 +272,36 @@ async fn ask(lab: &Lab, story: Story, key: &str) -> JobView {
     }
 }
 
+/// What an operator asks for, and how he sees that it is done.
+const ERRANDS: [(Request, SandboxState); 5] = [
+    (Request::Stop, SandboxState::Stopped),
+    (Request::Start, SandboxState::Running),
+    (Request::Suspend, SandboxState::Suspended),
+    (Request::Resume, SandboxState::Running),
+    (Request::Renew { minutes: 90 }, SandboxState::Running),
+];
+
+/// Asks again until it is so.
+async fn run_errands(lab: &Lab, job: &JobView, memory: &Memory) {
+    let id = job.sandbox.unwrap().to_string();
+    while let Some((request, state)) = ERRANDS.get(memory.errands.get()) {
+        if lab.engine().change_sandbox(&id, request.clone()).await.is_ok() {
+            while lab.record(job).await.state != *state {
+                sleep(PACE).await;
+            }
+            memory.errands.set(memory.errands.get() + 1);
+        }
+        sleep(PACE).await;
+    }
+}
+
 /// A failed sandbox, and one that is kept, stay until somebody says that they may go.
 async fn gone(lab: &Lab, job: &JobView) {
     let id = job.sandbox.unwrap().to_string();
     loop {
         match lab.record(job).await.state {
             SandboxState::Destroyed => return,
-            SandboxState::Failed | SandboxState::Ready => {
+            SandboxState::Failed | SandboxState::Ready | SandboxState::Running => {
                 let at_rest = lab.record(job).await;
                 if !at_rest.unwinding || at_rest.cursor.is_empty() {
                     drop(lab.engine().destroy_sandbox(&id, false).await);
@@ -276,7 +310,6 @@ async fn gone(lab: &Lab, job: &JobView) {
             SandboxState::Requested
             | SandboxState::Provisioning
             | SandboxState::Booting
-            | SandboxState::Running
             | SandboxState::Suspended
             | SandboxState::Stopped
             | SandboxState::Timeout => {}
@@ -313,6 +346,9 @@ async fn guest(lab: &Lab, story: Story, memory: &Memory) {
             Some(Word::Beat(Phase::Report) | Word::Report) if story.reports().is_none() || !told_to_end => {
                 Word::Beat(Phase::Agent)
             }
+            Some(Word::Redeem | Word::Acknowledge) => WORDS[next],
+            // Nobody gave it work.
+            Some(_) if memory.guest.borrow().order.is_none() => Word::Beat(Phase::Idle),
             Some(word) => *word,
             None => continue,
         };

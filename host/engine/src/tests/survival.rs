@@ -82,6 +82,7 @@ killed! {
     a_job_whose_vmid_is_taken_survives_a_kill_at_every_point: Taken,
     a_machine_that_does_not_go_survives_a_kill_at_every_point: Stubborn,
     a_job_that_waits_for_a_place_survives_a_kill_at_every_point: Waits,
+    a_sandbox_that_is_stopped_started_and_paused_survives_a_kill_at_every_point: Used,
 }
 
 /// Every point that there is, by name. One that is added must be met by a story.
@@ -90,6 +91,8 @@ fn all_points() -> BTreeSet<String> {
         "BOOTING",
         "RUNNING",
         "READY",
+        "SUSPENDED",
+        "STOPPED",
         "TIMEOUT",
         "Unwinding",
         "FAILED",
@@ -119,6 +122,7 @@ fn all_points() -> BTreeSet<String> {
         Point::Artifact,
         Point::Cancel,
         Point::LeaseWarning,
+        Point::LeaseRenewed,
     ];
     let points = entered.chain(undone.map(Point::Undo)).chain(others);
     points.map(|point| point.to_string()).collect()
@@ -191,6 +195,7 @@ refused! {
     another_vmid_is_found_though_any_commit_is_refused: Taken,
     a_machine_that_does_not_go_is_waited_for_though_any_commit_is_refused: Stubborn,
     a_job_gets_its_place_though_any_commit_is_refused: Waits,
+    a_sandbox_is_stopped_started_and_paused_though_any_commit_is_refused: Used,
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub(crate) fn sandbox(vmid: u32) -> SandboxRecord {
         channel: None,
         last_heard_at: None,
         powered_on_at: None,
+        paused_at: None,
+        idle: None,
         failure: None,
         left_behind: Vec::new(),
         created_at: Timestamp::now(),
@@ -71,6 +73,7 @@ pub(crate) fn job(sandbox: Option<SandboxId>) -> JobRecord {
         failure: None,
         created_at: Timestamp::now(),
         started_at: None,
+        paused_seconds: 0,
         finished_at: None,
         waiting: None,
     }

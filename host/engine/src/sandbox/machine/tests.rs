@@ -28,6 +28,8 @@ pub(crate) fn record() -> SandboxRecord {
         channel: None,
         last_heard_at: None,
         powered_on_at: None,
+        paused_at: None,
+        idle: None,
         failure: None,
         left_behind: vec![],
         created_at: Timestamp::UNIX_EPOCH,
@@ -57,6 +59,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         any_step().prop_map(Event::StepDone),
         Just(Event::VmidTaken),
         Just(Event::StepFailed(cause())),
+        Just(Event::StartFailed),
         Just(Event::GuestUp(Some(job()))),
         Just(Event::GuestUp(None)),
         Just(Event::GuestLost(cause())),
@@ -75,7 +78,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         Just(Request::Suspend),
         Just(Request::Resume),
         Just(Request::Assign(job())),
-        Just(Request::Renew),
+        Just(Request::Renew { minutes: 60 }),
         any::<bool>().prop_map(|force| Request::Destroy { force }),
     ]
 }
@@ -120,9 +123,11 @@ fn every_state() -> Vec<State> {
         State::Running {
             holder: Holder::Job(job()),
         },
-        State::Suspended { holder: None },
         State::Suspended {
-            holder: Some(Holder::Job(job())),
+            holder: Holder::Operator,
+        },
+        State::Suspended {
+            holder: Holder::Job(job()),
         },
         State::Stopped,
         State::TimedOut,
@@ -179,10 +184,7 @@ proptest! {
             state = transition.next;
             state.write_to(&mut record);
             let read = State::of(&record);
-            // Only who would get a paused sandbox back is not remembered for an operator.
-            if state != (State::Suspended { holder: Some(Holder::Operator) }) {
-                prop_assert_eq!(&read, &state);
-            }
+            prop_assert_eq!(&read, &state);
             prop_assert_eq!(read.effects(), transition.effects);
         }
     }
@@ -270,7 +272,7 @@ fn the_table_of_requests_is_kept() {
         ),
         (
             State::Ready,
-            ["same", "moved", "refused", "same", "refused", "moved"],
+            ["same", "moved", "refused", "same", "moved", "moved"],
         ),
         (
             State::Running {
@@ -279,12 +281,14 @@ fn the_table_of_requests_is_kept() {
             ["same", "moved", "moved", "same", "moved", "moved"],
         ),
         (
-            State::Suspended { holder: None },
-            ["refused", "refused", "same", "moved", "refused", "moved"],
+            State::Suspended {
+                holder: Holder::Operator,
+            },
+            ["refused", "refused", "same", "moved", "moved", "moved"],
         ),
         (
             State::Stopped,
-            ["moved", "same", "refused", "refused", "refused", "moved"],
+            ["moved", "same", "refused", "refused", "moved", "moved"],
         ),
         (
             State::TimedOut,
@@ -307,7 +311,7 @@ fn the_table_of_requests_is_kept() {
         Request::Stop,
         Request::Suspend,
         Request::Resume,
-        Request::Renew,
+        Request::Renew { minutes: 60 },
         Request::Destroy { force: false },
     ];
     for (state, row) in cells {
@@ -320,7 +324,7 @@ fn the_table_of_requests_is_kept() {
                     assert!(
                         offers.contains(&"show")
                             && offers.iter().all(|offer| refusal.allowed.contains(offer))
-                            && !offers.contains(&"stop"),
+                            && !offers.contains(&"ssh"),
                         "{offers:?}"
                     );
                     "refused"
@@ -337,4 +341,15 @@ fn every_power_on_of_ours_comes_with_a_new_token() {
         panic!("refused")
     };
     assert_eq!(transition.effects, [Effect::Run(Step::IssueToken)]);
+}
+
+#[test]
+fn what_fails_to_start_again_keeps_its_disk() {
+    for state in every_state() {
+        let next = state
+            .event(&Event::StartFailed, false)
+            .map(|transition| transition.next);
+        let starting = matches!(state, State::Provisioning { .. } | State::Booting);
+        assert_eq!(next, starting.then_some(State::Stopped), "{state:?}");
+    }
 }

@@ -35,7 +35,7 @@ pub enum State {
     /// Frozen in memory.
     Suspended {
         /// Who will hold it again.
-        holder: Option<Holder>,
+        holder: Holder,
     },
     /// Powered off, disk kept.
     Stopped,
@@ -72,8 +72,11 @@ pub enum Request {
     Resume,
     /// Give it to a job.
     Assign(JobId),
-    /// Make the lease longer.
-    Renew,
+    /// Let the lease begin anew.
+    Renew {
+        /// How long it is from now on.
+        minutes: u32,
+    },
     /// Take everything away.
     Destroy {
         /// Also what is already being ended by its lease.
@@ -90,6 +93,8 @@ pub enum Event {
     VmidTaken,
     /// A step, or a change of trust, failed.
     StepFailed(Failure),
+    /// The same of one that had been up before, and was started again.
+    StartFailed,
     /// The runner redeemed its token.
     GuestUp(Option<JobId>),
     /// The guest cannot be relied on any more.
@@ -115,6 +120,8 @@ pub enum Effect {
     AwaitGuest,
     /// Let the network trust it as far as [`State::trust`] says.
     Enforce,
+    /// Let the guest switch itself off, and power off what does not.
+    ShutDown,
     /// Power off.
     PowerOff,
     /// Freeze.
@@ -161,7 +168,7 @@ impl Refusal {
     /// What of it a caller can ask for. The other requests have no route.
     #[must_use]
     pub fn offers(&self) -> Vec<&'static str> {
-        let routed = |word: &&str| ["show", "logs", "destroy", "destroy --force"].contains(word);
+        let routed = |word: &&str| !["ssh", "start work"].contains(word);
         self.allowed.iter().copied().filter(routed).collect()
     }
 }
