@@ -67,7 +67,8 @@ async fn by_hand(node: &PveSim) {
     let shape =
         json!({ "cores": 1, "memory": 512, "protection": 0, "onboot": 0, "net0": "virtio,bridge=vmbr1" });
     ask("PUT", "/qemu/1000/config", shape).await;
-    let seed = json!({ "smbios1": format!("uuid={},base64=1,serial=c2VlZA==", "0".repeat(36)) });
+    let uuid = "00000000-0000-0000-0000-000000000000";
+    let seed = json!({ "smbios1": format!("uuid={uuid},base64=1,serial=c2VlZA==") });
     ask("PUT", "/qemu/1000/config", seed).await;
     follow(ask("POST", "/qemu/1000/status/start", json!({})).await).await;
 }
