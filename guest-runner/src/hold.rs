@@ -26,6 +26,7 @@ pub async fn hold(link: &Link, answer: &RedeemAnswer, layout: &Layout) -> Result
                 phase: Phase::Idle,
                 message: String::new(),
                 vitals: Some(vitals::read(&layout.work)),
+                workspace: None,
             })
             .await
         {

@@ -16,3 +16,4 @@ pub mod message;
 pub mod secret;
 pub mod seed;
 pub mod session;
+pub mod workspace;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::AgentMode;
 use crate::secret::SecretText;
+use crate::workspace::{WorkspaceNews, WorkspaceOrder};
 
 /// The protocol this crate speaks.
 pub const VERSION: u16 = 1;
@@ -72,6 +73,9 @@ pub struct RedeemAnswer {
     pub limits: Limits,
     /// Seconds between heartbeats.
     pub heartbeat_seconds: u32,
+    /// The disk for `/work`; the template's own disk when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceOrder>,
 }
 
 /// What the guest is for.
@@ -267,6 +271,8 @@ pub enum FailureCause {
     DiskFull,
     /// What was ordered could not be enforced, so nothing was begun.
     Policy,
+    /// The workspace cannot be used, so nothing was begun.
+    Workspace,
     /// The origin did not take the commits.
     Push,
 }
@@ -283,6 +289,9 @@ pub struct Heartbeat {
     /// How its machine is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vitals: Option<Vitals>,
+    /// How the workspace is, in the first beat since that changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceNews>,
 }
 
 /// Answer to a heartbeat.
@@ -291,6 +300,9 @@ pub struct HeartbeatAnswer {
     /// End the agent (TERM, then KILL), collect, upload and report `cancelled`.
     #[serde(default)]
     pub cancel: bool,
+    /// The sandbox is about to lose its power: end everything that uses the workspace, unmount it, and say so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub release_workspace: bool,
 }
 
 /// Stream of a log piece.

@@ -46,6 +46,7 @@ pub(crate) async fn beat<H: HostLink>(
             phase: now,
             message,
             vitals,
+            workspace: None,
         };
         if let Ok(answer) = host.heartbeat(beat).await
             && answer.cancel

@@ -234,6 +234,7 @@ impl Lab {
                 max_log_bytes: 1_000_000,
             },
             heartbeat_seconds: 1,
+            workspace: None,
         };
         let host = FakeHost(Arc::new(Mutex::new(Seen {
             bundle,

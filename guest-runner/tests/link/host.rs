@@ -290,6 +290,7 @@ fn redeemed(body: &[u8]) -> String {
             max_log_bytes: 4,
         },
         heartbeat_seconds: 5,
+        workspace: None,
     })
     .unwrap()
 }

@@ -32,6 +32,7 @@ mod tests {
             phase: Phase::Agent,
             message: "working".to_owned(),
             vitals: None,
+            workspace: None,
         }
     }
 

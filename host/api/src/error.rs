@@ -54,6 +54,8 @@ pub enum ErrorCode {
     PolicyUnenforced,
     /// The repository's origin did not take the agent's commits; `detail` holds git's words.
     PushRefused,
+    /// The workspace's file system cannot be used in the guest; nothing was begun on another disk instead.
+    WorkspaceUnusable,
     /// The VM went away under a running job.
     SandboxLost,
     /// An operator cancelled it.
@@ -86,6 +88,7 @@ impl ErrorCode {
             | Self::GuestDiskFull
             | Self::PolicyUnenforced
             | Self::PushRefused
+            | Self::WorkspaceUnusable
             | Self::SandboxLost
             | Self::RepositoryUnavailable => 500,
             Self::BackendFailed | Self::NetworkUnenforced => 502,
@@ -126,6 +129,7 @@ impl ErrorCode {
             Self::GuestDiskFull => "guest_disk_full",
             Self::PolicyUnenforced => "policy_unenforced",
             Self::PushRefused => "push_refused",
+            Self::WorkspaceUnusable => "workspace_unusable",
             Self::SandboxLost => "sandbox_lost",
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",

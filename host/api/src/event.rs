@@ -39,6 +39,8 @@ pub enum EventKind {
     SandboxIdle,
     /// The packet policy refused a guest something.
     NetworkDenied,
+    /// A workspace was made, changed, mounted, unmounted or removed.
+    Workspace,
     /// Something an operator should look at.
     Alarm,
     /// A kind of a later version.
@@ -64,6 +66,7 @@ impl EventKind {
             Self::LeaseRenewed => "lease.renewed",
             Self::SandboxIdle => "sandbox.idle",
             Self::NetworkDenied => "network.denied",
+            Self::Workspace => "workspace",
             Self::Alarm => "alarm",
             Self::Other(word) => word,
         }
@@ -87,6 +90,7 @@ impl From<String> for EventKind {
             "lease.renewed" => Self::LeaseRenewed,
             "sandbox.idle" => Self::SandboxIdle,
             "network.denied" => Self::NetworkDenied,
+            "workspace" => Self::Workspace,
             "alarm" => Self::Alarm,
             _ => Self::Other(word),
         }

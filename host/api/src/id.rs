@@ -18,6 +18,9 @@ pub enum IdError {
     /// Not a sandbox id.
     #[error("`{0}` is not a sandbox id: expected a UUID")]
     Sandbox(String),
+    /// Not a workspace id.
+    #[error("`{0}` is not a workspace id: expected a UUID")]
+    Workspace(String),
 }
 
 fn shown(text: &str) -> String {

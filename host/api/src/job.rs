@@ -169,6 +169,9 @@ pub struct JobRequest {
     /// Where the guest pushes the agent's commits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push: Option<PushTarget>,
+    /// Name or UUID of a workspace that nobody has; it is mounted at /work, and the repository is cloned there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
 }
 
 /// What a guest said when its agent ended, checked and completed by the host.

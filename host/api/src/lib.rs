@@ -22,6 +22,7 @@ mod route;
 mod sandbox;
 mod secret;
 mod status;
+mod workspace;
 
 pub use allow::{AllowEntry, AllowError, AllowPorts};
 pub use artifact::{ArtifactKind, ArtifactView};
@@ -45,3 +46,7 @@ pub use sandbox::{
 };
 pub use secret::{SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, StatusView, TemplateView};
+pub use workspace::{
+    WorkspaceAttach, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,
+    WorkspaceSnapshotRequest, WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
+};

@@ -25,6 +25,10 @@ pub enum Permission {
     SandboxRead,
     /// Create, change and destroy sandboxes.
     SandboxWrite,
+    /// Read workspaces.
+    WorkspaceRead,
+    /// Create, change, attach and delete workspaces.
+    WorkspaceWrite,
 }
 
 /// One route.
@@ -119,5 +123,52 @@ pub const ROUTES: &[Route] = &[
         Method::Post,
         "/v1/commands/{command}/stream",
         Permission::SandboxWrite,
+    ),
+    route(Method::Get, "/v1/workspaces", Permission::WorkspaceRead),
+    route(Method::Post, "/v1/workspaces", Permission::WorkspaceWrite),
+    route(
+        Method::Get,
+        "/v1/workspaces/{workspace}",
+        Permission::WorkspaceRead,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/delete",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/resize",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/attach",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/detach",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/snapshots",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/snapshots/{snapshot}/restore",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/snapshots/{snapshot}/delete",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/fork",
+        Permission::WorkspaceWrite,
     ),
 ];

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{ErrorCode, JobId, NetworkMode, SandboxId, Vmid};
+use crate::{ErrorCode, JobId, NetworkMode, SandboxId, Vmid, WorkspaceId};
 
 /// Where a sandbox stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -117,6 +117,9 @@ pub struct SandboxRequest {
     /// How long it may live, in minutes; the profile's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_minutes: Option<u32>,
+    /// Name or UUID of a workspace that nobody has; it is mounted at /work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
 }
 
 /// Body of `POST /v1/sandboxes/{sandbox}/lease/renew`.
@@ -198,6 +201,9 @@ pub struct SandboxView {
     pub created_at: Timestamp,
     /// When its record last changed.
     pub updated_at: Timestamp,
+    /// The workspace it has, or is about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceId>,
 }
 
 /// Sandboxes, newest first.

@@ -41,7 +41,7 @@ pub use machine::{
 pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 
 #[cfg(any(feature = "proxmox", feature = "shell"))]
-pub use pve::{CloneMode, PveOptions};
+pub use pve::{CloneMode, NewTemplate, Publication, Publisher, PveOptions};
 
 use agentlab_api::{ChannelKind, Vmid};
 
@@ -148,9 +148,38 @@ pub trait Volumes: Send + Sync {
     async fn detach_volume(&self, _volume: &str, _from: Vmid, _stamp: &Stamp) -> Result<()> {
         Err(BackendError::Unsupported { what: "volumes" })
     }
-    /// Destroys it; absent is success, attached is refused.
+    /// Grows a volume that is attached to a machine which is off. As large already, or larger, is success.
+    async fn grow_volume(&self, _volume: &str, _at: Vmid, _stamp: &Stamp, _size_gb: u32) -> Result<()> {
+        Err(BackendError::Unsupported { what: "volumes" })
+    }
+    /// Destroys it with its snapshots; absent is success, attached is refused.
     async fn destroy_volume(&self, _volume: &str) -> Result<()> {
         Err(BackendError::Unsupported { what: "volumes" })
+    }
+    /// Keeps the state of a volume that no running machine has. One of that name already is success.
+    async fn take_volume_snapshot(&self, _volume: &str, _name: &str) -> Result<()> {
+        Err(BackendError::Unsupported {
+            what: "snapshots of volumes",
+        })
+    }
+    /// Goes back to a snapshot, which stays.
+    async fn roll_back_volume(&self, _volume: &str, _name: &str) -> Result<()> {
+        Err(BackendError::Unsupported {
+            what: "snapshots of volumes",
+        })
+    }
+    /// Removes a snapshot; absent is success.
+    async fn delete_volume_snapshot(&self, _volume: &str, _name: &str) -> Result<()> {
+        Err(BackendError::Unsupported {
+            what: "snapshots of volumes",
+        })
+    }
+    /// Makes a volume of this name with what another holds, or held at a snapshot. The same name again is the same
+    /// volume.
+    async fn copy_volume(&self, _of: &str, _snapshot: Option<&str>, _name: &str) -> Result<String> {
+        Err(BackendError::Unsupported {
+            what: "copies of volumes",
+        })
     }
 }
 

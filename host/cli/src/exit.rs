@@ -72,6 +72,7 @@ impl ExitStatus {
             | ErrorCode::GuestDiskFull
             | ErrorCode::PolicyUnenforced
             | ErrorCode::PushRefused
+            | ErrorCode::WorkspaceUnusable
             | ErrorCode::SandboxLost
             | ErrorCode::Cancelled
             | ErrorCode::Internal => Self::Failure,

@@ -22,6 +22,7 @@ mod sandbox;
 mod sse;
 mod status;
 mod stream;
+mod workspace;
 
 use std::path::{Path, PathBuf};
 

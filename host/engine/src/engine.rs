@@ -101,6 +101,10 @@ impl Engine {
             .tasks
             .spawn(crate::queue::run(weak.clone(), shared.clone()));
         engine.shared.tasks.spawn(crate::retention::run(shared.clone()));
+        engine
+            .shared
+            .tasks
+            .spawn(crate::workspace_task::run(shared.clone()));
         engine.shared.tasks.spawn(crate::vigil::run(shared.clone()));
         engine.shared.tasks.spawn(crate::reconcile::run(weak, shared));
         Ok(engine)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agentlab_api::{EventKind, JobState, SandboxState};
 use agentlab_protocol::message::Vitals;
-use agentlab_store::{JobRecord, NewEvent, SandboxRecord, Write};
+use agentlab_store::{JobRecord, NewEvent, SandboxRecord, WorkspaceRecord, Write};
 use serde_json::{Value, json};
 
 use crate::port::Denied;
@@ -154,6 +154,15 @@ pub(crate) fn lease_expiring(record: &SandboxRecord, left: Duration) -> Write {
     )
 }
 
+/// What became of a workspace, at a sandbox of it or without.
+pub(crate) fn workspace(workspace: &WorkspaceRecord, at: Option<&SandboxRecord>, what: &str) -> Write {
+    Write::Event(NewEvent {
+        kind: EventKind::Workspace,
+        sandbox: at.map(|record| record.id),
+        job: at.and_then(|record| record.job.clone()),
+        message: format!("Workspace {} {what}", workspace.name),
+        data: json!({"workspace": workspace.id, "name": workspace.name, "size_gb": workspace.size_gb}),
+    })
 /// The lease begins anew.
 pub(crate) fn lease_renewed(record: &SandboxRecord, minutes: u32) -> Write {
     let message = format!("Lease of sandbox {} is {minutes} min from now on", record.vmid);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentlab_api::{
     ArtifactView, ErrorCode, JobId, JobList, JobRequest, JobState, JobView, Problem, Profile,
-    RepositorySource, Vmid,
+    RepositorySource, Vmid, WorkspaceId,
 };
 use agentlab_store::{IdempotencyRecord, Incoming, JobRecord, StoreError};
 use tokio::time::{Instant, timeout};
@@ -20,7 +20,7 @@ use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::granted;
 use crate::sandbox::perform::{backend_failure, chain};
 use crate::sandbox::step::Step;
-use crate::view;
+use crate::{view, workspace};
 
 /// How long a request waits for the hypervisor, or for the packet policy, before anything is recorded.
 const ASK: Duration = Duration::from_secs(2);
@@ -51,7 +51,9 @@ impl Engine {
         self.enforceable(&profile).await?;
         self.secrets_are_there(&profile).await?;
         let occupied = self.inventory(&profile).await?;
-        let job = self.draft(&request, profile, settled)?;
+        let workspace = workspace::free(&self.shared, request.workspace.as_deref()).await?;
+        let given = workspace.as_ref().map(|free| free.id);
+        let job = self.draft(&request, profile, settled, given)?;
         // Nobody removes the bundle between the look and the record that needs it.
         let bundles = match &job.repository {
             RepositorySource::Bundle { .. } => Some(self.shared.bundles.lock().await),
@@ -59,7 +61,7 @@ impl Engine {
         };
         self.bundle_is_here(&job.repository).await?;
         let made = queue::admit(&self.shared, job, key.clone(), occupied, began).await;
-        drop(bundles);
+        drop((bundles, workspace));
         match made {
             Ok(Admitted { job, sandbox, position }) => {
                 tracing::info!(job = %job.id, position, "job queued");
@@ -176,7 +178,13 @@ impl Engine {
     }
 
     /// The job as it is recorded when it must wait.
-    fn draft(&self, request: &JobRequest, profile: Profile, settled: Settled) -> Result<JobRecord, Problem> {
+    fn draft(
+        &self,
+        request: &JobRequest,
+        profile: Profile,
+        settled: Settled,
+        workspace: Option<WorkspaceId>,
+    ) -> Result<JobRecord, Problem> {
         let id = JobId::generate().map_err(|error| {
             Problem::new(
                 ErrorCode::Internal,
@@ -204,7 +212,7 @@ impl Engine {
             started_at: None,
             paused_seconds: 0,
             finished_at: None,
-            waiting: queue::waiting(profile, settled.ttl_minutes, settled.keepalive),
+            waiting: queue::waiting(profile, settled.ttl_minutes, settled.keepalive, workspace),
         })
     }
 

@@ -53,6 +53,8 @@ pub enum Point {
     LeaseRenewed,
     /// A job whose sandbox is gone ends.
     Abandoned,
+    /// A workspace is asked for, changed, given or taken.
+    Workspace,
     /// Something is told; nothing depends on it.
     Told,
 }
@@ -95,6 +97,7 @@ impl fmt::Display for Point {
             Self::LeaseWarning => f.write_str("lease warning"),
             Self::LeaseRenewed => f.write_str("lease renewed"),
             Self::Abandoned => f.write_str("abandoned"),
+            Self::Workspace => f.write_str("workspace"),
             Self::Told => f.write_str("told"),
         }
     }

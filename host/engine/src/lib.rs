@@ -37,6 +37,8 @@ mod status;
 mod upload;
 mod view;
 mod vigil;
+mod workspace;
+mod workspace_task;
 
 pub use engine::{Engine, StartError};
 pub use guest::{GuestOrigin, GuestRefusal, GuestSession};

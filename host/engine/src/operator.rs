@@ -11,7 +11,7 @@ use crate::sandbox::asked::refused;
 use crate::sandbox::driver;
 use crate::sandbox::machine::{Request, State, Verdict};
 use crate::sandbox::step::Step;
-use crate::{queue, request, view};
+use crate::{queue, request, view, workspace};
 
 /// Longest command line, all words together.
 const WORDS_BYTES: usize = 128 << 10;
@@ -28,13 +28,16 @@ impl Engine {
         self.enforceable(&profile).await?;
         self.secrets_are_there(&profile).await?;
         let occupied = self.inventory(&profile).await?;
+        let workspace = workspace::free(&self.shared, request.workspace.as_deref()).await?;
         let waiting = Waiting {
+            workspace: workspace.as_ref().map(|free| free.id),
             profile,
             ttl_minutes,
             // Nothing but its lease, or a person, ends it.
             keepalive: true,
         };
         let made = queue::admit_sandbox(&self.shared, &waiting, request.name, occupied).await;
+        drop(workspace);
         let record = made.map_err(|error| store_problem(&error))?.map_err(|reason| {
             Problem::new(ErrorCode::LimitReached, reason)
                 .with_stage(Step::Reserve.as_str())

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobId, JobState, Problem, SandboxId, SandboxState, Vmid};
+use agentlab_api::{ErrorCode, JobId, JobState, Problem, SandboxId, SandboxState, Vmid, WorkspaceId};
 use agentlab_store::{IdempotencyRecord, JobRecord, SandboxRecord, StoreError, Waiting, Write};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep};
@@ -192,6 +192,7 @@ fn fresh_sandbox(shared: &Shared, waiting: &Waiting) -> Option<SandboxRecord> {
         mac: [0; 6],
         address: shared.settings.gateway,
         job: None,
+        workspace: waiting.workspace,
         keepalive: waiting.keepalive,
         lease_expires_at: Some(now + lease),
         lease_warned: false,
@@ -337,10 +338,12 @@ pub(crate) fn waiting(
     profile: agentlab_api::Profile,
     ttl_minutes: u32,
     keepalive: bool,
+    workspace: Option<WorkspaceId>,
 ) -> Option<Box<Waiting>> {
     Some(Box::new(Waiting {
         profile,
         ttl_minutes,
         keepalive,
+        workspace,
     }))
 }

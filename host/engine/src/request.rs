@@ -362,6 +362,7 @@ mod tests {
             deadline_seconds: None,
             ttl_minutes: None,
             keepalive: None,
+            workspace: None,
             push: None,
         }
     }

@@ -25,6 +25,7 @@ use crate::sandbox::perform::chain;
 use crate::secrets::Secrets;
 use crate::settings::{Clock, Settings, Tunable};
 use crate::upload::Uploads;
+use crate::workspace::Workspaces;
 
 /// How long a caller waits for a driver's answer. A driver never waits for a back end before it answers, only for
 /// the store and once for the packet policy.
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) bundles: tokio::sync::Mutex<()>,
     /// Jobs that wait for a sandbox.
     pub(crate) queue: Queue,
+    pub(crate) workspaces: Workspaces,
 }
 
 #[derive(Default)]
@@ -111,9 +113,11 @@ impl Handle {
     /// Where a message waits.
     fn line_of(&self, message: &Message) -> &mpsc::Sender<Box<Message>> {
         match message {
-            Message::Request { .. } | Message::Cancel { .. } | Message::Look | Message::TakeAway { .. } => {
-                &self.orders
-            }
+            Message::Request { .. }
+            | Message::Cancel { .. }
+            | Message::Workspace { .. }
+            | Message::Look
+            | Message::TakeAway { .. } => &self.orders,
             Message::Redeem { .. }
             | Message::Acknowledge { .. }
             | Message::Heartbeat { .. }
@@ -183,6 +187,7 @@ impl Shared {
             unswept: Mutex::default(),
             bundles: tokio::sync::Mutex::new(()),
             queue: Queue::default(),
+            workspaces: Workspaces::default(),
         }
     }
 

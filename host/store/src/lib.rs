@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod page;
 pub mod record;
+mod workspace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use record::{
     ArtifactRecord, EventFilter, IdempotencyRecord, Idle, Intent, JobRecord, NewEvent, SandboxRecord,
     SandboxSummary, TokenRecord, Waiting, Write,
 };
+pub use workspace::{Rebind, WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask};
 
 /// Where things are kept.
 #[derive(Debug, Clone)]

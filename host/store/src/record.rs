@@ -4,10 +4,12 @@ use std::net::Ipv4Addr;
 
 use agentlab_api::{
     ArtifactKind, ChannelKind, EventKind, Failure, JobId, JobOutcome, JobState, NetworkMode, Profile,
-    PushTarget, RepositorySource, SandboxId, SandboxState, Vmid,
+    PushTarget, RepositorySource, SandboxId, SandboxState, Vmid, WorkspaceId,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::workspace::WorkspaceRecord;
 
 /// One sandbox, from request to beyond destruction. Unique among those not DESTROYED: `vmid`, `address`, `name`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub struct SandboxRecord {
     pub address: Ipv4Addr,
     /// The job that holds it.
     pub job: Option<JobId>,
+    /// The workspace it has, or is about to; nobody else has it meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceId>,
     /// Survives the end of its job.
     pub keepalive: bool,
     /// End of its lease; `None` for no expiry.
@@ -88,6 +93,8 @@ pub struct SandboxSummary {
     pub state: SandboxState,
     pub address: Ipv4Addr,
     pub job: Option<JobId>,
+    #[serde(default)]
+    pub workspace: Option<WorkspaceId>,
     pub keepalive: bool,
     pub lease_expires_at: Option<Timestamp>,
     #[serde(default)]
@@ -173,6 +180,9 @@ pub struct Waiting {
     pub ttl_minutes: u32,
     /// The sandbox survives the end of the job.
     pub keepalive: bool,
+    /// The workspace it is to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceId>,
 }
 
 /// An effect about to be tried. It stays open until [`Write::Fact`] closes it, and is closed again after a crash
@@ -269,6 +279,10 @@ pub enum Write {
     Artifact(ArtifactRecord),
     /// Remembers an idempotency key.
     Idempotency(IdempotencyRecord),
+    /// Inserts or replaces a workspace.
+    Workspace(Box<WorkspaceRecord>),
+    /// A workspace is gone.
+    ForgetWorkspace(WorkspaceId),
     /// Appends an event.
     Event(NewEvent),
 }

@@ -32,6 +32,15 @@ pub enum Call {
     HasSeed,
     OpenChannel,
     Console,
+    CreateVolume,
+    AttachVolume,
+    DetachVolume,
+    GrowVolume,
+    DestroyVolume,
+    TakeVolumeSnapshot,
+    RollBackVolume,
+    DeleteVolumeSnapshot,
+    CopyVolume,
 }
 
 /// One call, in the order they arrived.

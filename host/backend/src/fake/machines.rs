@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use super::{CHANNEL_BUFFER, Call, Entry, Fake, KIND};
 use crate::{
     Agents, Backend, BackendError, BackendInfo, ByteStream, Channels, CloneSpec, Machine, Machines, Power,
-    PowerOn, Result, Seeds, Shape, Snapshots, Stamp, Tasks, Template, Usage, Volumes,
+    PowerOn, Result, Seeds, Shape, Snapshots, Stamp, Tasks, Template, Usage,
 };
 
-fn refused(action: &'static str, vmid: Vmid, reason: &str) -> BackendError {
+pub(super) fn refused(action: &'static str, vmid: Vmid, reason: &str) -> BackendError {
     BackendError::Refused {
         action,
         vmid,
@@ -18,7 +18,7 @@ fn refused(action: &'static str, vmid: Vmid, reason: &str) -> BackendError {
     }
 }
 
-fn compare(vmid: Vmid, entry: &Entry, stamp: &Stamp) -> Result<()> {
+pub(super) fn compare(vmid: Vmid, entry: &Entry, stamp: &Stamp) -> Result<()> {
     match &entry.machine.stamp {
         Some(found) if found == stamp => Ok(()),
         Some(found) => Err(BackendError::NotOurs {
@@ -34,7 +34,7 @@ fn compare(vmid: Vmid, entry: &Entry, stamp: &Stamp) -> Result<()> {
 
 impl Fake {
     /// One call: its faults, then its effect, then a lost answer.
-    async fn perform<T>(
+    pub(super) async fn perform<T>(
         &self,
         call: Call,
         vmid: Option<Vmid>,
@@ -50,7 +50,7 @@ impl Fake {
     }
 
     /// Runs `change` on a machine after comparing its stamp.
-    fn change<T>(
+    pub(super) fn change<T>(
         &self,
         vmid: Vmid,
         stamp: &Stamp,
@@ -346,7 +346,6 @@ impl Channels for Fake {
     }
 }
 
-impl Volumes for Fake {}
 impl Snapshots for Fake {}
 impl Agents for Fake {}
 impl Tasks for Fake {}

@@ -9,6 +9,7 @@
 mod channel;
 mod faults;
 mod machines;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +47,7 @@ struct Shared {
 struct World {
     templates: Vec<Template>,
     machines: BTreeMap<Vmid, Entry>,
+    volumes: BTreeMap<String, volumes::Volume>,
     capabilities: Capabilities,
     channels: Vec<ChannelKind>,
     /// Who waits for a start, and behind how many.
@@ -63,6 +65,7 @@ struct Entry {
     booted_with: Option<Vec<u8>>,
     console: Vec<u8>,
     nic: Option<Nic>,
+    volume: Option<String>,
     guest_channel: Option<DuplexStream>,
     /// Dropped to cut the host's end of the channel.
     channel_open: Option<oneshot::Sender<()>>,
@@ -81,6 +84,7 @@ impl Entry {
             booted_with: None,
             console: Vec::new(),
             nic: None,
+            volume: None,
             guest_channel: None,
             channel_open: None,
             power_ons: 0,
@@ -107,7 +111,7 @@ impl Entry {
 impl Default for Shared {
     fn default() -> Self {
         let capabilities = Capabilities {
-            volumes: false,
+            volumes: true,
             snapshots: false,
             suspend: true,
             takes_tap: true,
@@ -116,6 +120,7 @@ impl Default for Shared {
             world: Mutex::new(World {
                 templates: Vec::new(),
                 machines: BTreeMap::new(),
+                volumes: BTreeMap::new(),
                 capabilities,
                 channels: vec![ChannelKind::Serial, ChannelKind::Tls],
                 line: BTreeMap::new(),
@@ -332,6 +337,9 @@ impl Fake {
             }
             if entry.nic.is_some() {
                 left.push(format!("cable of {vmid}"));
+            }
+            if let Some(volume) = &entry.volume {
+                left.push(format!("volume {volume} at {vmid}"));
             }
         }
         left

@@ -2,6 +2,7 @@
 //! two running machines write one volume at once without a word.
 
 use agentlab_api::Vmid;
+use agentlab_protocol::workspace::SERIAL;
 use async_trait::async_trait;
 
 use super::change::{Change, Read, pair};
@@ -63,7 +64,8 @@ impl<W: Wire> Pve<W> {
         if let Some(there) = record.text(SLOT) {
             return Err(refused(ACTION, to, format!("{there} is at {SLOT} already")).into());
         }
-        Ok(self.set(&record, vec![pair(SLOT, volume)]).await?)
+        let drive = format!("{volume},serial={SERIAL}");
+        Ok(self.set(&record, vec![pair(SLOT, drive)]).await?)
     }
 
     async fn detach_once(&self, volume: &str, from: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
@@ -94,6 +96,31 @@ impl<W: Wire> Pve<W> {
                 .into())
             }
         }
+    }
+
+    /// PVE grows what is attached to a machine, and nothing else.
+    async fn grow_once(
+        &self,
+        volume: &str,
+        at: Vmid,
+        stamp: &Stamp,
+        size_gb: u32,
+    ) -> std::result::Result<(), Trouble> {
+        const ACTION: &str = "grow volume";
+        let record = self.ours(ACTION, at, stamp).await?;
+        let mut disks = record.disks().into_iter();
+        let Some(disk) = disks.find(|disk| disk.volume == volume) else {
+            return Err(refused(ACTION, at, format!("it has no {volume}")).into());
+        };
+        if disk.bytes.is_some_and(|bytes| bytes >= u64::from(size_gb) << 30) {
+            return Ok(());
+        }
+        let change = Change::Resize {
+            vmid: at,
+            disk: disk.slot,
+            size: format!("{size_gb}G"),
+        };
+        Ok(self.change(&record.node, change).await?)
     }
 
     async fn size_of(&self, storage: &str, volume: &str) -> std::result::Result<Option<u64>, Refusal> {
@@ -184,6 +211,14 @@ impl<W: Wire> Volumes for Pve<W> {
             Err(BackendError::NoSuchMachine { .. }) => Ok(()),
             other => other,
         }
+    }
+
+    async fn grow_volume(&self, volume: &str, at: Vmid, stamp: &Stamp, size_gb: u32) -> Result<()> {
+        let (owner, _) = self.check_volume("grow volume", volume)?;
+        let _alone = self.turn(owner).await;
+        let _turn = self.turn(at).await;
+        self.patiently("grow volume", at, || self.grow_once(volume, at, stamp, size_gb))
+            .await
     }
 
     async fn destroy_volume(&self, volume: &str) -> Result<()> {

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use agentlab_api::{SandboxId, Vmid};
+use agentlab_protocol::workspace::SERIAL;
 use serde_json::json;
 
 use super::accelerator::{Accelerator, Version};
@@ -33,6 +34,7 @@ pub(super) struct Descriptors {
     pub(super) qmp: RawFd,
     pub(super) channel: RawFd,
     pub(super) tap: Option<RawFd>,
+    pub(super) volume: Option<RawFd>,
 }
 
 /// What to run.
@@ -102,6 +104,9 @@ pub(super) fn arguments(guest: &Guest<'_>, fds: &Descriptors) -> Vec<OsString> {
     line.option("-m", guest.memory_mb.to_string());
 
     disk(&mut line, fds);
+    if let Some(descriptor) = fds.volume {
+        volume(&mut line, descriptor);
+    }
 
     line.option(
         "-chardev",
@@ -173,6 +178,22 @@ fn disk(line: &mut Line, fds: &Descriptors) {
     );
 }
 
+/// The disk that outlives the machine. The guest knows it by its serial number.
+fn volume(line: &mut Line, descriptor: RawFd) {
+    add_descriptor(line, descriptor, 4);
+    let nodes = [
+        json!({ "driver": "file", "node-name": "work-file", "filename": "/dev/fdset/4", "discard": "unmap" }),
+        json!({ "driver": "raw", "node-name": "work", "file": "work-file", "discard": "unmap" }),
+    ];
+    for node in nodes {
+        line.option("-blockdev", node.to_string());
+    }
+    line.option(
+        "-device",
+        format!("virtio-blk-pci,drive=work,serial={SERIAL},werror=report,rerror=report"),
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +228,7 @@ mod tests {
         qmp: 14,
         channel: 15,
         tap: None,
+        volume: None,
     };
 
     #[test]
@@ -228,12 +250,14 @@ mod tests {
             "-initrd",
             "-monitor",
             "slirp",
+            "agentlab-work",
             "user,",
         ] {
             assert!(!bare.contains(absent), "{absent} in {bare}");
         }
         let whole = Descriptors {
             tap: Some(20),
+            volume: Some(24),
             seed: Some(21),
             initrd: Some(22),
             ..FDS
@@ -244,6 +268,8 @@ mod tests {
             "-fw_cfg name=opt/agentlab/seed,file=/proc/self/fd/21",
             "-initrd /proc/self/fd/22",
             "-append root=/dev/vda rw, panic=-1",
+            "-add-fd fd=24,set=4",
+            "-device virtio-blk-pci,drive=work,serial=agentlab-work,werror=report",
             "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-no-reboot",
         ] {

@@ -32,7 +32,7 @@ const MIN_MEMORY_MB: u32 = 64;
 /// What q35 takes.
 const MAX_CORES: u16 = 255;
 
-fn refused(action: &'static str, vmid: Vmid, reason: impl Into<String>) -> BackendError {
+pub(super) fn refused(action: &'static str, vmid: Vmid, reason: impl Into<String>) -> BackendError {
     BackendError::Refused {
         action,
         vmid,

@@ -6,6 +6,7 @@
 //!         ├─ start      permit -> command + launch (own uid, descriptors only, seccomp) -> QMP `cont`
 //!         ├─ machines   the trait's calls, each compared with the stamp first
 //!         ├─ guest      seed, serial channel, console
+//!         ├─ volumes    disks that outlive the machines they are attached to
 //!         └─ watch      one task per running machine: reaps it, cuts its logs, gives its start permit back
 //! ```
 //!
@@ -29,6 +30,7 @@ mod record;
 mod sockets;
 mod start;
 mod template;
+mod volumes;
 mod watch;
 
 use std::collections::{HashMap, VecDeque};
@@ -47,7 +49,6 @@ use tokio::time::Instant;
 
 use crate::{
     Agents, Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Storage, Tasks,
-    Volumes,
 };
 use accelerator::{Accelerator, Programs};
 use monitor::Monitor;
@@ -57,6 +58,7 @@ pub use qmp::converse;
 use record::{MachineDir, storage};
 use sockets::Line;
 use template::{StoredTemplate, TemplateStore};
+use volumes::VolumeStore;
 
 const KIND: &str = "qemu";
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -144,6 +146,9 @@ pub struct Qemu {
     /// Held while a uid is chosen and recorded.
     allocation: tokio::sync::Mutex<()>,
     watchers: Mutex<JoinSet<()>>,
+    volumes: VolumeStore,
+    /// Held while a volume is made, given, taken or copied.
+    volume_turn: tokio::sync::Mutex<()>,
     /// Locked for as long as this process uses `run_dir`.
     _lock: File,
 }
@@ -213,6 +218,7 @@ impl Qemu {
         let kept_version = options.run_dir.join("qemu-version.json");
         let programs = Programs::find(options.qemu_binary.as_deref(), &kept_version).await?;
         let machines = record::Machines::open(&options.run_dir)?;
+        let volumes = VolumeStore::open(&options.run_dir, options.disk_floor_mb.saturating_mul(1 << 20))?;
         let templates = TemplateStore::new(&options.template_dir);
         let kept_path = options.run_dir.join("accelerator.json");
         let prober = Prober {
@@ -250,6 +256,8 @@ impl Qemu {
             vms: Mutex::default(),
             allocation: tokio::sync::Mutex::default(),
             watchers: Mutex::default(),
+            volumes,
+            volume_turn: tokio::sync::Mutex::default(),
             _lock: lock,
         })
     }
@@ -309,7 +317,6 @@ impl Qemu {
     }
 }
 
-impl Volumes for Qemu {}
 impl Snapshots for Qemu {}
 impl Agents for Qemu {}
 impl Tasks for Qemu {}
@@ -324,7 +331,7 @@ impl Backend for Qemu {
             accelerator: Some(verdict.accelerator().as_str().to_owned()),
             accelerator_reason: Some(verdict.reason),
             capabilities: Capabilities {
-                volumes: false,
+                volumes: true,
                 snapshots: false,
                 suspend: true,
                 takes_tap: self.options.tap,

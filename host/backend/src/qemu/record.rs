@@ -49,6 +49,9 @@ pub(super) struct Record {
     pub(super) uid: u32,
     /// Absent until configured.
     pub(super) shape: Option<ShapeRecord>,
+    /// The volume attached to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) volume: Option<String>,
 }
 
 /// Which template a machine was cloned from.
@@ -95,6 +98,7 @@ impl Record {
             template,
             uid,
             shape: None,
+            volume: None,
         }
     }
 
@@ -345,6 +349,16 @@ impl MachineDir {
             return Ok(());
         }
         self.record.shape = Some(shape);
+        self.write_record()
+    }
+
+    /// Stores which volume is attached.
+    pub(super) fn set_volume(&mut self, volume: Option<String>) -> Result<()> {
+        self.record.volume = volume;
+        self.write_record()
+    }
+
+    fn write_record(&self) -> Result<()> {
         let path = self.path.join(RECORD);
         write_json(&path, &self.record).map_err(storage("writing", &path))
     }

@@ -159,6 +159,7 @@ impl Qemu {
         let accelerator = self.accelerator(&template).await;
         let (program, version) = (self.programs.system.clone(), self.programs.version.clone());
         let (machine, tb_size_mb) = (machine.clone(), self.options.tb_size_mb);
+        let volumes = self.volumes.clone();
         blocking(move || {
             let shape = shape_of(&machine)?;
             let sandbox = machine
@@ -166,7 +167,11 @@ impl Qemu {
                 .stamp()
                 .map(|stamp| stamp.sandbox)
                 .ok_or_else(|| unreachable(START, "its stamp cannot be read".to_owned()))?;
-            let opened = Opened::of(&machine, template.open()?, tap)?;
+            let mut opened = Opened::of(&machine, template.open()?, tap)?;
+            let volume = machine.record.volume.as_deref();
+            let volume = volume.map(|volume| volumes.open_disk(volume)).transpose()?;
+            let volume_bytes = volume.as_ref().map_or(0, |(_, bytes)| *bytes);
+            opened.volume = volume.map(|(disk, _)| disk);
             let guest = Guest {
                 vmid,
                 sandbox,
@@ -189,7 +194,7 @@ impl Qemu {
                 },
                 stderr: opened_stderr(&machine)?,
                 descriptors: opened.into_descriptors(),
-                max_file_bytes: shape.root_bytes.saturating_mul(2).saturating_add(FILE_SLACK),
+                max_file_bytes: max_file_bytes(shape).max(volume_bytes),
             })
         })
         .await
@@ -325,6 +330,11 @@ fn shape_of(machine: &MachineDir) -> Result<&ShapeRecord> {
         })
 }
 
+/// Its own disk is a file.
+fn max_file_bytes(shape: &ShapeRecord) -> u64 {
+    shape.root_bytes.saturating_mul(2).saturating_add(FILE_SLACK)
+}
+
 /// Begins the file anew: an error shows this start's complaints, not the last one's.
 fn opened_stderr(machine: &MachineDir) -> Result<File> {
     let path = machine.stderr_path();
@@ -342,6 +352,7 @@ struct Opened {
     qmp: OwnedFd,
     channel: OwnedFd,
     tap: Option<OwnedFd>,
+    volume: Option<File>,
 }
 
 impl Opened {
@@ -377,6 +388,7 @@ impl Opened {
             qmp: listen(QMP_SOCKET)?,
             channel: listen(CHANNEL_SOCKET)?,
             tap,
+            volume: None,
         })
     }
 
@@ -391,6 +403,7 @@ impl Opened {
             qmp: self.qmp.as_raw_fd(),
             channel: self.channel.as_raw_fd(),
             tap: self.tap.as_ref().map(AsRawFd::as_raw_fd),
+            volume: self.volume.as_ref().map(AsRawFd::as_raw_fd),
         }
     }
 
@@ -398,7 +411,7 @@ impl Opened {
         let files = [Some(self.files.disk), Some(self.files.kernel), self.files.initrd];
         let files = files
             .into_iter()
-            .chain([Some(self.overlay), self.seed, Some(self.console)]);
+            .chain([Some(self.overlay), self.seed, Some(self.console), self.volume]);
         let sockets = [Some(self.qmp), Some(self.channel), self.tap];
         files
             .flatten()

@@ -54,6 +54,9 @@ pub(crate) struct Run {
     /// profile must allow it, and neither the default branch nor a forced push is ever done
     #[arg(long, value_name = "BRANCH")]
     push: Option<String>,
+    /// Workspace that the job works in: its disk is /work, and it outlives the VM
+    #[arg(long, value_name = "NAME")]
+    workspace: Option<String>,
     /// Print the job's id and exit
     #[arg(long, short)]
     detach: bool,
@@ -81,6 +84,7 @@ impl Run {
             ttl_minutes: self.ttl.map(|seconds| seconds.div_ceil(60)),
             keepalive: self.keepalive,
             push,
+            workspace: self.workspace,
         };
         let printer = &context.printer;
         let job = create(context, &request, &key).await?;

@@ -21,6 +21,7 @@ mod sandbox_change;
 mod sandbox_new;
 mod secrets;
 mod status;
+mod workspace;
 
 use std::ffi::OsString;
 
@@ -41,6 +42,9 @@ pub(crate) enum Command {
     /// Look at VMs and end them
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
+    /// Disks that outlive sandboxes: make them, keep their states, hand them on
+    #[command(subcommand)]
+    Workspace(workspace::WorkspaceCommand),
     /// Run a command in a sandbox, through its guest channel
     Exec(exec::Exec),
     /// Copy a file or a directory into a sandbox or out of it
@@ -113,6 +117,7 @@ impl Command {
             | Self::Doctor(_)
             | Self::Job(_)
             | Self::Sandbox(_)
+            | Self::Workspace(_)
             | Self::Profile(_)
             | Self::Exec(_)
             | Self::Cp(_)
@@ -134,6 +139,7 @@ impl Command {
             Self::Doctor(doctor) => doctor.run(context).await,
             Self::Job(command) => command.run(context).await,
             Self::Sandbox(command) => command.run(context).await,
+            Self::Workspace(command) => command.run(context).await,
             Self::Profile(command) => command.run(context).await,
             Self::Exec(exec) => exec.run(context).await,
             Self::Cp(cp) => cp.run(context).await,

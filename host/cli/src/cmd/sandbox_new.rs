@@ -22,6 +22,9 @@ pub(crate) struct New {
     /// How long it may live, in whole minutes rounded up [default: the profile's]
     #[arg(long, value_name = "TIME", value_parser = job_run::seconds)]
     ttl: Option<u32>,
+    /// Workspace to have at /work
+    #[arg(long, value_name = "NAME")]
+    workspace: Option<String>,
     /// Print its VMID and exit, while it is being made
     #[arg(long, short)]
     detach: bool,
@@ -33,6 +36,7 @@ impl New {
             profile: self.profile,
             name: self.name,
             ttl_minutes: self.ttl.map(|seconds| seconds.div_ceil(60)),
+            workspace: self.workspace,
         };
         let printer = &context.printer;
         let view = context.client.create_sandbox(&request).await?;

@@ -198,6 +198,7 @@ fn style(event: &Event) -> Style {
         EventKind::JobQueued
         | EventKind::JobProgress
         | EventKind::SandboxState
+        | EventKind::Workspace
         | EventKind::SandboxStep
         | EventKind::SandboxRedeemed
         | EventKind::SecretsDelivered

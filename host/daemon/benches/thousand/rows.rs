@@ -87,6 +87,7 @@ fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
         mac: [2, 0xa1, 0, 0, high, low],
         address: [10, 77, high, low].into(),
         job: Some(job.clone()),
+        workspace: None,
         keepalive: false,
         lease_expires_at: Some(created_at + 12.hours()),
         lease_warned: false,

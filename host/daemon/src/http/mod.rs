@@ -18,6 +18,7 @@ mod profile;
 pub(crate) mod request;
 mod sandbox;
 mod status;
+mod workspace;
 
 use std::sync::Arc;
 
@@ -111,6 +112,37 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     }),
     (Method::Post, "/v1/commands/{command}/stream", || {
         post(command::stream)
+    }),
+    (Method::Get, "/v1/workspaces", || get(workspace::list)),
+    (Method::Post, "/v1/workspaces", || post(workspace::create)),
+    (Method::Get, "/v1/workspaces/{workspace}", || get(workspace::show)),
+    (Method::Post, "/v1/workspaces/{workspace}/delete", || {
+        post(workspace::delete)
+    }),
+    (Method::Post, "/v1/workspaces/{workspace}/resize", || {
+        post(workspace::resize)
+    }),
+    (Method::Post, "/v1/workspaces/{workspace}/attach", || {
+        post(workspace::attach)
+    }),
+    (Method::Post, "/v1/workspaces/{workspace}/detach", || {
+        post(workspace::detach)
+    }),
+    (Method::Post, "/v1/workspaces/{workspace}/snapshots", || {
+        post(workspace::snapshot)
+    }),
+    (
+        Method::Post,
+        "/v1/workspaces/{workspace}/snapshots/{snapshot}/restore",
+        || post(workspace::restore),
+    ),
+    (
+        Method::Post,
+        "/v1/workspaces/{workspace}/snapshots/{snapshot}/delete",
+        || post(workspace::forget_snapshot),
+    ),
+    (Method::Post, "/v1/workspaces/{workspace}/fork", || {
+        post(workspace::fork)
     }),
 ];
 

@@ -169,6 +169,11 @@ impl Clocks {
         self.retry = Some(Instant::now() + wait);
     }
 
+    /// What was waited for is there.
+    pub(crate) fn retry_now(&mut self) {
+        self.retry = None;
+    }
+
     /// Brings something back that has come due and could not be dealt with.
     pub(crate) fn again(&mut self, due: Due, wait: Duration) {
         let at = Some(Instant::now() + wait);

@@ -112,6 +112,8 @@ pub(crate) struct Driver {
     pub(crate) thaw: bool,
     /// What the guest said it is busy with.
     pub(crate) progress: super::session::Progress,
+    /// Its guest is to let go of the workspace before its power goes.
+    pub(crate) parting: super::workspace::Parting,
     pub(crate) resumed: bool,
 }
 
@@ -150,6 +152,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         powered: None,
         thaw: false,
         progress: super::session::Progress::default(),
+        parting: super::workspace::Parting::default(),
         resumed,
         record,
     });
@@ -283,6 +286,7 @@ impl Driver {
         if !transition.next.holds_something() {
             writes.push(Write::ForgetTokens(record.id));
             record.left_behind.clear();
+            record.workspace = None;
             for step in Step::ALL {
                 for undo in [false, true] {
                     writes.push(Write::Fact {

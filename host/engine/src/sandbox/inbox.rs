@@ -1,6 +1,6 @@
 //! What can be put into a driver's inbox. Everything about one sandbox goes through it, in order.
 
-use agentlab_api::{ChannelKind, Failure, Problem};
+use agentlab_api::{ChannelKind, Failure, Problem, WorkspaceId};
 use agentlab_protocol::message::{Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, Report};
 use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord};
 use tokio::sync::oneshot;
@@ -22,6 +22,15 @@ pub(crate) struct Redemption {
     pub(crate) channel: ChannelKind,
 }
 
+/// What is to become of a stopped sandbox's workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkspaceChange {
+    /// It gets this one, which nobody has.
+    Take(WorkspaceId),
+    /// It has none any more.
+    Give,
+}
+
 #[derive(Debug)]
 pub(crate) enum Message {
     /// An operator asks.
@@ -32,6 +41,11 @@ pub(crate) enum Message {
     /// An operator wants the job ended.
     Cancel {
         reply: Reply<Result<JobRecord, Problem>>,
+    },
+    /// An operator gives it a workspace, or takes the one it has.
+    Workspace {
+        change: WorkspaceChange,
+        reply: Reply<Result<SandboxRecord, Problem>>,
     },
     /// The hypervisor's list disagrees with the record.
     Look,

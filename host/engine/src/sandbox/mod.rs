@@ -21,3 +21,4 @@ pub mod step;
 mod unwind;
 pub(crate) mod vitals;
 mod watch;
+pub(crate) mod workspace;

@@ -238,8 +238,8 @@ async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, St
             let shape = shape(shared, record);
             shared.backend.configure(record.vmid, &stamp, &shape).await?;
         }
-        // Profiles name no workspace, so there is none to attach; the step has its place in the journal all the same.
-        Step::AttachWorkspace | Step::AwaitGuest => {}
+        Step::AttachWorkspace => super::workspace::attach(shared, record, &stamp).await?,
+        Step::AwaitGuest => {}
         Step::BindNetwork => {
             let tap = shared.network.attach(&port_of(record)).await?;
             return Ok(Produced::Tap(tap));
@@ -370,7 +370,10 @@ async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Resul
                 .map_err(|error| chain(&error))
         }
         Step::Seed => gone_is_fine(record, shared.backend.remove_seed(record.vmid, &stamp).await),
-        Step::Reserve | Step::Configure | Step::AttachWorkspace | Step::AwaitGuest => Ok(()),
+        Step::AttachWorkspace => {
+            gone_is_fine(record, super::workspace::detach(shared, record, &stamp).await)
+        }
+        Step::Reserve | Step::Configure | Step::AwaitGuest => Ok(()),
     }
 }
 
@@ -396,7 +399,8 @@ pub(crate) fn left(step: Step, record: &SandboxRecord, reason: &str) -> String {
         Step::BindNetwork => format!("network port of VM {}", record.vmid),
         Step::IssueToken => "bootstrap token".to_owned(),
         Step::Seed => format!("seed of VM {}", record.vmid),
-        Step::Reserve | Step::Configure | Step::AttachWorkspace | Step::AwaitGuest => step.to_string(),
+        Step::AttachWorkspace => format!("workspace at VM {}", record.vmid),
+        Step::Reserve | Step::Configure | Step::AwaitGuest => step.to_string(),
     };
     format!("{what}: {reason}")
 }

@@ -26,6 +26,10 @@ impl Driver {
         if self.state.is_up() {
             self.watch_machine();
         }
+        let powers_off = matches!(self.state, State::Stopped | State::TimedOut);
+        if powers_off && self.powered.is_none() && self.awaits_release() {
+            return;
+        }
         for effect in self.state.effects() {
             self.perform(effect).await;
             if self.pending {
@@ -388,6 +392,7 @@ impl Driver {
         match message {
             Message::Request { request, reply } => drop(reply.send(self.requested(&request).await)),
             Message::Cancel { reply } => drop(reply.send(self.cancel().await)),
+            Message::Workspace { change, reply } => drop(reply.send(self.change_workspace(change).await)),
             Message::Look => {
                 self.look_wanted = true;
                 self.pending = true;

@@ -90,6 +90,11 @@ pub(crate) fn place(
     sandbox: &mut SandboxRecord,
 ) -> Result<(), Full> {
     below_limit(max_sandboxes, live).map_err(Full::Limit)?;
+    if let Some(workspace) = sandbox.workspace
+        && let Some(other) = crate::workspace::holder(live, workspace)
+    {
+        return Err(Full::Limit(format!("Sandbox {} has its workspace", other.vmid)));
+    }
     sandbox.vmid = free_vmid(settings, live, occupied).map_err(Full::Numbers)?;
     sandbox.address = free_address(settings, live).map_err(Full::Numbers)?;
     sandbox.mac = free_mac(sandbox.id, live);

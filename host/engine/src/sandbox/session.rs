@@ -103,7 +103,7 @@ impl Driver {
             Some(known) if known == key && !self.record.acknowledged => {
                 let delivery = self.shared.reveal(&self.record.profile).await;
                 let delivery = delivery.map_err(|_| GuestRefusal::Unavailable("try again".to_owned()))?;
-                Ok(self.answer(&redemption.key_sha256, delivery))
+                self.answer(&redemption.key_sha256, delivery).await
             }
             Some(known) if known == key => Err(GuestRefusal::Unauthorized),
             Some(_) => self.second_key().await,
@@ -125,6 +125,7 @@ impl Driver {
         delivery: Delivery,
     ) -> Result<RedeemAnswer, GuestRefusal> {
         let now = self.shared.now();
+        self.workspace_begins();
         let before = self.record.clone();
         self.record.runner_key_sha256 = Some(key);
         self.record.acknowledged = false;
@@ -175,7 +176,7 @@ impl Driver {
         self.pending = false;
         self.pursue().await;
         if self.state.is_up() && !matches!(self.state, State::Failed { .. }) {
-            Ok(self.answer(&redemption.key_sha256, delivery))
+            self.answer(&redemption.key_sha256, delivery).await
         } else {
             Err(GuestRefusal::Unavailable(
                 "the sandbox is being taken down".to_owned(),
@@ -257,11 +258,16 @@ impl Driver {
         Err(GuestRefusal::Unauthorized)
     }
 
-    fn answer(&self, key_sha256: &[u8; 32], delivery: Delivery) -> RedeemAnswer {
+    async fn answer(
+        &mut self,
+        key_sha256: &[u8; 32],
+        delivery: Delivery,
+    ) -> Result<RedeemAnswer, GuestRefusal> {
+        let workspace = self.workspace_order().await.map_err(|error| later(&error))?;
         let settings = &self.shared.settings;
         let rules = &self.record.profile.artifacts;
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
-        RedeemAnswer {
+        Ok(RedeemAnswer {
             session: encode_secret(&derive(
                 &self.shared.host_key,
                 self.record.id.as_bytes(),
@@ -282,7 +288,8 @@ impl Driver {
                 max_log_bytes: settings.max_log_bytes,
             },
             heartbeat_seconds: seconds(settings.heartbeat_interval),
-        }
+            workspace,
+        })
     }
 
     fn order(&self, job: &JobRecord) -> JobOrder {
@@ -338,6 +345,9 @@ impl Driver {
 
     pub(crate) async fn heartbeat(&mut self, beat: &Heartbeat) -> Result<HeartbeatAnswer, GuestRefusal> {
         self.clocks.heard(&self.shared.settings);
+        if let Some(news) = &beat.workspace {
+            self.workspace_news(news).await?;
+        }
         let changed = self.progress.phase != Some(beat.phase);
         self.progress.phase = Some(beat.phase);
         let mut writes = Vec::new();
@@ -375,7 +385,10 @@ impl Driver {
         // A guest that works on for a job which has ended is told to stop.
         let idle = matches!(beat.phase, Phase::Idle | Phase::Report);
         let cancel = self.job.as_ref().map_or(!idle, |job| job.cancel_requested);
-        Ok(HeartbeatAnswer { cancel })
+        Ok(HeartbeatAnswer {
+            cancel,
+            release_workspace: self.parting_with_workspace(),
+        })
     }
 
     /// Appends what is new. The file is first and knows its own last piece, so that a batch which comes again, after a

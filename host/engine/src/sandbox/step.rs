@@ -22,7 +22,7 @@ pub enum Step {
     Clone,
     /// Processor, memory, disk and NIC are set.
     Configure,
-    /// Nothing is made here: profiles name no workspace. Its place is where a volume would be attached.
+    /// The workspace that was asked for, where one was, is attached and as large as it is to be.
     AttachWorkspace,
     /// The cable exists, bound and sealed.
     BindNetwork,
@@ -101,7 +101,9 @@ impl Step {
     pub fn undo_after(self) -> &'static [Self] {
         match self {
             // Never pull a disk or a cable from a machine that may still run.
-            Self::AttachWorkspace | Self::Clone => &[Self::PowerOn],
+            Self::AttachWorkspace => &[Self::PowerOn],
+            // What outlives the machine is not attached when that is destroyed.
+            Self::Clone => &[Self::PowerOn, Self::AttachWorkspace],
             Self::BindNetwork => &[Self::PowerOn, Self::Clone],
             // A VMID is free once nothing carries it.
             Self::Reserve => &[Self::PowerOn, Self::Clone, Self::BindNetwork],

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agentlab_api::SandboxState;
-use agentlab_store::Write;
+use agentlab_store::{SandboxRecord, Write};
 use tokio::time::Instant;
 
 use super::driver::{Done, Driver, intent};
@@ -62,6 +62,10 @@ impl Driver {
         let plan = Step::named(&self.record.cursor)
             .unwrap_or(Step::AwaitGuest)
             .undo_plan();
+        let powered = plan.contains(&Step::PowerOn) && !self.unwinding.done.contains(&Step::PowerOn);
+        if powered && self.awaits_release() {
+            return;
+        }
         if let Some(step) = self.unwinding.next(&plan) {
             self.begin_undo(step).await;
         } else if plan.iter().all(|step| self.unwinding.done.contains(step)) {
@@ -74,7 +78,7 @@ impl Driver {
     }
 
     async fn begin_undo(&mut self, step: Step) {
-        if !leaves_something(step) {
+        if !leaves_something(step, &self.record) {
             self.unwinding.done.insert(step);
             self.pending = true;
             return;
@@ -117,8 +121,19 @@ impl Driver {
                 };
                 let ended = event::step(&self.record, step, true, took, &StepEnd::Done);
                 self.unwinding.unwritten.extend([fact(true), fact(false), ended]);
-                if step == Step::PowerOn {
-                    self.powered_off();
+                match step {
+                    Step::PowerOn => self.powered_off(),
+                    Step::AttachWorkspace => {
+                        let free = self.workspace_detached();
+                        self.unwinding.unwritten.extend(free);
+                    }
+                    Step::Reserve
+                    | Step::Clone
+                    | Step::Configure
+                    | Step::BindNetwork
+                    | Step::IssueToken
+                    | Step::Seed
+                    | Step::AwaitGuest => {}
                 }
             }
             Err(reason) => {
@@ -164,7 +179,7 @@ impl Driver {
     async fn pause_unwinding(&mut self, plan: &[Step]) {
         let mut left: Vec<String> = self.unwinding.left.values().cloned().collect();
         for step in plan.iter().filter(|step| !self.unwinding.done.contains(step)) {
-            if !self.unwinding.left.contains_key(step) && leaves_something(*step) {
+            if !self.unwinding.left.contains_key(step) && leaves_something(*step, &self.record) {
                 left.push(super::perform::left(*step, &self.record, "waits for the others"));
             }
         }
@@ -199,9 +214,10 @@ impl Driver {
 }
 
 /// Steps whose undo asks anything of the world.
-fn leaves_something(step: Step) -> bool {
+fn leaves_something(step: Step, record: &SandboxRecord) -> bool {
     match step {
         Step::Clone | Step::BindNetwork | Step::IssueToken | Step::Seed | Step::PowerOn => true,
-        Step::Reserve | Step::Configure | Step::AttachWorkspace | Step::AwaitGuest => false,
+        Step::AttachWorkspace => record.workspace.is_some(),
+        Step::Reserve | Step::Configure | Step::AwaitGuest => false,
     }
 }

@@ -353,6 +353,7 @@ pub(super) fn request() -> JobRequest {
         deadline_seconds: Some(60),
         ttl_minutes: None,
         keepalive: None,
+        workspace: None,
         push: None,
     }
 }
@@ -397,6 +398,7 @@ impl Guest {
             phase,
             message: String::new(),
             vitals: None,
+            workspace: None,
         };
         lab.engine()
             .heartbeat(&session, beat)

@@ -10,12 +10,13 @@ mod retention;
 mod sandbox;
 mod schema;
 mod worker;
+mod workspace;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use agentlab_api::{Event, JobId, SandboxId, Vmid};
+use agentlab_api::{Event, JobId, SandboxId, Vmid, WorkspaceId};
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use serde::Serialize;
@@ -27,6 +28,7 @@ use crate::record::{
     ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, SandboxSummary,
     TokenRecord, Write,
 };
+use crate::workspace::WorkspaceRecord;
 use crate::{Counts, Expiry, JobCursor, Pruned, SandboxCursor, StoreError};
 
 const READERS: usize = 2;
@@ -169,7 +171,12 @@ impl Database {
             .await
     }
 
-    pub(crate) async fn ended_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<JobId>, StoreError> {
+    pub(crate) async fn ended_jobs(
+        &self,
+        before: Timestamp,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<JobId>, StoreError> {
         self.readers
             .call("reading ended jobs", move |reader| {
                 retention::ended_jobs(reader, before, limit)
@@ -205,6 +212,18 @@ impl Database {
                 transaction.commit()?;
                 Ok(pruned)
             })
+            .await
+    }
+
+    pub(crate) async fn workspace(&self, id: WorkspaceId) -> Result<Option<WorkspaceRecord>, StoreError> {
+        self.readers
+            .call("reading a workspace", move |reader| workspace::one(reader, id))
+            .await
+    }
+
+    pub(crate) async fn workspaces(&self) -> Result<Vec<WorkspaceRecord>, StoreError> {
+        self.readers
+            .call("reading workspaces", |reader| workspace::all(reader))
             .await
     }
 
@@ -335,6 +354,8 @@ fn apply(transaction: &Transaction<'_>, write: Write, now: Timestamp) -> Result<
         Write::ForgetTokens(sandbox) => journal::forget_tokens(transaction, sandbox)?,
         Write::Artifact(artifact) => job::put_artifact(transaction, &artifact)?,
         Write::Idempotency(record) => job::put_idempotent(transaction, &record, now)?,
+        Write::Workspace(record) => workspace::put(transaction, *record, now)?,
+        Write::ForgetWorkspace(id) => workspace::forget(transaction, id)?,
         Write::Event(event) => return event::append(transaction, event, now).map(Some),
     }
     Ok(None)

@@ -16,10 +16,11 @@ pub(super) fn put(
 ) -> Result<(), WorkError> {
     record.updated_at = now;
     let mut statement = connection.prepare_cached(
-        "INSERT INTO sandboxes (id, vmid, address, name, state, created_at, updated_at, body)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+        "INSERT INTO sandboxes (id, vmid, address, name, state, created_at, updated_at, workspace, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
          ON CONFLICT (id) DO UPDATE
-         SET vmid = ?2, address = ?3, name = ?4, state = ?5, created_at = ?6, updated_at = ?7, body = ?8",
+         SET vmid = ?2, address = ?3, name = ?4, state = ?5, created_at = ?6, updated_at = ?7, workspace = ?8,
+             body = ?9",
     )?;
     let written = statement.execute(params![
         record.id.to_string(),
@@ -29,6 +30,7 @@ pub(super) fn put(
         record.state.as_str(),
         record.created_at.as_microsecond(),
         record.updated_at.as_microsecond(),
+        record.workspace.map(|workspace| workspace.to_string()),
         encode("sandbox", &record)?,
     ]);
     match written {
@@ -49,6 +51,8 @@ fn taken(record: &SandboxRecord, error: &rusqlite::Error) -> Option<StoreError> 
         format!("Address {}", record.address)
     } else if words.contains("sandboxes.name") {
         format!("Name `{}`", record.name)
+    } else if words.contains("sandboxes.workspace") {
+        "Its workspace".to_owned()
     } else {
         return None;
     };

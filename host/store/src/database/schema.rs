@@ -101,8 +101,20 @@ CREATE INDEX idempotency_of_job ON idempotency (job);
 CREATE INDEX idempotency_age ON idempotency (created_at);
 ";
 
-fn migrations() -> [M<'static>; 2] {
-    [M::up(VERSION_1), M::up(VERSION_2)]
+/// Workspaces; a sandbox that lives may have one, and shares it with no other.
+const VERSION_3: &str = "
+CREATE TABLE workspaces (
+    id   TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    body TEXT NOT NULL
+) STRICT;
+ALTER TABLE sandboxes ADD COLUMN workspace TEXT REFERENCES workspaces (id) DEFERRABLE INITIALLY DEFERRED;
+CREATE UNIQUE INDEX sandboxes_live_workspace ON sandboxes (workspace)
+    WHERE state <> 'DESTROYED' AND workspace IS NOT NULL;
+";
+
+fn migrations() -> [M<'static>; 3] {
+    [M::up(VERSION_1), M::up(VERSION_2), M::up(VERSION_3)]
 }
 
 /// Brings the database to this program's version. Refuses one that is newer or is somebody else's, and changes

@@ -33,6 +33,7 @@ pub(crate) fn sandbox(vmid: u32) -> SandboxRecord {
         mac: [2, 0, 0, 0, 0, last],
         address: [10, 77, 0, last].into(),
         job: None,
+        workspace: None,
         keepalive: false,
         lease_expires_at: None,
         lease_warned: false,

@@ -327,6 +327,7 @@ fn request() -> JobRequest {
         deadline_seconds: Some(60),
         ttl_minutes: None,
         keepalive: None,
+        workspace: None,
         push: None,
     }
 }

@@ -19,6 +19,7 @@ pub(crate) fn record() -> SandboxRecord {
         mac: [2, 0xa1, 0, 0, 0, 1],
         address: "10.77.0.2".parse().unwrap(),
         job: None,
+        workspace: None,
         keepalive: false,
         lease_expires_at: None,
         lease_warned: false,

@@ -1,0 +1,209 @@
+//! Volumes in memory. Each holds a number in place of bytes: what a guest wrote last.
+
+use std::collections::BTreeMap;
+
+use agentlab_api::Vmid;
+use async_trait::async_trait;
+
+use super::machines::{compare, refused};
+use super::{Call, Fake};
+use crate::{BackendError, Power, Result, Stamp, Volumes};
+
+/// One volume.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Volume {
+    size_gb: u32,
+    content: u64,
+    snapshots: BTreeMap<String, (u32, u64)>,
+}
+
+fn absent(volume: &str) -> BackendError {
+    BackendError::Storage {
+        action: "looking for a volume",
+        path: volume.to_owned(),
+        source: std::io::ErrorKind::NotFound.into(),
+    }
+}
+
+impl Fake {
+    /// What a guest wrote to a volume.
+    pub fn write_volume(&self, volume: &str, content: u64) {
+        if let Some(volume) = self.world().volumes.get_mut(volume) {
+            volume.content = content;
+        }
+    }
+
+    /// Size and content of a volume.
+    #[must_use]
+    pub fn volume(&self, volume: &str) -> Option<(u32, u64)> {
+        let world = self.world();
+        let found = world.volumes.get(volume)?;
+        Some((found.size_gb, found.content))
+    }
+
+    /// Every volume there is.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<String> {
+        self.world().volumes.keys().cloned().collect()
+    }
+
+    /// Which machine has a volume.
+    #[must_use]
+    pub fn holder(&self, volume: &str) -> Option<Vmid> {
+        let world = self.world();
+        let mut machines = world.machines.iter();
+        machines
+            .find(|(_, entry)| entry.volume.as_deref() == Some(volume))
+            .map(|(vmid, _)| *vmid)
+    }
+
+    /// Runs `change` on a volume that no running machine has.
+    fn at_rest<T>(
+        &self,
+        action: &'static str,
+        name: &str,
+        change: impl FnOnce(&mut Volume) -> Result<T>,
+    ) -> Result<T> {
+        if let Some(vmid) = self.holder(name)
+            && self.power(vmid) != Some(Power::Stopped)
+        {
+            return Err(refused(action, vmid, "it has the volume, and it is on"));
+        }
+        let mut world = self.world();
+        change(world.volumes.get_mut(name).ok_or_else(|| absent(name))?)
+    }
+}
+
+#[async_trait]
+impl Volumes for Fake {
+    async fn create_volume(&self, name: &str, size_gb: u32) -> Result<String> {
+        self.perform(Call::CreateVolume, None, || {
+            let mut world = self.world();
+            let made = world.volumes.entry(name.to_owned());
+            made.or_insert_with(|| Volume {
+                size_gb,
+                ..Volume::default()
+            });
+            Ok(name.to_owned())
+        })
+        .await
+    }
+
+    async fn attach_volume(&self, volume: &str, to: Vmid, stamp: &Stamp) -> Result<()> {
+        self.perform(Call::AttachVolume, Some(to), || {
+            match self.holder(volume) {
+                Some(holder) if holder != to => {
+                    return Err(refused("attach_volume", holder, "it has the volume"));
+                }
+                Some(_) | None => {}
+            }
+            if self.volume(volume).is_none() {
+                return Err(absent(volume));
+            }
+            self.change(to, stamp, |entry| match &entry.volume {
+                Some(other) if other != volume => Err(refused("attach_volume", to, "it has another volume")),
+                Some(_) | None => {
+                    entry.volume = Some(volume.to_owned());
+                    Ok(())
+                }
+            })
+        })
+        .await
+    }
+
+    async fn detach_volume(&self, volume: &str, from: Vmid, stamp: &Stamp) -> Result<()> {
+        self.perform(Call::DetachVolume, Some(from), || {
+            let mut world = self.world();
+            let Some(entry) = world.machines.get_mut(&from) else {
+                return Ok(());
+            };
+            compare(from, entry, stamp)?;
+            if entry.volume.as_deref() == Some(volume) {
+                if entry.machine.power != Power::Stopped {
+                    return Err(refused("detach_volume", from, "it is on"));
+                }
+                entry.volume = None;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn grow_volume(&self, volume: &str, at: Vmid, stamp: &Stamp, size_gb: u32) -> Result<()> {
+        self.perform(Call::GrowVolume, Some(at), || {
+            self.change(at, stamp, |_| Ok(()))?;
+            if self.holder(volume) != Some(at) {
+                return Err(refused("grow_volume", at, "it has no such volume"));
+            }
+            self.at_rest("grow_volume", volume, |volume| {
+                volume.size_gb = volume.size_gb.max(size_gb);
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn destroy_volume(&self, volume: &str) -> Result<()> {
+        self.perform(Call::DestroyVolume, None, || match self.holder(volume) {
+            Some(holder) => Err(refused("destroy_volume", holder, "it has the volume")),
+            None => {
+                self.world().volumes.remove(volume);
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    async fn take_volume_snapshot(&self, volume: &str, name: &str) -> Result<()> {
+        self.perform(Call::TakeVolumeSnapshot, None, || {
+            self.at_rest("take_volume_snapshot", volume, |volume| {
+                let now = (volume.size_gb, volume.content);
+                volume.snapshots.entry(name.to_owned()).or_insert(now);
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn roll_back_volume(&self, volume: &str, name: &str) -> Result<()> {
+        self.perform(Call::RollBackVolume, None, || {
+            self.at_rest("roll_back_volume", volume, |found| {
+                let then = found.snapshots.get(name).copied();
+                (found.size_gb, found.content) = then.ok_or_else(|| absent(volume))?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn delete_volume_snapshot(&self, volume: &str, name: &str) -> Result<()> {
+        self.perform(Call::DeleteVolumeSnapshot, None, || {
+            self.at_rest("delete_volume_snapshot", volume, |volume| {
+                volume.snapshots.remove(name);
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn copy_volume(&self, of: &str, snapshot: Option<&str>, name: &str) -> Result<String> {
+        self.perform(Call::CopyVolume, None, || {
+            let (size_gb, content) = self.at_rest("copy_volume", of, |found| match snapshot {
+                None => Ok((found.size_gb, found.content)),
+                Some(snapshot) => found
+                    .snapshots
+                    .get(snapshot)
+                    .copied()
+                    .ok_or_else(|| absent(snapshot)),
+            })?;
+            let made = Volume {
+                size_gb,
+                content,
+                snapshots: BTreeMap::new(),
+            };
+            self.world().volumes.entry(name.to_owned()).or_insert(made);
+            Ok(name.to_owned())
+        })
+        .await
+    }
+}

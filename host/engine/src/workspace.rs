@@ -1,0 +1,556 @@
+//! Workspaces as an operator handles them. What is asked is recorded first, and done by `workspace_task.rs`.
+//!
+//! ```text
+//!   create, fork, snapshot, restore, delete ─► record with its task ─► keeper ─► volume ─► record without
+//!   attach, detach                          ─► the sandbox's own driver: who has it stands on the sandbox's record
+//!   sandbox new, job run                    ─► the transaction that reserves the sandbox
+//! ```
+
+use std::time::Duration;
+
+use agentlab_api::{
+    ErrorCode, Problem, SandboxId, SandboxView, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceRequest,
+    WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
+};
+use agentlab_store::{SandboxRecord, StoreError, WorkspaceRecord, WorkspaceTask, Write};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::engine::{Engine, no_answer, store_problem};
+use crate::event;
+use crate::journal::Point;
+use crate::sandbox::inbox::{Message, WorkspaceChange};
+use crate::shared::{NoAnswer, Shared};
+use crate::view;
+
+/// Largest volume.
+const LARGEST_GB: u32 = 16 * 1024;
+const LONGEST_NAME: usize = 40;
+const MOST_SNAPSHOTS: usize = 32;
+/// How long a caller waits for what is done with a volume; it goes on without him.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// What the engine keeps of workspaces besides their records.
+#[derive(Debug)]
+pub(crate) struct Workspaces {
+    /// Held from the look at who has a workspace until that is recorded.
+    order: Mutex<()>,
+    /// There may be something to do.
+    pub(crate) news: Notify,
+    /// Counts what was done.
+    done: watch::Sender<()>,
+    refusals: std::sync::Mutex<Vec<(WorkspaceId, Problem)>>,
+}
+
+impl Default for Workspaces {
+    fn default() -> Self {
+        Self {
+            order: Mutex::default(),
+            news: Notify::new(),
+            done: watch::Sender::new(()),
+            refusals: std::sync::Mutex::default(),
+        }
+    }
+}
+
+impl Workspaces {
+    /// Until it is dropped, nobody else gives, takes or changes a workspace.
+    pub(crate) async fn alone(&self) -> MutexGuard<'_, ()> {
+        self.order.lock().await
+    }
+
+    /// A task has ended, well or not.
+    pub(crate) fn ended(&self, refused: Option<(WorkspaceId, Problem)>) {
+        let mut refusals = crate::shared::lock(&self.refusals);
+        refusals.extend(refused);
+        // Nobody may have waited for some.
+        let surplus = refusals.len().saturating_sub(64);
+        refusals.drain(..surplus);
+        drop(refusals);
+        self.done.send_replace(());
+    }
+
+    fn take_refusal(&self, id: WorkspaceId) -> Option<Problem> {
+        let mut refusals = crate::shared::lock(&self.refusals);
+        let at = refusals.iter().position(|(of, _)| *of == id)?;
+        Some(refusals.remove(at).1)
+    }
+}
+
+fn invalid(pointer: &str, detail: impl Into<String>) -> Problem {
+    let detail = detail.into();
+    Problem::new(ErrorCode::InvalidValue, detail.clone()).with_field(pointer, detail)
+}
+
+/// Becomes part of a path, and is typed by people.
+fn check_name(name: &str) -> Result<(), Problem> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let fits = name.len() <= LONGEST_NAME
+        && name.bytes().all(|byte| plain(byte) || byte == b'-')
+        && name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
+        && name.bytes().next_back().is_some_and(plain);
+    if fits {
+        return Ok(());
+    }
+    let text = format!(
+        "a name is 1 to {LONGEST_NAME} lower-case letters, digits and hyphens, beginning with a letter"
+    );
+    Err(invalid("/name", text))
+}
+
+fn check_size(size_gb: u32) -> Result<(), Problem> {
+    if (1..=LARGEST_GB).contains(&size_gb) {
+        Ok(())
+    } else {
+        Err(invalid("/size_gb", format!("expected 1 to {LARGEST_GB} GiB")))
+    }
+}
+
+/// A new record.
+fn fresh(shared: &Shared, name: &str, size_gb: u32, task: WorkspaceTask) -> WorkspaceRecord {
+    let (id, now) = (WorkspaceId::generate(), shared.now());
+    WorkspaceRecord {
+        id,
+        name: name.to_owned(),
+        size_gb,
+        volume: None,
+        file_system: id,
+        formatted: false,
+        snapshots: Vec::new(),
+        task: Some(task),
+        rebind: None,
+        trouble: None,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+/// Who has a workspace, of all sandboxes that are not gone.
+pub(crate) fn holder(live: &[SandboxRecord], id: WorkspaceId) -> Option<&SandboxRecord> {
+    live.iter().find(|record| record.workspace == Some(id))
+}
+
+/// A workspace that is about to be given away, with the right to do so.
+pub(crate) struct Free<'a> {
+    pub(crate) id: WorkspaceId,
+    _alone: MutexGuard<'a, ()>,
+}
+
+/// Of a request that names a workspace: which, if nobody has it or waits for it.
+pub(crate) async fn free<'a>(
+    shared: &'a Shared,
+    selector: Option<&str>,
+) -> Result<Option<Free<'a>>, Problem> {
+    let Some(selector) = selector else {
+        return Ok(None);
+    };
+    let alone = shared.workspaces.alone().await;
+    let record = select(shared, selector).await?;
+    at_rest(shared, &record).await?;
+    Ok(Some(Free {
+        id: record.id,
+        _alone: alone,
+    }))
+}
+
+/// Refuses what somebody has, waits for, or is at work on.
+async fn at_rest(shared: &Shared, record: &WorkspaceRecord) -> Result<(), Problem> {
+    let name = &record.name;
+    let conflict = |text: String| Problem::new(ErrorCode::StateConflict, text);
+    if record.task.is_some() || record.volume.is_none() {
+        return Err(
+            conflict(format!("Workspace `{name}` is not ready: its volume is being worked on"))
+                .with_hint(format!("`agentlab workspace show {name}` says what is under way")),
+        );
+    }
+    let live = shared.store.sandboxes(false).await;
+    let live = live.map_err(|error| store_problem(&error))?;
+    if let Some(other) = holder(&live, record.id) {
+        let job = other
+            .job
+            .as_ref()
+            .map_or_else(String::new, |job| format!(", for {job}"));
+        return Err(conflict(format!(
+            "Workspace `{name}` is attached to sandbox {} ({}){job}",
+            other.vmid, other.name
+        ))
+        .with_hint(
+            "one sandbox at a time has it: wait for that one to end, destroy it, or `agentlab workspace rebind`",
+        ));
+    }
+    let jobs = shared.store.unfinished_jobs().await;
+    let jobs = jobs.map_err(|error| store_problem(&error))?;
+    let waiting = jobs.iter().find(|job| {
+        job.waiting
+            .as_deref()
+            .is_some_and(|waiting| waiting.workspace == Some(record.id))
+    });
+    match waiting {
+        Some(job) => Err(conflict(format!("{} waits for workspace `{name}`", job.id))
+            .with_hint("it gets the workspace when there is a place for it")),
+        None => Ok(()),
+    }
+}
+
+/// One workspace by UUID or name.
+async fn select(shared: &Shared, selector: &str) -> Result<WorkspaceRecord, Problem> {
+    let all = shared.store.workspaces().await;
+    let all = all.map_err(|error| store_problem(&error))?;
+    let id = selector.parse::<WorkspaceId>().ok();
+    let found = all
+        .into_iter()
+        .find(|record| Some(record.id) == id || record.name == selector);
+    found.ok_or_else(|| {
+        let shown: String = selector.escape_debug().take(80).collect();
+        Problem::new(ErrorCode::NotFound, format!("There is no workspace `{shown}`"))
+            .with_hint("`agentlab workspace list` shows all; `agentlab workspace create` makes one")
+    })
+}
+
+/// As callers see it.
+fn shown(record: WorkspaceRecord, live: &[SandboxRecord]) -> WorkspaceView {
+    let holder = holder(live, record.id);
+    let state = match (&record.task, holder) {
+        (Some(WorkspaceTask::Create | WorkspaceTask::Copy { .. }), _) => WorkspaceState::Creating,
+        (Some(WorkspaceTask::Delete), _) => WorkspaceState::Deleting,
+        (Some(_), _) => WorkspaceState::Busy,
+        (None, Some(_)) => WorkspaceState::Attached,
+        (None, None) => WorkspaceState::Detached,
+    };
+    let snapshots = record.snapshots.into_iter().map(|one| WorkspaceSnapshotView {
+        name: one.name,
+        created_at: one.created_at,
+    });
+    WorkspaceView {
+        id: record.id,
+        name: record.name,
+        size_gb: record.size_gb,
+        state,
+        volume: record.volume,
+        formatted: record.formatted,
+        sandbox: holder.map(|sandbox| sandbox.id),
+        vmid: holder.map(|sandbox| sandbox.vmid),
+        snapshots: snapshots.collect(),
+        trouble: record.trouble,
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+    }
+}
+
+async fn view_of(shared: &Shared, record: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
+    let live = shared.store.sandboxes(false).await;
+    Ok(shown(record, &live.map_err(|error| store_problem(&error))?))
+}
+
+impl Engine {
+    /// Has an empty workspace made.
+    ///
+    /// # Errors
+    /// The name is taken or none, or the back end has no volumes.
+    pub async fn create_workspace(&self, request: WorkspaceRequest) -> Result<WorkspaceView, Problem> {
+        self.accepting()?;
+        check_name(&request.name)?;
+        check_size(request.size_gb)?;
+        let record = fresh(
+            &self.shared,
+            &request.name,
+            request.size_gb,
+            WorkspaceTask::Create,
+        );
+        self.begin_workspace(record).await
+    }
+
+    /// Has a copy made of a workspace that nobody has, or of a snapshot.
+    ///
+    /// # Errors
+    /// As [`Engine::create_workspace`]; the workspace is attached, or has no such snapshot.
+    pub async fn fork_workspace(
+        &self,
+        selector: &str,
+        request: WorkspaceFork,
+    ) -> Result<WorkspaceView, Problem> {
+        self.accepting()?;
+        check_name(&request.name)?;
+        let alone = self.shared.workspaces.alone().await;
+        let of = select(&self.shared, selector).await?;
+        let formatted = match &request.from_snapshot {
+            Some(name) => snapshot(&of, name)?.formatted,
+            None => of.formatted,
+        };
+        at_rest(&self.shared, &of).await?;
+        let task = WorkspaceTask::Copy {
+            of: of.id,
+            snapshot: request.from_snapshot,
+        };
+        let record = WorkspaceRecord {
+            file_system: of.file_system,
+            formatted,
+            ..fresh(&self.shared, &request.name, of.size_gb, task)
+        };
+        drop(alone);
+        self.begin_workspace(record).await
+    }
+
+    /// All workspaces, by name.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn workspaces(&self) -> Result<WorkspaceList, Problem> {
+        let store = &self.shared.store;
+        let all = store.workspaces().await.map_err(|error| store_problem(&error))?;
+        let live = store
+            .sandboxes(false)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        Ok(WorkspaceList {
+            workspaces: all.into_iter().map(|record| shown(record, &live)).collect(),
+        })
+    }
+
+    /// One of them, by UUID or name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn workspace(&self, selector: &str) -> Result<WorkspaceView, Problem> {
+        view_of(&self.shared, select(&self.shared, selector).await?).await
+    }
+
+    /// Has a workspace that nobody has removed, with its snapshots.
+    ///
+    /// # Errors
+    /// There is none, or somebody has it.
+    pub async fn delete_workspace(&self, selector: &str) -> Result<WorkspaceView, Problem> {
+        let alone = self.shared.workspaces.alone().await;
+        let record = select(&self.shared, selector).await?;
+        if record.task == Some(WorkspaceTask::Delete) {
+            drop(alone);
+            return view_of(&self.shared, record).await;
+        }
+        self.task(alone, record, WorkspaceTask::Delete).await
+    }
+
+    /// Has a workspace be larger from when a sandbox has it next.
+    ///
+    /// # Errors
+    /// It would shrink, or is being worked on.
+    pub async fn resize_workspace(&self, selector: &str, size_gb: u32) -> Result<WorkspaceView, Problem> {
+        check_size(size_gb)?;
+        let _alone = self.shared.workspaces.alone().await;
+        let record = select(&self.shared, selector).await?;
+        if size_gb < record.size_gb {
+            let text = format!(
+                "workspace `{}` has {} GiB and cannot shrink",
+                record.name, record.size_gb
+            );
+            return Err(invalid("/size_gb", text)
+                .with_hint("make a smaller one with `agentlab workspace create` and copy its files"));
+        }
+        let record = WorkspaceRecord { size_gb, ..record };
+        self.record_workspace(&record, "is to have another size").await?;
+        view_of(&self.shared, record).await
+    }
+
+    /// Has the state of a workspace that nobody has kept.
+    ///
+    /// # Errors
+    /// Somebody has it, there is such a snapshot, or the back end cannot.
+    pub async fn snapshot_workspace(&self, selector: &str, name: String) -> Result<WorkspaceView, Problem> {
+        self.accepting()?;
+        check_name(&name)?;
+        let alone = self.shared.workspaces.alone().await;
+        let record = select(&self.shared, selector).await?;
+        if record.snapshots.iter().any(|known| known.name == name) {
+            let text = format!("Workspace `{}` has a snapshot `{name}` already", record.name);
+            return Err(Problem::new(ErrorCode::StateConflict, text).with_hint("choose another name"));
+        }
+        if record.snapshots.len() >= MOST_SNAPSHOTS {
+            let text = format!(
+                "Workspace `{}` has {MOST_SNAPSHOTS} snapshots, which is the most",
+                record.name
+            );
+            return Err(Problem::new(ErrorCode::LimitReached, text)
+                .with_hint("`agentlab workspace snapshot delete` removes one"));
+        }
+        self.task(alone, record, WorkspaceTask::Snapshot { name }).await
+    }
+
+    /// Has a workspace that nobody has go back to a snapshot.
+    ///
+    /// # Errors
+    /// Somebody has it, or there is no such snapshot.
+    pub async fn restore_workspace(&self, selector: &str, name: String) -> Result<WorkspaceView, Problem> {
+        self.accepting()?;
+        let alone = self.shared.workspaces.alone().await;
+        let record = select(&self.shared, selector).await?;
+        snapshot(&record, &name)?;
+        self.task(alone, record, WorkspaceTask::Restore { name }).await
+    }
+
+    /// Has a snapshot removed.
+    ///
+    /// # Errors
+    /// There is none, or somebody has the workspace.
+    pub async fn forget_snapshot(&self, selector: &str, name: String) -> Result<WorkspaceView, Problem> {
+        self.accepting()?;
+        let alone = self.shared.workspaces.alone().await;
+        let record = select(&self.shared, selector).await?;
+        snapshot(&record, &name)?;
+        self.task(alone, record, WorkspaceTask::Forget { name }).await
+    }
+
+    /// Gives a workspace to a stopped sandbox, from its next start on.
+    ///
+    /// # Errors
+    /// Somebody has it, or the sandbox is not stopped or has another.
+    pub async fn attach_workspace(&self, selector: &str, sandbox: &str) -> Result<WorkspaceView, Problem> {
+        self.accepting()?;
+        let sandbox = self.select(sandbox).await?;
+        let record = select(&self.shared, selector).await?;
+        if sandbox.workspace == Some(record.id) {
+            return view_of(&self.shared, record).await;
+        }
+        let free = free(&self.shared, Some(selector)).await?;
+        let id = free.as_ref().map_or(record.id, |free| free.id);
+        self.change_workspace_of(sandbox.id, WorkspaceChange::Take(id))
+            .await?;
+        drop(free);
+        self.workspace(selector).await
+    }
+
+    /// Takes a workspace from the stopped sandbox that has it.
+    ///
+    /// # Errors
+    /// The sandbox is not stopped.
+    pub async fn detach_workspace(&self, selector: &str) -> Result<WorkspaceView, Problem> {
+        let record = select(&self.shared, selector).await?;
+        let live = self.shared.store.sandboxes(false).await;
+        let live = live.map_err(|error| store_problem(&error))?;
+        if let Some(sandbox) = holder(&live, record.id) {
+            self.change_workspace_of(sandbox.id, WorkspaceChange::Give).await?;
+        }
+        self.workspace(selector).await
+    }
+
+    async fn change_workspace_of(
+        &self,
+        sandbox: SandboxId,
+        change: WorkspaceChange,
+    ) -> Result<SandboxView, Problem> {
+        let handle = self
+            .shared
+            .driver(sandbox)
+            .ok_or_else(|| no_answer(NoAnswer::Gone))?;
+        match handle.ask(|reply| Message::Workspace { change, reply }).await {
+            Ok(Ok(record)) => Ok(view::sandbox(record)),
+            Ok(Err(problem)) => Err(problem),
+            Err(why) => Err(no_answer(why)),
+        }
+    }
+
+    /// Records a new workspace with its task, and waits a while for it.
+    async fn begin_workspace(&self, record: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
+        self.record_workspace(&record, "is requested").await?;
+        tracing::info!(workspace = %record.id, name = record.name, "workspace requested");
+        self.finished(record.id).await
+    }
+
+    /// Records what is to be done with a workspace that nobody has, and waits a while for it.
+    async fn task(
+        &self,
+        alone: MutexGuard<'_, ()>,
+        record: WorkspaceRecord,
+        task: WorkspaceTask,
+    ) -> Result<WorkspaceView, Problem> {
+        at_rest(&self.shared, &record).await?;
+        let record = WorkspaceRecord {
+            task: Some(task),
+            trouble: None,
+            ..record
+        };
+        self.record_workspace(&record, "is to be changed").await?;
+        drop(alone);
+        self.finished(record.id).await
+    }
+
+    async fn record_workspace(&self, record: &WorkspaceRecord, what: &str) -> Result<(), Problem> {
+        let writes = vec![
+            Write::Workspace(Box::new(record.clone())),
+            event::workspace(record, None, what),
+        ];
+        let written = self.shared.journal.commit(Point::Workspace, writes).await;
+        match written {
+            Ok(_) => {
+                self.shared.workspaces.news.notify_one();
+                Ok(())
+            }
+            Err(StoreError::Conflict(reason)) => {
+                Err(Problem::new(ErrorCode::StateConflict, reason).with_hint("choose another name"))
+            }
+            Err(error) => Err(store_problem(&error)),
+        }
+    }
+
+    /// Waits until a workspace has no task, but not for ever: then it is shown as it is. One that is gone is shown as
+    /// it was last.
+    async fn finished(&self, id: WorkspaceId) -> Result<WorkspaceView, Problem> {
+        let shared = &self.shared;
+        let until = Instant::now() + WAIT;
+        let mut done = shared.workspaces.done.subscribe();
+        let mut last: Option<WorkspaceRecord> = None;
+        loop {
+            done.mark_unchanged();
+            if let Some(problem) = shared.workspaces.take_refusal(id) {
+                return Err(problem);
+            }
+            let now = shared.store.workspace(id).await;
+            match now.map_err(|error| store_problem(&error))? {
+                Some(record) if record.task.is_none() => return view_of(shared, record).await,
+                Some(record) => last = Some(record),
+                None => {
+                    return match last.take() {
+                        Some(record) => view_of(shared, record).await,
+                        None => Err(Problem::new(ErrorCode::NotFound, "The workspace is gone")),
+                    };
+                }
+            }
+            if timeout_at(until, done.changed()).await.is_err()
+                && let Some(record) = last.take()
+            {
+                return view_of(shared, record).await;
+            }
+        }
+    }
+}
+
+fn snapshot<'a>(
+    record: &'a WorkspaceRecord,
+    name: &str,
+) -> Result<&'a agentlab_store::WorkspaceSnapshot, Problem> {
+    let found = record.snapshots.iter().find(|known| known.name == name);
+    found.ok_or_else(|| {
+        let shown: String = name.escape_debug().take(80).collect();
+        let text = format!("Workspace `{}` has no snapshot `{shown}`", record.name);
+        let names: Vec<&str> = record.snapshots.iter().map(|one| one.name.as_str()).collect();
+        let hint = if names.is_empty() {
+            "it has none".to_owned()
+        } else {
+            format!("there are: {}", names.join(", "))
+        };
+        Problem::new(ErrorCode::NotFound, text).with_hint(hint)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_can_be_typed_and_stand_in_a_path() {
+        for name in ["a", "work", "feature-login-2", &"a".repeat(40)] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", "-a", "a-", "1a", "A", "a b", "a/b", "..", "a.b", "ä", &"a".repeat(41)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+}
