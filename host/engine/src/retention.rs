@@ -16,6 +16,7 @@ use agentlab_store::{Expiry, StoreError};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
+use crate::engine::{Engine, store_problem};
 use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 
@@ -76,7 +77,7 @@ pub(crate) async fn round(shared: &Shared) -> Result<(), StoreError> {
 }
 
 /// Files first: a record without files says that they are gone, files without a record say nothing.
-async fn jobs(shared: &Shared, before: Timestamp) -> Result<u64, StoreError> {
+async fn jobs(shared: &Shared, before: Timestamp, now: Timestamp) -> Result<u64, StoreError> {
     let mut removed = 0;
     loop {
         let jobs = shared.store.ended_jobs(before, JOBS).await?;

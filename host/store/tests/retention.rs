@@ -208,8 +208,11 @@ async fn a_job_goes_with_all_its_files_and_an_unfinished_one_never() {
     }
     store.commit(writes).await.unwrap();
     let (now, later) = (Timestamp::now(), Timestamp::now() + 1.hour());
-    assert_eq!(store.ended_jobs(now - 1.hour(), 10).await.unwrap(), []);
-    assert_eq!(store.ended_jobs(later, 10).await.unwrap(), vec![old.id.clone()]);
+    assert_eq!(store.ended_jobs(now - 1.hour(), now, 10).await.unwrap(), []);
+    assert_eq!(
+        store.ended_jobs(later, now, 10).await.unwrap(),
+        vec![old.id.clone()]
+    );
 
     store.files().remove_job(&old.id).await.unwrap();
     store.files().remove_job(&old.id).await.unwrap();

@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::request::Request;
 use super::settings::{ApiUrl, ProxmoxSettings, Trust};
@@ -84,7 +85,7 @@ pub(crate) struct Http {
     url: ApiUrl,
     name: ServerName<'static>,
     pub(super) authorization: HeaderValue,
-    host: HeaderValue,
+    pub(super) host: HeaderValue,
     pub(super) patience: Duration,
     verifier: Arc<Verifier>,
     tls: Tls,
@@ -216,7 +217,8 @@ impl Http {
         }
     }
 
-    async fn connect(&self) -> Result<Line, Lost> {
+    /// A connection, its server known.
+    pub(super) async fn dial(&self) -> Result<TlsStream<TcpStream>, Lost> {
         let unsent = |words: String| Lost::Unsent(format!("{}: {words}", self.url));
         let connect = async {
             let stream = TcpStream::connect((self.url.host.as_str(), self.url.port))
@@ -224,30 +226,30 @@ impl Http {
                 .map_err(|error| unsent(error.to_string()))?;
             // Each call is one small write that waits for its answer.
             let _ = stream.set_nodelay(true);
-            let stream = self
-                .tls
-                .0
-                .connect(self.name.clone(), stream)
-                .await
-                .map_err(|error| match self.verifier.explain() {
-                    Some(words) => unsent(words),
-                    None => unsent(format!("no TLS: {error}")),
-                })?;
-            let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| unsent(chain(&error)))?;
-            let mut driver = JoinSet::new();
-            // How it ends shows in the call that it carries.
-            driver.spawn(async move { drop(connection.await) });
-            Ok(Line {
-                sender,
-                _driver: driver,
+            let stream = self.tls.0.connect(self.name.clone(), stream).await;
+            stream.map_err(|error| match self.verifier.explain() {
+                Some(words) => unsent(words),
+                None => unsent(format!("no TLS: {error}")),
             })
         };
         match timeout(CONNECT, connect).await {
             Ok(done) => done,
             Err(_) => Err(unsent(format!("no connection within {} s", CONNECT.as_secs()))),
         }
+    }
+
+    async fn connect(&self) -> Result<Line, Lost> {
+        let stream = TokioIo::new(self.dial().await?);
+        let (sender, connection) = hyper::client::conn::http1::handshake(stream)
+            .await
+            .map_err(|error| Lost::Unsent(format!("{}: {}", self.url, chain(&error))))?;
+        let mut driver = JoinSet::new();
+        // How it ends shows in the call that it carries.
+        driver.spawn(async move { drop(connection.await) });
+        Ok(Line {
+            sender,
+            _driver: driver,
+        })
     }
 
     async fn exchange(&self, line: &mut Line, request: &Request) -> Result<Answer, Lost> {
@@ -288,7 +290,7 @@ impl Http {
             .map_err(|error| Lost::Unsent(format!("`{}` is no target: {error}", request.target)))
     }
 
-    async fn read(&self, response: Response<Incoming>) -> Result<Answer, Lost> {
+    pub(super) async fn read(&self, response: Response<Incoming>) -> Result<Answer, Lost> {
         let status = response.status();
         let reason = response.extensions().get::<hyper::ext::ReasonPhrase>();
         let reason = match reason {
@@ -333,7 +335,7 @@ fn is_whole(bytes: &[u8]) -> bool {
     serde_json::from_slice::<serde_json::Value>(bytes).is_ok()
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

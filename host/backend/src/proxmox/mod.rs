@@ -4,6 +4,7 @@
 //!   Pve over Rest ─┬─ request   a change or a question as method, target and JSON
 //!                 ├─ http      connections, calls per node, what was lost and what that means
 //!                 │    └─ trust    the certificate that is believed
+//!                 ├─ upload    a file, over a connection of its own
 //!                 ├─ examine   the same calls for whoever examines a server, answers as they came
 //!                 └─ task      the UPID of an answer, followed to its end
 //! ```
@@ -16,6 +17,7 @@ mod request;
 mod settings;
 mod task;
 mod trust;
+mod upload;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +32,11 @@ pub use examine::{Answered, Examiner};
 pub use in_process::{Asked, InProcess, Said, connect_in_process};
 pub use settings::{ApiToken, ApiUrl, Fingerprint, ProxmoxSettings, Trust};
 
-use crate::pve::{Begun, Change, Ended, Kind, Pve, Read, Refusal, Wire, number, truth, with_jitter};
+use crate::pve::{
+    Begun, Change, Ended, Kind, Publisher, Pve, Read, Refusal, Upload, Wire, number, truth, with_jitter,
+};
 use crate::{Backend, BackendError, TaskId};
-use http::{Http, Lost};
+use http::{Answer, Http, Lost};
 use request::Request;
 use task::{Standing, Upid};
 
@@ -44,12 +48,24 @@ const KIND: &str = "proxmox";
 /// # Errors
 /// The certificates to believe, the host's name or the token cannot be used.
 pub fn connect(settings: ProxmoxSettings) -> crate::Result<Arc<dyn Backend>> {
+    Ok(Arc::new(pve(settings)?))
+}
+
+/// Publishes templates over the REST API. It contacts nobody yet.
+///
+/// # Errors
+/// As [`connect`].
+pub fn publisher(settings: ProxmoxSettings) -> crate::Result<Arc<dyn Publisher>> {
+    Ok(Arc::new(pve(settings)?))
+}
+
+fn pve(settings: ProxmoxSettings) -> crate::Result<Pve<Rest>> {
     let http = Http::new(&settings).map_err(|reason| BackendError::Unreachable {
         backend: KIND,
         action: "starting",
         reason,
     })?;
-    Ok(Arc::new(Pve::new(Rest { http }, settings.pve)))
+    Ok(Pve::new(Rest { http }, settings.pve))
 }
 
 /// The REST API of a server.
@@ -73,6 +89,37 @@ impl From<Refusal> for Lossy {
 /// How often a question is asked whose answer was lost on the way. A server that let us wait is not asked again.
 const ASKED: u32 = 3;
 const BEFORE_ASKING_AGAIN: Duration = Duration::from_millis(150);
+
+/// The `data` of an answer.
+fn said(answered: Result<Answer, Lost>) -> Result<Value, Lossy> {
+    let answer = match answered {
+        Ok(answer) => answer,
+        Err(Lost::Unsent(words)) => return Err(Refusal::unreached(words).into()),
+        Err(Lost::Unanswered(words)) => return Err(Refusal::unknown(words).into()),
+        Err(Lost::Late(words)) => {
+            return Err(Lossy {
+                refusal: Refusal::unknown(words),
+                late: true,
+            });
+        }
+    };
+    if answer.status != 200 {
+        return Err(Refusal::answered(answer.status, &answer.reason, &answer.body).into());
+    }
+    match serde_json::from_slice::<Value>(&answer.body) {
+        Ok(Value::Object(mut whole)) if whole.contains_key("data") => {
+            Ok(whole.remove("data").unwrap_or(Value::Null))
+        }
+        Ok(_) => Err(Refusal::unknown("the answer holds no `data`; is this a Proxmox VE?").into()),
+        Err(error) => Err(Refusal::unknown(format!("the answer is no JSON: {error}")).into()),
+    }
+}
+
+/// The task that an answer names, where it names one.
+fn task_in(data: &Value) -> Option<TaskId> {
+    let text = data.as_str().filter(|text| text.parse::<Upid>().is_ok())?;
+    text.parse().ok()
+}
 
 impl Rest {
     /// One call. What certainly had no effect, and what has none by its nature, is repeated; nothing else is.
@@ -100,29 +147,9 @@ impl Rest {
     }
 
     async fn once(&self, request: &Request) -> Result<Value, Lossy> {
-        let answer = match self.http.call(request).await {
-            Ok(answer) => answer,
-            Err(Lost::Unsent(words)) => return Err(Refusal::unreached(words).into()),
-            Err(Lost::Unanswered(words)) => return Err(Refusal::unknown(words).into()),
-            Err(Lost::Late(words)) => {
-                return Err(Lossy {
-                    refusal: Refusal::unknown(words),
-                    late: true,
-                });
-            }
-        };
-        if answer.status != 200 {
-            let refusal = Refusal::answered(answer.status, &answer.reason, &answer.body);
-            tracing::debug!(target = request.target, status = answer.status, %refusal, "refused");
-            return Err(refusal.into());
-        }
-        match serde_json::from_slice::<Value>(&answer.body) {
-            Ok(Value::Object(mut whole)) if whole.contains_key("data") => {
-                Ok(whole.remove("data").unwrap_or(Value::Null))
-            }
-            Ok(_) => Err(Refusal::unknown("the answer holds no `data`; is this a Proxmox VE?").into()),
-            Err(error) => Err(Refusal::unknown(format!("the answer is no JSON: {error}")).into()),
-        }
+        said(self.http.call(request).await).inspect_err(|Lossy { refusal, .. }| {
+            tracing::debug!(target = request.target, %refusal, "refused");
+        })
     }
 
     /// Follows a task to its end. A look that fails says nothing about the task.
@@ -182,11 +209,7 @@ impl Wire for Rest {
 
     async fn begin(&self, node: &str, change: &Change, _patience: Duration) -> Result<Begun, Refusal> {
         let data = self.call(&Request::change(node, change)).await?;
-        let task = data
-            .as_str()
-            .filter(|text| text.parse::<Upid>().is_ok())
-            .and_then(|text| text.parse().ok());
-        Ok(match task {
+        Ok(match task_in(&data) {
             Some(task) => {
                 tracing::debug!(upid = %task, "task begun");
                 Begun::Task(task)
@@ -203,6 +226,16 @@ impl Wire for Rest {
                 format!("`{task}` is no task of Proxmox VE"),
             )),
         }
+    }
+
+    fn uploads(&self) -> bool {
+        true
+    }
+
+    /// Never repeated: whoever asked takes back what may have come of it.
+    async fn upload(&self, node: &str, upload: &Upload) -> Result<Option<TaskId>, Refusal> {
+        let data = said(self.http.upload(node, upload).await).map_err(|lossy| lossy.refusal)?;
+        Ok(task_in(&data))
     }
 
     async fn ping(&self, node: &str, vmid: Vmid) -> Result<(), Refusal> {

@@ -79,6 +79,12 @@ impl Request {
                 all.extend(values.iter().cloned());
                 post(format!("{}/clone", machine(template)), all)
             }
+            Change::Create { vmid, values } => {
+                let mut all = vec![pair("vmid", vmid)];
+                all.extend(values.iter().cloned());
+                post(format!("/nodes/{node}/qemu"), all)
+            }
+            Change::Convert { vmid } => post(format!("{}/template", machine(vmid)), Vec::new()),
             Change::Set { vmid, values } => {
                 Self::with_body(Method::PUT, &format!("{}/config", machine(vmid)), values.clone())
             }

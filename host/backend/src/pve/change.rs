@@ -81,6 +81,15 @@ pub(crate) enum Change {
         to: Vmid,
         values: Values,
     },
+    /// A machine from nothing.
+    Create {
+        vmid: Vmid,
+        values: Values,
+    },
+    /// Makes a template of a machine.
+    Convert {
+        vmid: Vmid,
+    },
     Set {
         vmid: Vmid,
         values: Values,
@@ -134,6 +143,8 @@ impl Change {
     pub(crate) fn action(&self) -> &'static str {
         match self {
             Self::Clone { .. } => "clone",
+            Self::Create { .. } => "create",
+            Self::Convert { .. } => "convert",
             Self::Set { .. } => "configure",
             Self::Resize { .. } => "resize",
             Self::Power { to, .. } => to.as_str(),
@@ -151,6 +162,8 @@ impl Change {
     pub(crate) fn vmid(&self) -> Vmid {
         match self {
             Self::Clone { to: vmid, .. }
+            | Self::Create { vmid, .. }
+            | Self::Convert { vmid }
             | Self::Set { vmid, .. }
             | Self::Resize { vmid, .. }
             | Self::Power { vmid, .. }

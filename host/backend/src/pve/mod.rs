@@ -21,6 +21,7 @@ mod change;
 mod clone;
 mod machines;
 mod options;
+mod publish;
 mod record;
 mod refusal;
 mod seeds;
@@ -54,10 +55,11 @@ pub(crate) use answer::{number, truth};
 pub(crate) use change::PowerWord;
 pub(crate) use change::{Change, Read, Values, pair};
 pub use options::{CloneMode, PveOptions};
+pub use publish::{NewTemplate, Publication, Publisher};
 use record::Record;
 pub(crate) use refusal::{Kind, Refusal};
 use view::View;
-pub(crate) use wire::{Begun, Ended, Wire};
+pub(crate) use wire::{Begun, Ended, Upload, Wire};
 
 /// How many clones one storage makes at once: it has one lock, and who waits for it for 10 s has failed.
 const CLONES_PER_STORAGE: usize = 2;

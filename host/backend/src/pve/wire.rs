@@ -1,6 +1,7 @@
 //! The way to a node.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use agentlab_api::Vmid;
@@ -18,6 +19,17 @@ pub(crate) enum Begun {
     Done(Value),
     /// A worker goes on with it.
     Task(TaskId),
+}
+
+/// A file to bring to a storage of a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Upload {
+    pub(crate) storage: String,
+    /// What it is called there.
+    pub(crate) file: String,
+    /// Where it lies here.
+    pub(crate) from: PathBuf,
+    pub(crate) sha256: String,
 }
 
 /// How a task ended.
@@ -39,6 +51,12 @@ pub(crate) trait Wire: fmt::Debug + Send + Sync + 'static {
     /// Waits for the end of a task, whoever began it, and says how it ended. A refusal of the call itself says nothing
     /// about the task.
     async fn follow(&self, task: &TaskId, patience: Duration) -> Result<Ended, Refusal>;
+
+    /// Whether a disk has to be uploaded before a node can import it.
+    fn uploads(&self) -> bool;
+
+    /// Uploads a file as content `import`; the task that takes it in, where there is one.
+    async fn upload(&self, node: &str, upload: &Upload) -> Result<Option<TaskId>, Refusal>;
 
     /// Asks the agent in a guest whether it is there.
     async fn ping(&self, node: &str, vmid: Vmid) -> Result<(), Refusal>;

@@ -67,6 +67,8 @@ impl Argv {
             Change::Clone { template, to, values } => {
                 also(qm("clone", template), &to.to_string()).options(values)
             }
+            Change::Create { vmid, values } => qm("create", vmid).options(values),
+            Change::Convert { vmid } => qm("template", vmid),
             Change::Set { vmid, values } => qm("set", vmid).options(values),
             Change::Resize { vmid, disk, size } => also(also(qm("resize", vmid), disk), size),
             Change::Power { vmid, to } => qm(to.as_str(), vmid),

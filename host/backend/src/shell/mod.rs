@@ -20,7 +20,7 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::pve::{Begun, Change, Ended, Kind, Pve, PveOptions, Read, Refusal, Wire};
+use crate::pve::{Begun, Change, Ended, Kind, Publisher, Pve, PveOptions, Read, Refusal, Upload, Wire};
 use crate::{Backend, TaskId};
 use argv::Argv;
 
@@ -54,12 +54,22 @@ impl ShellSettings {
 /// The shell back end. It executes nothing yet. Dropping it leaves everything as it is.
 #[must_use]
 pub fn connect(settings: ShellSettings) -> Arc<dyn Backend> {
+    Arc::new(pve(settings))
+}
+
+/// Publishes templates with `qm`. It executes nothing yet.
+#[must_use]
+pub fn publisher(settings: ShellSettings) -> Arc<dyn Publisher> {
+    Arc::new(pve(settings))
+}
+
+fn pve(settings: ShellSettings) -> Pve<Shell> {
     let shell = Shell {
         program_dir: settings.program_dir,
         calls: Semaphore::new(AT_ONCE),
         changes: Semaphore::new(CHANGES_AT_ONCE),
     };
-    Arc::new(Pve::new(shell, settings.pve))
+    Pve::new(shell, settings.pve)
 }
 
 #[derive(Debug)]
@@ -140,6 +150,8 @@ impl Wire for Shell {
                 argv::allocated(&text).map(|volume| Begun::Done(Value::String(volume)))
             }
             Change::Clone { .. }
+            | Change::Create { .. }
+            | Change::Convert { .. }
             | Change::Set { .. }
             | Change::Resize { .. }
             | Change::Power { .. }
@@ -154,6 +166,15 @@ impl Wire for Shell {
 
     async fn follow(&self, _task: &TaskId, _patience: Duration) -> Result<Ended, Refusal> {
         Err(Refusal::new(Kind::NoTask, "qm waits for its tasks itself"))
+    }
+
+    /// `qm` is root's and reads any file.
+    fn uploads(&self) -> bool {
+        false
+    }
+
+    async fn upload(&self, _node: &str, _upload: &Upload) -> Result<Option<TaskId>, Refusal> {
+        Err(Refusal::new(Kind::Other, "qm imports a disk from where it lies"))
     }
 
     async fn ping(&self, _node: &str, vmid: Vmid) -> Result<(), Refusal> {

@@ -12,6 +12,7 @@ use crate::{Expiry, Pruned};
 pub(super) fn ended_jobs(
     connection: &Connection,
     before: Timestamp,
+    now: Timestamp,
     limit: u32,
 ) -> Result<Vec<JobId>, WorkError> {
     let mut statement = connection
