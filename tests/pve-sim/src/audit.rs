@@ -1,5 +1,6 @@
 //! Who changed what: the evidence that nothing foreign is ever touched.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::access::Identity;
@@ -20,9 +21,34 @@ pub struct Audit {
     pub foreign_touched: Vec<String>,
     /// Every change, in order.
     pub changes: Vec<String>,
+    /// How often clients asked for each method.
+    pub calls: BTreeMap<String, u64>,
+    /// What clients were refused, as answers and as ends of tasks, and how often.
+    pub refusals: BTreeMap<String, u64>,
+    /// The most calls of clients that were under way at once (`call`), and the most workers of each kind.
+    pub most: BTreeMap<String, usize>,
+    under_way: BTreeMap<String, usize>,
 }
 
 impl Audit {
+    /// A call or a worker of a client's begins.
+    pub(crate) fn begins(&mut self, kind: &str) {
+        let now = self.under_way.entry(kind.to_owned()).or_default();
+        *now += 1;
+        let most = self.most.entry(kind.to_owned()).or_default();
+        *most = (*most).max(*now);
+    }
+
+    /// It ends, with a refusal or without.
+    pub(crate) fn ends(&mut self, kind: &str, refusal: Option<&str>) {
+        if let Some(now) = self.under_way.get_mut(kind) {
+            *now = now.saturating_sub(1);
+        }
+        if let Some(refusal) = refusal {
+            *self.refusals.entry(refusal.to_owned()).or_default() += 1;
+        }
+    }
+
     pub(crate) fn change(
         &mut self,
         now: Duration,

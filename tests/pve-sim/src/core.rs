@@ -9,27 +9,29 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Notify, oneshot};
 
-use crate::Version;
 use crate::access::Identity;
 use crate::api;
+use crate::audit::{Origin, origin_of};
 use crate::boot::Boot;
+use crate::call::{Call, Worker};
 use crate::fault::{CallFault, Faults, WorkerFault};
 use crate::locks::{Guard, Locks, Mode};
-use crate::schema::{self, Method};
-use crate::task::{Ending, Signal, Task};
+use crate::schema;
+use crate::task::{Ending, Signal, Task, outcome};
 use crate::timeline::{Timeline, lock};
 use crate::upload;
-use crate::wire::{self, Answer, Given, Parameters, Refusal, Request, Response};
+use crate::wire::{self, Answer, Given, Refusal, Request, Response};
 use crate::world::World;
 
 /// After this long the front end stops waiting for the privileged daemon, which goes on.
 const PROXY_LIMIT: Duration = Duration::from_secs(30);
 /// What a wrong token costs whoever tries it.
 const PENALTY: Duration = Duration::from_secs(3);
+/// How calls are counted.
+const CALL: &str = "call";
 /// What any call costs.
 const OVERHEAD: Duration = Duration::from_millis(5);
 /// How long a lock is waited for, except by a clone.
@@ -130,7 +132,21 @@ impl Core {
         if let Some(vmid) = changed(&request) {
             self.world().asks_for_change(vmid);
         }
-        let fault = lock(&self.faults).for_call(&who, &request.method);
+        let is_client = origin_of(&who) == Origin::Client;
+        if is_client {
+            self.world().audit.begins(CALL);
+        }
+        let response = self.disturbed(who, &request).await;
+        if is_client {
+            let refusal = (response.status >= 400).then_some(response.reason.as_str());
+            self.world().audit.ends(CALL, refusal);
+        }
+        response
+    }
+
+    /// A call with whatever goes wrong with it.
+    async fn disturbed(self: &Arc<Self>, who: Identity, request: &Request) -> Response {
+        let fault = lock(&self.faults).for_call(&who);
         let lost = match fault {
             CallFault::None => None,
             CallFault::Delay(span) => {
@@ -146,7 +162,7 @@ impl Core {
                 return Err(Refusal::Unauthorized("Authentication failed!")).into();
             }
         };
-        let response = self.dispatch(who, &request).await;
+        let response = self.dispatch(who, request).await;
         lost.unwrap_or(response)
     }
 
@@ -177,6 +193,10 @@ impl Core {
         };
         for (name, value) in variables {
             given.insert(name, Given::One(value));
+        }
+        if origin_of(&who) == Origin::Client {
+            let mut world = self.world();
+            *world.audit.calls.entry(method.name.clone()).or_default() += 1;
         }
         let call = Arc::new(Call {
             core: Arc::clone(self),
@@ -314,6 +334,9 @@ impl Core {
             who.full()
         );
         let signal = Signal::default();
+        if origin_of(who) == Origin::Client {
+            world.audit.begins(kind);
+        }
         world.tasks.push(Task {
             upid: upid.clone(),
             node: node.to_owned(),
@@ -376,8 +399,13 @@ impl Core {
             _ if exit.starts_with("WARNINGS: ") => task.log.push(format!("TASK {exit}")),
             _ => task.log.push(format!("TASK ERROR: {exit}")),
         }
+        let failed = (outcome(&exit) == "error").then(|| exit.clone());
+        let (kind, who, target) = (task.kind.clone(), task.who.clone(), task.target);
         task.end = Some((now, exit));
-        if let Some(target) = task.target.filter(|_| aborted) {
+        if origin_of(&who) == Origin::Client {
+            world.audit.ends(&kind, failed.as_deref());
+        }
+        if let Some(target) = target.filter(|_| aborted) {
             api::clone::undo(&mut world, target);
         }
     }
@@ -419,113 +447,3 @@ fn segments(path: &str) -> Vec<String> {
     }
     parts.into_iter().map(wire::unescape).collect()
 }
-
-/// One call that is allowed so far.
-pub(crate) struct Call {
-    pub(crate) core: Arc<Core>,
-    pub(crate) version: Version,
-    pub(crate) who: Identity,
-    pub(crate) method: &'static Method,
-    pub(crate) given: Parameters,
-    /// The file of an upload.
-    pub(crate) upload: Option<Bytes>,
-}
-
-impl Call {
-    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.core.world()
-    }
-
-    pub(crate) fn text(&self, name: &str) -> Option<String> {
-        self.given.get(name).map(Given::text)
-    }
-
-    /// A parameter that was verified to be there.
-    pub(crate) fn need(&self, name: &str) -> String {
-        self.text(name).unwrap_or_default()
-    }
-
-    pub(crate) fn flag(&self, name: &str) -> bool {
-        self.text(name)
-            .and_then(|text| schema::flag(&text))
-            .unwrap_or(false)
-    }
-
-    pub(crate) fn number(&self, name: &str) -> Option<u64> {
-        self.text(name)?.parse().ok()
-    }
-
-    pub(crate) fn vmid(&self) -> u32 {
-        self.need("vmid").parse().unwrap_or_default()
-    }
-
-    pub(crate) fn node(&self) -> String {
-        self.need("node")
-    }
-
-    /// Refuses unless the caller has one of the privileges on the path.
-    pub(crate) fn require(&self, path: &str, any_of: &[&str]) -> Result<(), Refusal> {
-        let world = self.world();
-        if any_of
-            .iter()
-            .any(|privilege| world.may(&self.who, path, privilege))
-        {
-            return Ok(());
-        }
-        Err(Refusal::Forbidden(format!(
-            "Permission check failed ({path}, {})",
-            any_of.join("|")
-        )))
-    }
-
-    /// `skiplock` is root's alone.
-    pub(crate) fn refuse_skiplock(&self) -> Result<(), Refusal> {
-        if self.flag("skiplock") && !self.who.is_root() {
-            return Err(Refusal::parameter("skiplock", "Only root may use this option."));
-        }
-        Ok(())
-    }
-
-    /// Starts a worker on behalf of the caller; the answer is its identifier.
-    pub(crate) fn fork<W, F>(&self, kind: &str, id: &str, work: W) -> Answer
-    where
-        W: FnOnce(Worker) -> F,
-        F: Future<Output = Result<(), String>> + Send + 'static,
-    {
-        Ok(json!(self.core.fork(&self.node(), kind, id, &self.who, work)))
-    }
-}
-
-/// A worker's own view.
-pub(crate) struct Worker {
-    pub(crate) core: Arc<Core>,
-    pub(crate) upid: String,
-    pub(crate) who: Identity,
-    pub(crate) node: String,
-}
-
-impl Worker {
-    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.core.world()
-    }
-
-    pub(crate) fn log(&self, line: impl Into<String>) {
-        let mut world = self.world();
-        if let Some(task) = world.tasks.iter_mut().rev().find(|task| task.upid == self.upid) {
-            task.log.push(line.into());
-        }
-    }
-
-    pub(crate) async fn pass(&self, milliseconds: u64) {
-        self.core.pass(Duration::from_millis(milliseconds)).await;
-    }
-}
-
-impl From<String> for Refusal {
-    fn from(text: String) -> Self {
-        Self::Died(text)
-    }
-}
-
-/// `null`, which most changes answer.
-pub(crate) const NOTHING: Value = Value::Null;

@@ -105,7 +105,7 @@ impl Faults {
         }
     }
 
-    pub(crate) fn for_call(&mut self, who: &Identity, _verb: &str) -> CallFault {
+    pub(crate) fn for_call(&mut self, who: &Identity) -> CallFault {
         if self.rates == Rates::default() || origin_of(who) == Origin::Foreign {
             return CallFault::None;
         }

@@ -1,14 +1,19 @@
 //! Named formats of values, refused in the genuine words.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use crate::Version;
+use crate::properties;
 
 /// Longest SMBIOS record.
 const SMBIOS: usize = 512;
 
-pub(crate) fn check(format: &str, value: &str, version: Version) -> Result<(), String> {
+pub(crate) fn check(path: &str, format: &str, value: &str, version: Version) -> Result<(), String> {
     let fits = match format {
         "vmid" => return vmid(value),
-        "smbios" => return smbios(value),
+        "smbios" if value.len() > SMBIOS => {
+            return Err(format!("value may only be {SMBIOS} characters long"));
+        }
         "tags" => {
             return value
                 .split([',', ';', ' '])
@@ -16,8 +21,6 @@ pub(crate) fn check(format: &str, value: &str, version: Version) -> Result<(), S
                 .try_for_each(tag);
         }
         "urlencoded" => return urlencoded(value),
-        "drive" | "net" => return properties(value),
-        "memory" => value.parse::<u64>().is_ok_and(|mebibytes| mebibytes >= 16),
         "dns" => dns(value),
         "configid" => configid(value) && value.len() <= 40,
         "configids" => value
@@ -36,12 +39,26 @@ pub(crate) fn check(format: &str, value: &str, version: Version) -> Result<(), S
         "growth" => return pattern(growth(value)),
         "url" => return pattern(value.starts_with("http://") || value.starts_with("https://")),
         "disk" => is_drive(value) || matches!(value, "efidisk0" | "tpmstate0"),
+        "mac" => is_unicast(value),
+        "ipv4" => value.parse::<Ipv4Addr>().is_ok(),
+        "ipv6" => value.parse::<Ipv6Addr>().is_ok(),
+        "ipv4config" => value == "dhcp" || network::<Ipv4Addr>(value, 32),
+        "ipv6config" => matches!(value, "dhcp" | "auto") || network::<Ipv6Addr>(value, 128),
+        "volumeid" => value.split_once(':').is_some_and(|(storage, volume)| {
+            starts_with_letter(storage) && word(storage, "-_.") && !volume.is_empty()
+        }),
+        "bridge" => (1..=10).contains(&value.len()) && starts_with_letter(value) && word(value, "_-."),
+        "base64" => !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic()),
+        "uuid" => return pattern(is_uuid(value)),
+        "disksize" => return pattern(size(value.trim_end_matches(['K', 'M', 'G', 'T']), "")),
         "anydisk" => {
             is_drive(value) || matches!(value, "efidisk0" | "tpmstate0") || value.starts_with("unused")
         }
-        _ => true,
+        named => match properties::named(named) {
+            Some(format) => return format.check(path, value, version),
+            None => true,
+        },
     };
-    let _ = version;
     if fits {
         return Ok(());
     }
@@ -52,9 +69,17 @@ pub(crate) fn check(format: &str, value: &str, version: Version) -> Result<(), S
         "storageid" => format!("invalid format - storage ID '{value}' contains illegal characters\n"),
         "poolid" => format!("invalid format - value '{value}' does not look like a valid pool name\n"),
         "userid" => format!("invalid format - value '{value}' does not look like a valid user name\n"),
-        "memory" => {
-            "invalid format - format error\nmemory.current: value must have a minimum value of 16\n\n".into()
-        }
+        "mac" => "invalid format - value does not look like a valid unicast MAC address\n".into(),
+        "ipv4" | "ipv6" => format!(
+            "invalid format - value is not a valid {} address\n",
+            if format == "ipv4" { "IPv4" } else { "IPv6" }
+        ),
+        "ipv4config" | "ipv6config" => format!(
+            "invalid format - value does not look like a valid {} network configuration\n",
+            &format[..4]
+        ),
+        "volumeid" => format!("invalid format - unable to parse volume ID '{value}'\n"),
+        "bridge" => format!("invalid format - invalid bridge ID '{value}'\n"),
         "disk" | "anydisk" => {
             format!("value '{value}' does not have a value in the enumeration 'ide0, ide1, …'")
         }
@@ -73,32 +98,6 @@ fn vmid(value: &str) -> Result<(), String> {
         return Err(format!("type check ('integer') failed - got '{value}'"));
     }
     Err("invalid format - value does not look like a valid VM ID\n".into())
-}
-
-fn smbios(value: &str) -> Result<(), String> {
-    const KEYS: &[&str] = &[
-        "uuid",
-        "version",
-        "serial",
-        "manufacturer",
-        "product",
-        "sku",
-        "family",
-        "base64",
-    ];
-    if value.len() > SMBIOS {
-        return Err(format!("value may only be {SMBIOS} characters long"));
-    }
-    for part in value.split(',') {
-        let (key, _) = part.split_once('=').ok_or("invalid format - format error\n")?;
-        if !KEYS.contains(&key) {
-            return Err(format!(
-                "invalid format - format error\n{key}: {}\n\n",
-                crate::wire::Refusal::unknown_text()
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn tag(tag: &str) -> Result<(), String> {
@@ -120,15 +119,24 @@ fn urlencoded(value: &str) -> Result<(), String> {
     Err("invalid format - invalid urlencoded string\n".into())
 }
 
-/// `value,key=value,…`: at most one part without a key, and that first.
-fn properties(value: &str) -> Result<(), String> {
-    let bare = value.split(',').skip(1).find(|part| !part.contains('='));
-    match bare {
-        Some(part) => Err(format!(
-            "invalid format - value without key, but schema does not define a default key: {part}\n"
-        )),
-        None => Ok(()),
-    }
+/// An address with the length of its prefix.
+fn network<A: std::str::FromStr>(value: &str, longest: u8) -> bool {
+    value.split_once('/').is_some_and(|(address, prefix)| {
+        address.parse::<A>().is_ok() && prefix.parse::<u8>().is_ok_and(|prefix| prefix <= longest)
+    })
+}
+
+/// Six bytes, of which the first is that of one single station.
+fn is_unicast(value: &str) -> bool {
+    let bytes: Vec<&str> = value.split(':').collect();
+    let is_byte = |byte: &&str| byte.len() == 2 && u8::from_str_radix(byte, 16).is_ok();
+    let first = bytes.first().and_then(|byte| u8::from_str_radix(byte, 16).ok());
+    bytes.len() == 6 && bytes.iter().all(is_byte) && first.is_some_and(|first| first & 1 == 0)
+}
+
+fn is_uuid(value: &str) -> bool {
+    let lengths: Vec<usize> = value.split('-').map(str::len).collect();
+    lengths == [8, 4, 4, 4, 12] && value.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
 }
 
 fn group(value: &str) -> Result<(), String> {

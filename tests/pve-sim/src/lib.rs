@@ -16,12 +16,14 @@ mod access;
 mod api;
 mod audit;
 mod boot;
+mod call;
 mod core;
 mod fault;
 mod formats;
 mod locks;
 mod operator;
 mod permission;
+pub mod properties;
 #[cfg(feature = "qemu")]
 mod qemu;
 mod random;

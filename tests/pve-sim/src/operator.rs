@@ -1,6 +1,7 @@
 //! What happens on a node without its clients: the operator's hand, and fate.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::access::Identity;
 use crate::api::power;
@@ -64,6 +65,35 @@ impl Operator {
                 volume.origin = Origin::Foreign;
             }
         }
+    }
+
+    /// Gives a machine to the HA stack.
+    pub fn manage_by_ha(&self, vmid: u32) {
+        if let Some(vm) = self.core.world().vms.get_mut(&vmid) {
+            vm.ha = true;
+        }
+    }
+
+    /// Moves a stopped machine to another node, its volumes along.
+    pub fn migrate(&self, vmid: u32, node: &str) {
+        let mut world = self.core.world();
+        world.changes_vm(&self.who, vmid, "migrate");
+        if let Some(vm) = world.vms.get_mut(&vmid) {
+            vm.node = node.to_owned();
+        }
+        for volume in world.volumes.values_mut().filter(|volume| volume.owner == vmid) {
+            volume.node = node.to_owned();
+        }
+    }
+
+    /// Works on a storage for so long, as a backup that removes old volumes does.
+    pub fn hold_storage(&self, storage: &str, span: Duration) {
+        let (core, storage) = (Arc::clone(&self.core), storage.to_owned());
+        self.core.timeline.spawn(async move {
+            let guard = core.lock_storage(&storage).await;
+            core.pass(span).await;
+            drop(guard);
+        });
     }
 
     /// Takes away what clones that died in the middle left: nobody can tell whose it was to be.

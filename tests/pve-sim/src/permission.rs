@@ -1,7 +1,7 @@
 //! The permission column of the method table.
 
 use crate::Version;
-use crate::core::Call;
+use crate::call::Call;
 use crate::wire::Refusal;
 
 /// Refuses a call whose caller may not make it, before anything else is looked at.

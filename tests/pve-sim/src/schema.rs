@@ -19,6 +19,7 @@ const CHANGE: &str =
 const PATH: &[(&str, &str)] = &[
     ("node", "nodeid"),
     ("vmid", "vmid"),
+    ("pos", "int(0..)"),
     ("storage", "storageid"),
     ("snapname", "configid"),
     ("poolid", "poolid"),
@@ -97,7 +98,7 @@ pub(crate) fn key_of(name: &str) -> Option<&'static Key> {
     keys().iter().find(|key| stands_for(&key.parameter.name, name))
 }
 
-fn rows(table: &'static str) -> impl Iterator<Item = &'static str> {
+pub(crate) fn rows(table: &'static str) -> impl Iterator<Item = &'static str> {
     table
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
@@ -161,7 +162,7 @@ fn key(row: &str) -> Key {
     }
 }
 
-fn parameter(word: &str) -> Parameter {
+pub(crate) fn parameter(word: &str) -> Parameter {
     let (word, requires) = match word.split_once("->") {
         Some((word, requires)) => (word, Some(requires.to_owned())),
         None => (word, None),
@@ -255,7 +256,7 @@ pub(crate) fn verify(method: &Method, version: Version, given: &Parameters) -> R
                         format!("missing property - '{name}' requires this property"),
                     );
                 }
-                if let Err(text) = check(&parameter.kind, value, version) {
+                if let Err(text) = check(name, &parameter.kind, value, version) {
                     errors.insert(name.clone(), text);
                 }
             }
@@ -281,8 +282,8 @@ pub(crate) fn verify(method: &Method, version: Version, given: &Parameters) -> R
     }
 }
 
-/// What is wrong with one value, in the genuine words.
-pub(crate) fn check(kind: &Kind, given: &Given, version: Version) -> Result<(), String> {
+/// What is wrong with one value, in the genuine words. `path` is the name of what it was given for.
+pub(crate) fn check(path: &str, kind: &Kind, given: &Given, version: Version) -> Result<(), String> {
     let value = match (kind, given) {
         (Kind::List, _) => return Ok(()),
         (_, Given::One(value)) => value,
@@ -307,7 +308,7 @@ pub(crate) fn check(kind: &Kind, given: &Given, version: Version) -> Result<(), 
             "value '{value}' does not have a value in the enumeration '{}'",
             words.join(", ")
         )),
-        Kind::Format(name) => formats::check(name, value, version),
+        Kind::Format(name) => formats::check(path, name, value, version),
     }
 }
 

@@ -99,12 +99,17 @@ impl Task {
 
     /// The kind a filter on the end of a task knows.
     pub(crate) fn outcome(&self) -> &'static str {
-        match self.end.as_ref().map(|(_, exit)| exit.as_str()) {
-            Some("OK") => "ok",
-            Some(exit) if exit.starts_with("WARNINGS: ") => "warning",
-            Some("unexpected status") | None => "unknown",
-            Some(_) => "error",
-        }
+        self.end.as_ref().map_or("unknown", |(_, exit)| outcome(exit))
+    }
+}
+
+/// The same of an end that is not written down yet.
+pub(crate) fn outcome(exit: &str) -> &'static str {
+    match exit {
+        "OK" => "ok",
+        "unexpected status" => "unknown",
+        _ if exit.starts_with("WARNINGS: ") => "warning",
+        _ => "error",
     }
 }
 

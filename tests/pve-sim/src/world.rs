@@ -63,6 +63,10 @@ pub(crate) struct Vm {
     pub(crate) snapshots: BTreeMap<String, Snapshot>,
     pub(crate) run: Option<Run>,
     pub(crate) firewall: Config,
+    /// Rules of its firewall, the first one first.
+    pub(crate) rules: Vec<Config>,
+    /// Whether the cluster's HA stack looks after it.
+    pub(crate) ha: bool,
     pub(crate) origin: Origin,
 }
 
@@ -75,6 +79,8 @@ impl Vm {
             snapshots: BTreeMap::new(),
             run: None,
             firewall: BTreeMap::new(),
+            rules: Vec::new(),
+            ha: false,
             origin,
         }
     }

@@ -5,6 +5,7 @@
 //!   tables.rs     the tables of methods and parameters, held against the schema of genuine releases
 //!   schedule/     engine and REST back end on it, while everything goes wrong that can
 //!   images.rs     files that come from outside, and machines made of them
+//!   machines.rs   disks moved, rules, tags, HA, nodes: what else can be done with a machine
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
 //!   tls.rs        the front end's manners on a real connection
 //! ```
@@ -15,6 +16,8 @@ mod asker;
 mod conduct;
 #[cfg(test)]
 mod images;
+#[cfg(test)]
+mod machines;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use pve_sim::Version;
-use pve_sim::schema::{Kind, Method, methods};
+use pve_sim::properties::formats;
+use pve_sim::schema::{Kind, Method, Parameter, methods};
 use serde_json::Value;
 
 struct Schema {
@@ -109,7 +110,7 @@ fn compare(method: &Method, genuine: &Value, version: Version, found: &mut Vec<S
         }
     }
     for property in properties.keys() {
-        let known = |own: &&pve_sim::schema::Parameter| own.only.is_none_or(|only| only == version);
+        let known = |own: &&Parameter| own.only.is_none_or(|only| only == version);
         if !method
             .parameters
             .iter()
@@ -156,7 +157,51 @@ fn agree(version: Version) {
             None => found.push(format!("{} is not genuine", method.name)),
         }
     }
+    properties_agree(&schema, version, &mut found);
     assert!(found.is_empty(), "{found:#?}");
+}
+
+/// Keys that hold several properties, and what those are.
+fn properties_agree(schema: &Schema, version: Version, found: &mut Vec<String>) {
+    let create = schema.whole(&schema.methods["POST /nodes/{node}/qemu"]);
+    let keys = &create["parameters"]["properties"];
+    for (name, key) in [
+        ("net", "net[n]"),
+        ("drive", "scsi[n]"),
+        ("agent", "agent"),
+        ("memory", "memory"),
+    ] {
+        let genuine = keys[key]["format"].as_object().unwrap();
+        let format = formats().iter().find(|format| format.name == name).unwrap();
+        let is_known = |own: &&Parameter| own.only.is_none_or(|only| only == version);
+        let own: BTreeMap<&str, &Parameter> = format
+            .parameters
+            .iter()
+            .filter(is_known)
+            .map(|own| (own.name.as_str(), own))
+            .collect();
+        for (key, property) in genuine {
+            let Some(own) = own.get(key.as_str()) else {
+                found.push(format!("{name}: {key} is missing"));
+                continue;
+            };
+            let is_alias = property.get("alias").is_some();
+            if !is_alias && property["type"] != type_of(&own.kind) {
+                found.push(format!("{name}: {key} is genuine {}", property["type"]));
+            }
+            if let (Kind::Enumeration(words), Some(genuine)) = (&own.kind, property.get("enum"))
+                && *genuine != serde_json::json!(words)
+            {
+                found.push(format!("{name}: {key} one of {genuine}"));
+            }
+            let is_default = format.default_key.as_deref() == Some(key);
+            if is_default != (property["default_key"] == 1) {
+                found.push(format!("{name}: {key} default {}", property["default_key"]));
+            }
+        }
+        let strange = own.keys().filter(|key| !genuine.contains_key(**key));
+        found.extend(strange.map(|key| format!("{name}: {key} is not genuine")));
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::unanswered;
 use crate::access::{Held, Identity, Token, User, is_path};
-use crate::core::{Call, NOTHING};
+use crate::call::{Call, NOTHING};
 use crate::wire::{Answer, Refusal};
 use crate::world::World;
 

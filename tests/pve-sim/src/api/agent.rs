@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::power::is_up;
 use super::status::agent_enabled;
-use crate::core::Call;
+use crate::call::Call;
 use crate::wire::{Answer, Given, Refusal};
 use crate::world::{Run, Vm, World};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::drive::{Made, free_disk_name, insert_volume};
 use crate::Version;
 use crate::audit::origin_of;
-use crate::core::{Call, Worker};
+use crate::call::{Call, Worker};
 use crate::formats::is_drive;
 use crate::locks::Mode;
 use crate::storage::{self, Plugin};
@@ -338,11 +338,11 @@ fn finish(worker: &Worker, spec: &Spec, source: &Config, drives: Config) {
     let firewall = world
         .vms
         .get(&spec.vmid)
-        .map(|vm| vm.firewall.clone())
+        .map(|vm| (vm.firewall.clone(), vm.rules.clone()))
         .unwrap_or_default();
     if let Some(vm) = world.vms.get_mut(&spec.newid) {
         vm.config = config;
-        vm.firewall = firewall;
+        (vm.firewall, vm.rules) = firewall;
         if let Some(pool) = spec.pool.as_ref().and_then(|pool| world.pools.get_mut(pool)) {
             pool.vms.insert(spec.newid);
         }

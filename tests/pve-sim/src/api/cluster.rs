@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{resources, unanswered};
 use crate::Version;
-use crate::core::Call;
+use crate::call::Call;
 use crate::wire::{Answer, Refusal};
 use crate::world::World;
 

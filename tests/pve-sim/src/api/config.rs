@@ -1,6 +1,7 @@
 //! A machine's configuration changed: what takes effect at once and what waits.
 
-use crate::core::{Call, Core, NOTHING, Worker};
+use crate::call::{Call, NOTHING, Worker};
+use crate::core::Core;
 use crate::formats::is_drive;
 use crate::schema::{Key, Kind, flag, key_of};
 use crate::wire::{Answer, Refusal};

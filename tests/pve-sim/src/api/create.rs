@@ -3,7 +3,7 @@
 use super::config::{Change, fill};
 use super::{may, power};
 use crate::audit::origin_of;
-use crate::core::{Call, Worker};
+use crate::call::{Call, Worker};
 use crate::wire::{Answer, Refusal};
 use crate::world::{Config, Vm, volume_of};
 

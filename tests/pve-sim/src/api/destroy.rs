@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::core::{Call, Worker};
+use crate::call::{Call, Worker};
 use crate::storage;
 use crate::wire::{Answer, Refusal};
 use crate::world::{Vm, World};
@@ -10,22 +10,27 @@ use crate::world::{Vm, World};
 pub(crate) fn destroy(call: &Call) -> Answer {
     call.refuse_skiplock()?;
     let vmid = call.vmid();
+    let (purge, unreferenced) = (call.flag("purge"), call.flag("destroy-unreferenced-disks"));
     {
         let world = call.world();
         world.writable()?;
         let vm = world.vm(&call.node(), vmid)?;
-        may_go(vm, vmid)?;
+        may_go(vm, vmid, purge)?;
     }
-    let (purge, unreferenced) = (call.flag("purge"), call.flag("destroy-unreferenced-disks"));
     call.fork("qmdestroy", &vmid.to_string(), move |worker| {
         destroying(worker, vmid, purge, unreferenced)
     })
 }
 
-fn may_go(vm: &Vm, vmid: u32) -> Result<(), Refusal> {
+fn may_go(vm: &Vm, vmid: u32, purge: bool) -> Result<(), Refusal> {
     if vm.is("protection") {
         return Err(Refusal::died(format!(
             "can't remove VM {vmid} - protection mode enabled"
+        )));
+    }
+    if vm.ha && !purge {
+        return Err(Refusal::died(format!(
+            "unable to remove VM {vmid} - used in HA resources and purge parameter not set."
         )));
     }
     if vm.run.is_some() {
@@ -39,7 +44,7 @@ async fn destroying(worker: Worker, vmid: u32, purge: bool, unreferenced: bool) 
     {
         let world = worker.world();
         let vm = world.vm(&worker.node, vmid)?;
-        may_go(vm, vmid).map_err(|refusal| refusal.text())?;
+        may_go(vm, vmid, purge).map_err(|refusal| refusal.text())?;
         if let Some(lock) = vm.lock().filter(|lock| *lock != "suspended") {
             return Err(format!("VM is locked ({lock})"));
         }

@@ -2,7 +2,7 @@
 
 use crate::access::Identity;
 use crate::audit::origin_of;
-use crate::core::{Call, Worker};
+use crate::call::{Call, Worker};
 use crate::formats::{bytes_of, size_text};
 use crate::storage::{self, Plugin, Volume};
 use crate::wire::{Answer, Refusal};
@@ -108,8 +108,119 @@ async fn growing(
     Ok(())
 }
 
-/// `move_disk` with a target machine: the disk gets another owner and a name to match.
-pub(crate) fn reassign(call: &Call) -> Answer {
+/// `move_disk`: to another storage, or to another machine.
+pub(crate) fn relocate(call: &Call) -> Answer {
+    if call.text("storage").is_some() && call.text("target-vmid").is_some() {
+        return Err(Refusal::parameter(
+            "target-vmid",
+            "must set either 'storage' or 'target-vmid', but not both",
+        ));
+    }
+    match call.text("storage") {
+        Some(storage) => to_storage(call, storage),
+        None => reassign(call),
+    }
+}
+
+fn to_storage(call: &Call, storage: String) -> Answer {
+    let (vmid, disk) = (call.vmid(), call.need("disk"));
+    call.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+    {
+        let world = call.world();
+        let vm = world.vm(&call.node(), vmid)?;
+        refuse_stale(call.text("digest").as_deref(), &vm.digest())?;
+        let value = vm
+            .config
+            .get(&disk)
+            .ok_or_else(|| Refusal::died(format!("disk '{disk}' does not exist")))?;
+        let volid = volume_of(value);
+        if volid.ends_with("cloudinit") || value.contains("media=cdrom") {
+            return Err(Refusal::died("you can't move a cdrom"));
+        }
+        if volid.split(':').next() == Some(storage.as_str()) && call.text("format").is_none() {
+            return Err(Refusal::died(
+                "you can't move to the same storage with same format",
+            ));
+        }
+    }
+    let format = call.text("format");
+    let keeps = !call.flag("delete");
+    call.fork("qmmove", &vmid.to_string(), move |worker| async move {
+        let asked = Copy {
+            disk,
+            storage,
+            format,
+            keeps,
+        };
+        copying(worker, vmid, asked).await
+    })
+}
+
+/// A disk copied to another storage.
+struct Copy {
+    disk: String,
+    storage: String,
+    format: Option<String>,
+    /// The old one stays, unused.
+    keeps: bool,
+}
+
+async fn copying(worker: Worker, vmid: u32, asked: Copy) -> Result<(), String> {
+    let _guard = worker.core.lock_vm(vmid).await?;
+    let (value, from, source) = {
+        let world = worker.world();
+        let vm = world.unlocked(&worker.node, vmid)?;
+        let value = vm.config.get(&asked.disk).cloned().unwrap_or_default();
+        let from = volume_of(&value).to_owned();
+        let source = world
+            .volumes
+            .get(&from)
+            .cloned()
+            .ok_or_else(|| format!("volume '{from}' does not exist"))?;
+        (value, from, source)
+    };
+    let storage_guard = worker.core.lock_storage(&asked.storage).await?;
+    let made = {
+        let mut world = worker.world();
+        let plugin = world
+            .storages
+            .get(&asked.storage)
+            .map(|storage| storage.plugin)
+            .ok_or_else(|| format!("storage '{}' does not exist", asked.storage))?;
+        let name = free_disk_name(&world, &asked.storage, vmid);
+        let format = plugin.format_of_copy(asked.format.as_deref().unwrap_or(&source.format));
+        let made = storage::volid(&asked.storage, plugin, vmid, &name, format);
+        let of = Made {
+            node: &worker.node,
+            owner: vmid,
+            format,
+            size: source.size,
+        };
+        insert_volume(&mut world, &worker.who, &made, &of);
+        made
+    };
+    drop(storage_guard);
+    // The bytes are copied without the storage's lock.
+    worker.pass(5_000).await;
+    let mut world = worker.world();
+    world.changes_vm(&worker.who, vmid, "move disk of");
+    let rest = value.strip_prefix(from.as_str()).unwrap_or_default();
+    let vm = world.vm_mut(&worker.node, vmid)?;
+    vm.config.insert(asked.disk, format!("{made}{rest}"));
+    if asked.keeps {
+        let free = (0..256).map(|n| format!("unused{n}"));
+        if let Some(key) = free.into_iter().find(|key| !vm.config.contains_key(key)) {
+            vm.config.insert(key, from);
+        }
+    } else {
+        world.changes_volume(&worker.who, &from, "delete");
+        world.volumes.remove(&from);
+    }
+    Ok(())
+}
+
+/// With a target machine the disk gets another owner and a name to match.
+fn reassign(call: &Call) -> Answer {
     let vmid = call.vmid();
     let disk = call.need("disk");
     let Some(target) = call.number("target-vmid").and_then(|id| u32::try_from(id).ok()) else {

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::drive::refuse_stale;
 use super::unanswered;
-use crate::core::{Call, NOTHING};
+use crate::call::{Call, NOTHING};
 use crate::schema::Kind;
 use crate::wire::{Answer, Refusal};
+use crate::world::{Config, World};
 
 pub(crate) fn perform(call: &Call) -> Answer {
     match call.method.name.as_str() {
@@ -13,6 +15,7 @@ pub(crate) fn perform(call: &Call) -> Answer {
         "POST /cluster/firewall/groups" => create_group(call),
         "GET /cluster/firewall/options" => Ok(json!({ "digest": digest("options") })),
         "GET /nodes/{node}/qemu/{vmid}/firewall/options" => options(call),
+        "GET /nodes/{node}/qemu/{vmid}/firewall/rules" => rules(call),
         _ => unanswered(call),
     }
 }
@@ -71,6 +74,68 @@ fn call_kind_is_boolean(key: &str) -> bool {
         .find(|method| method.name == "PUT /nodes/{node}/qemu/{vmid}/firewall/options")
         .and_then(|method| method.parameters.iter().find(|parameter| parameter.name == key))
         .is_some_and(|parameter| parameter.kind == Kind::Boolean)
+}
+
+fn rules(call: &Call) -> Answer {
+    let world = call.world();
+    let vm = world.vm(&call.node(), call.vmid())?;
+    let of_all = digest(&format!("{:?}", vm.rules));
+    Ok(vm
+        .rules
+        .iter()
+        .enumerate()
+        .map(|(at, rule)| {
+            let mut shown = json!({ "pos": at, "digest": of_all });
+            for (key, value) in rule {
+                shown[key.as_str()] = match key.as_str() {
+                    "enable" => json!(value.parse::<u64>().unwrap_or_default()),
+                    _ => json!(value),
+                };
+            }
+            shown
+        })
+        .collect())
+}
+
+/// A rule stands before all others unless a place is named, and does nothing unless it is enabled. That a security group
+/// is not there is no reason to refuse a rule that names it.
+pub(crate) fn add_rule(call: &Call) -> Answer {
+    let mut world = call.world();
+    let vmid = call.vmid();
+    refuse_stale_rules(call, &world)?;
+    world.changes_vm(&call.who, vmid, "firewall");
+    let vm = world.vm_mut(&call.node(), vmid)?;
+    let given = call
+        .given
+        .iter()
+        .filter(|(key, _)| !matches!(key.as_str(), "node" | "vmid" | "pos" | "digest"));
+    let mut rule: Config = given.map(|(key, value)| (key.clone(), value.text())).collect();
+    rule.entry("enable".into()).or_insert_with(|| "0".into());
+    let at = call.number("pos").and_then(|at| usize::try_from(at).ok());
+    vm.rules.insert(at.unwrap_or(0).min(vm.rules.len()), rule);
+    Ok(NOTHING)
+}
+
+pub(crate) fn remove_rule(call: &Call) -> Answer {
+    let mut world = call.world();
+    let vmid = call.vmid();
+    refuse_stale_rules(call, &world)?;
+    world.changes_vm(&call.who, vmid, "firewall");
+    let vm = world.vm_mut(&call.node(), vmid)?;
+    let pos = call.need("pos");
+    match pos.parse::<usize>().ok().filter(|at| *at < vm.rules.len()) {
+        Some(at) => {
+            vm.rules.remove(at);
+            Ok(NOTHING)
+        }
+        None => Err(Refusal::died(format!("no rule at position {pos}"))),
+    }
+}
+
+fn refuse_stale_rules(call: &Call, world: &World) -> Result<(), Refusal> {
+    let vm = world.vm(&call.node(), call.vmid())?;
+    let is = digest(&format!("{:?}", vm.rules));
+    Ok(refuse_stale(call.text("digest").as_deref(), &is)?)
 }
 
 pub(crate) fn change(call: &Call) -> Answer {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
 
 use crate::audit::origin_of;
-use crate::core::{Call, Worker};
+use crate::call::{Call, Worker};
 use crate::storage::{Import, Plugin};
 use crate::wire::{Answer, Refusal};
 use crate::world::World;

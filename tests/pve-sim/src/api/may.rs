@@ -3,7 +3,7 @@
 use super::clone::bridge_of;
 use super::config::Change;
 use super::plug::{Source, source};
-use crate::core::Call;
+use crate::call::Call;
 use crate::schema::key_of;
 use crate::wire::Refusal;
 use crate::world::volume_of;
@@ -73,7 +73,26 @@ fn may_set_key(on: &On<'_>, name: &str, value: &str, privilege: &str) -> Result<
                 None => Ok(()),
             }
         }
+        "Tags" => {
+            on.require(&["VM.Config.Options"])?;
+            may_tag(on.call, value)
+        }
         privilege => on.require(&[&format!("VM.Config.{privilege}")]),
+    }
+}
+
+/// Tags that an administrator has registered are the administrator's to give.
+fn may_tag(call: &Call, value: &str) -> Result<(), Refusal> {
+    let world = call.world();
+    let registered = world.options.get("registered-tags").cloned().unwrap_or_default();
+    let reserved = value
+        .split([',', ';', ' '])
+        .find(|tag| !tag.is_empty() && registered.split(';').any(|one| one == *tag));
+    match reserved {
+        Some(tag) if !world.may(&call.who, "/", "Sys.Modify") => Err(Refusal::Forbidden(format!(
+            "Permission check failed (/, Sys.Modify for modifying tag '{tag}')"
+        ))),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::core::Call;
+use crate::call::Call;
 use crate::wire::{Answer, Refusal};
 
 /// Answers a call that is allowed and well formed.
@@ -40,13 +40,15 @@ pub(crate) async fn perform(call: Arc<Call>) -> Answer {
         "POST /nodes/{node}/qemu/{vmid}/template" => template::convert(call),
         "PUT /nodes/{node}/qemu/{vmid}/resize" => drive::resize(call),
         "PUT /nodes/{node}/qemu/{vmid}/unlink" => config::unlink(call).await,
-        "POST /nodes/{node}/qemu/{vmid}/move_disk" => drive::reassign(call),
+        "POST /nodes/{node}/qemu/{vmid}/move_disk" => drive::relocate(call),
         "POST /nodes/{node}/storage/{storage}/content" => storages::allocate(call).await,
         "POST /nodes/{node}/storage/{storage}/upload" => imports::upload(call),
         "POST /nodes/{node}/storage/{storage}/download-url" => imports::download(call),
         "POST /nodes/{node}/qemu/{vmid}/agent/exec" => agent::exec(call).await,
         "PUT /nodes/{node}/qemu/{vmid}/cloudinit" => Ok(json!(null)),
         "PUT /nodes/{node}/qemu/{vmid}/firewall/options" => firewall::change(call),
+        "POST /nodes/{node}/qemu/{vmid}/firewall/rules" => firewall::add_rule(call),
+        "DELETE /nodes/{node}/qemu/{vmid}/firewall/rules/{pos}" => firewall::remove_rule(call),
         name if name.contains("/agent/") => agent::ask(call).await,
         name if name.contains("/status/") => power::perform(call),
         name if name.contains("/snapshot") => snapshots::perform(call),

@@ -1,7 +1,7 @@
 //! A disk is put into a machine: one that is there, a new one, or a copy of an image; and a NIC with an address.
 
 use super::drive::{Made, allocation, free_disk_name, insert_volume, with_size};
-use crate::core::Worker;
+use crate::call::Worker;
 use crate::storage::{self, NEW_FORMAT};
 use crate::wire::Refusal;
 use crate::world::{World, volume_of};

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::status::figures;
 use super::unanswered;
-use crate::core::{Call, NOTHING};
+use crate::call::{Call, NOTHING};
 use crate::wire::{Answer, Refusal};
 use crate::world::Pool;
 

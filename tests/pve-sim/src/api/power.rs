@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::drive::{Made, insert_volume};
 use super::{status, unanswered};
 use crate::access::Identity;
 use crate::boot::Powered;
-use crate::core::{Call, Core, Worker};
+use crate::call::{Call, Worker};
+use crate::core::Core;
 use crate::wire::{Answer, Refusal};
 use crate::world::{Run, World, volume_of};
 
@@ -50,7 +52,14 @@ fn suspend(call: &Call, vmid: u32) -> Answer {
         return call.fork("qmpause", &vmid.to_string(), |worker| pause(worker, vmid, true));
     }
     call.require(&format!("/vms/{vmid}"), &["VM.Config.Disk"])?;
-    call.fork("qmsuspend", &vmid.to_string(), |worker| hibernate(worker, vmid))
+    let storage = call.text("statestorage").unwrap_or_else(|| "local".into());
+    call.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+    if call.world().vm(&call.node(), vmid)?.ha {
+        return Err(Refusal::died("Cannot suspend VM to disk if it is managed by HA."));
+    }
+    call.fork("qmsuspend", &vmid.to_string(), |worker| {
+        hibernate(worker, vmid, storage)
+    })
 }
 
 pub(crate) async fn start(worker: Worker, vmid: u32) -> Result<(), String> {
@@ -80,6 +89,9 @@ pub(crate) async fn start(worker: Worker, vmid: u32) -> Result<(), String> {
     vm.pending.clear();
     if hibernated {
         vm.config.remove("lock");
+        if let Some(volid) = vm.config.remove("vmstate") {
+            world.volumes.remove(&volid);
+        }
     }
     run(&worker.core, &mut world, vmid);
     Ok(())
@@ -231,18 +243,36 @@ async fn pause(worker: Worker, vmid: u32, paused: bool) -> Result<(), String> {
     Ok(())
 }
 
-async fn hibernate(worker: Worker, vmid: u32) -> Result<(), String> {
+async fn hibernate(worker: Worker, vmid: u32, storage: String) -> Result<(), String> {
     let _guard = worker.core.lock_vm(vmid).await?;
-    let running = worker.world().unlocked(&worker.node, vmid)?.run.is_some();
-    if !running {
-        return Err(format!("VM {vmid} not running"));
-    }
+    let volid = {
+        let mut world = worker.world();
+        let vm = world.unlocked(&worker.node, vmid)?;
+        if vm.run.is_none() {
+            return Err(format!("VM {vmid} not running"));
+        }
+        let size = vm.number("memory", 512) << 20;
+        let volid = format!("{storage}:{vmid}/vm-{vmid}-state-suspend-2026-11-21.raw");
+        let state = Made {
+            node: &worker.node,
+            owner: vmid,
+            format: "raw",
+            size,
+        };
+        insert_volume(&mut world, &worker.who, &volid, &state);
+        let vm = world.vm_mut(&worker.node, vmid)?;
+        vm.config.insert("lock".into(), "suspending".into());
+        vm.config.insert("vmstate".into(), volid.clone());
+        volid
+    };
     worker.pass(3000).await;
     let mut world = worker.world();
     world.changes_vm(&worker.who, vmid, "hibernate");
     halt(&worker.core, &mut world, vmid);
     let vm = world.vm_mut(&worker.node, vmid)?;
     vm.config.insert("lock".into(), "suspended".into());
+    drop(world);
+    worker.log(format!("State saved, quitting ({volid})"));
     Ok(())
 }
 

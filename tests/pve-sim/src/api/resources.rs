@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::cluster::node_entry;
 use super::status::figures;
-use crate::core::Call;
+use crate::call::Call;
 use crate::wire::Answer;
 use crate::world::{Told, Vm, World};
 

@@ -6,7 +6,7 @@ use super::drive::{Made, insert_volume};
 use super::status::can_snapshot;
 use super::{power, unanswered};
 use crate::Version;
-use crate::core::{Call, Worker};
+use crate::call::{Call, Worker};
 use crate::wire::{Answer, Refusal};
 use crate::world::{Snapshot, Vm, shown, volume_of};
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::unanswered;
 use crate::Version;
-use crate::core::Call;
+use crate::call::Call;
 use crate::formats::bytes_of;
 use crate::wire::{Answer, Refusal};
 use crate::world::{Vm, World, shown, typed};
@@ -104,7 +104,12 @@ pub(crate) fn current(call: &Call) -> Answer {
         Some(_) => "running",
     };
     status["qmpstatus"] = json!(qmp);
-    status["ha"] = json!({ "managed": 0 });
+    status["ha"] = if vm.ha {
+        let state = if vm.run.is_some() { "started" } else { "stopped" };
+        json!({ "managed": 1, "state": state })
+    } else {
+        json!({ "managed": 0 })
+    };
     if vm.config.get("agent").is_some_and(|agent| agent_enabled(agent)) {
         status["agent"] = json!(1);
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::drive::{Made, insert_volume};
 use super::unanswered;
-use crate::core::{Call, NOTHING, Worker};
+use crate::call::{Call, NOTHING, Worker};
 use crate::formats::bytes_of;
 use crate::storage::{self, Plugin, Storage, Volume, file_of};
 use crate::wire::{Answer, Refusal};

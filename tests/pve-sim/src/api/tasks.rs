@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::unanswered;
-use crate::core::{Call, NOTHING};
+use crate::call::{Call, NOTHING};
 use crate::task::{Ending, Task, is_upid};
 use crate::wire::{Answer, Refusal};
 use crate::world::World;

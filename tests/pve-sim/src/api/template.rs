@@ -1,6 +1,6 @@
 //! A machine becomes a template: its disks become bases that nobody writes to.
 
-use crate::core::{Call, Worker};
+use crate::call::{Call, Worker};
 use crate::storage;
 use crate::wire::{Answer, Refusal};
 use crate::world::{Vm, volume_of};
