@@ -4,6 +4,7 @@
 //! ```text
 //!   Link ──► Call (tries, judges the answer) ──► Ways (which channel) ──► Wire (HTTP/2)
 //!                                                                          ├ serial: FramedStream
+//!                                                                          ├ vsock, the host's CID
 //!                                                                          └ TLS, one pinned key
 //! ```
 

@@ -1,7 +1,7 @@
 //! Which ways to the host there are, and the connections that stand on them.
 //!
 //! ```text
-//!            ┌ line ───────── serial, all routes
+//!            ┌ line ───────── serial or vsock, all routes
 //!   request ─┤
 //!            └ bootstrap ──── TLS
 //!              artifacts ──── TLS
@@ -16,6 +16,7 @@ use agentlab_protocol::seed::{Seed, SeedChannel};
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
+use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use super::body::RequestBody;
 use super::serial::{SerialPort, find_port};
@@ -157,10 +158,8 @@ impl Ways {
             let stream: Box<dyn Duplex> = match channel {
                 SeedChannel::Serial => self.open_line().await?,
                 SeedChannel::Vsock => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::Unsupported,
-                        "not available in this runner",
-                    ));
+                    let host = VsockAddr::new(VMADDR_CID_HOST, self.bootstrap.port().into());
+                    Box::new(VsockStream::connect(host).await?)
                 }
                 SeedChannel::Tls => {
                     let address = match listener {

@@ -102,7 +102,7 @@ pub struct Network {
     pub bridge: Option<String>,
     /// NIC model; only `virtio` is supported.
     pub model: Option<String>,
-    /// Ways between guest and host, in order; all that the back end has when absent.
+    /// Ways between guest and host, in order; all that the back end has, but for vsock, when absent.
     pub channels: Option<Vec<ChannelKind>>,
 }
 

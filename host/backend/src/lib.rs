@@ -43,7 +43,7 @@ pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 #[cfg(any(feature = "proxmox", feature = "shell"))]
 pub use pve::{CloneMode, NewTemplate, Publication, Publisher, PveOptions};
 
-use agentlab_api::{ChannelKind, Vmid};
+use agentlab_api::{ChannelKind, SandboxId, Vmid};
 
 /// VMs: made, shaped, powered, looked at, destroyed.
 #[async_trait]
@@ -126,6 +126,12 @@ pub trait Channels: Send + Sync {
     /// Opens the host's end of the machine's serial channel. One opener at a time: a second call takes it over.
     /// `None` when the machine has no such channel.
     async fn open_channel(&self, vmid: Vmid) -> Result<Option<Box<dyn ByteStream>>>;
+
+    /// Waits for the next connection that a running machine opens over vsock, and says whose it is: by the CID or the
+    /// socket that this back end gave its machine. Cancel safe. The default waits for ever.
+    async fn next_vsock(&self) -> Result<(SandboxId, Box<dyn ByteStream>)> {
+        std::future::pending().await
+    }
 
     /// The last `max_bytes` of the machine's console. Bytes a guest chose: escape before printing.
     async fn console(&self, vmid: Vmid, max_bytes: usize) -> Result<Vec<u8>>;

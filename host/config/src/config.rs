@@ -201,6 +201,8 @@ pub struct QemuConfig {
     pub uid_first: u32,
     /// Number of them.
     pub uid_count: u32,
+    /// Where vhost-user vsock devices listen, one for each VMID; the kernel's vhost-vsock is used without.
+    pub vsock_dir: Option<PathBuf>,
 }
 
 /// Reads `config.yaml`. The file holds secrets, or may tomorrow: it is refused when others can read it or its group

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use agentlab_api::{AGENTS, ChannelKind, InnerSandbox, NetworkMode, Profile};
+use agentlab_api::{AGENTS, InnerSandbox, NetworkMode, Profile};
 
 use crate::yaml::{self, Document, Node, Place, Read};
 use crate::{ConfigError, Fault, file, refused, resources};
@@ -261,12 +261,6 @@ fn network_faults(profile: &Profile) -> Vec<Range> {
             faults.push((
                 path.clone(),
                 "is empty: the guest could not reach its host".to_owned(),
-            ));
-        }
-        if channels.contains(&ChannelKind::Vsock) {
-            faults.push((
-                path.clone(),
-                "names `vsock`, which this build does not have; use `serial` or `tls`".to_owned(),
             ));
         }
         if channels

@@ -81,6 +81,7 @@ pub(crate) struct RawQemu {
     pub(crate) concurrent_starts: Option<u32>,
     pub(crate) uid_first: Option<u32>,
     pub(crate) uid_count: Option<u32>,
+    pub(crate) vsock_dir: Option<PathBuf>,
 }
 
 const MIB: u64 = 1 << 20;
@@ -249,6 +250,9 @@ impl RawQemu {
         if !binary.is_absolute() {
             check.fault(&["qemu", "binary"], "must be an absolute path");
         }
+        if self.vsock_dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+            check.fault(&["qemu", "vsock_dir"], "must be an absolute path");
+        }
         let starts = check.number(&["qemu", "concurrent_starts"], self.concurrent_starts, 2, (1, 64));
         // 1879048192 to 2147483647 is given to nobody by systemd's and Debian's allocation.
         let uid_first = check.number(
@@ -272,6 +276,7 @@ impl RawQemu {
             concurrent_starts: usize::try_from(starts).unwrap_or(1),
             uid_first,
             uid_count,
+            vsock_dir: self.vsock_dir,
         }
     }
 }

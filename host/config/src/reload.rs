@@ -71,6 +71,7 @@ impl Config {
             "qemu.concurrent_starts": qemu.concurrent_starts,
             "qemu.uid_first": qemu.uid_first,
             "qemu.uid_count": qemu.uid_count,
+            "qemu.vsock_dir": qemu.vsock_dir,
             "dns.enabled": dns.enabled,
             "dns.upstreams": dns.upstreams,
         ];
@@ -131,6 +132,7 @@ qemu: {tb_size_mb: 77}                   restart
 qemu: {concurrent_starts: 7}             restart
 qemu: {uid_first: 1900000007}            restart
 qemu: {uid_count: 77}                    restart
+qemu: {vsock_dir: /x9}                   restart
 dns: {enabled: false}                    restart
 dns: {upstreams: [192.0.2.7]}            restart
 ";

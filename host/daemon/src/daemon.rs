@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentlab_backend::Backend;
 use agentlab_config::Config;
 use agentlab_engine::{Engine, Parts};
 use agentlab_store::Store;
@@ -20,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::Claim;
 use crate::error::StartError;
-use crate::guest::{self, Commands, GuestEdge, GuestListener, Guests, Limits, Routes, SerialDoor};
+use crate::guest::{
+    self, Commands, GuestEdge, GuestListener, Guests, Limits, Routes, SerialDoor, VsockGuests,
+};
 use crate::http::{self, Edge};
 use crate::keys::Keys;
 use crate::lock::Lock;
@@ -88,7 +91,7 @@ impl Daemon {
         told.artifacts = dialled(told.artifacts, artifacts.address());
         told.spki_sha256 = keys.spki_sha256;
         let parts = Parts {
-            backend: world.backend,
+            backend: Arc::clone(&world.backend),
             network: world.network,
             door: door.clone(),
             secrets: Arc::new(Bundles::of(config)),
@@ -131,12 +134,8 @@ impl Daemon {
             limits,
             refusals: Arc::default(),
         };
-        for (listener, routes) in [(bootstrap, Routes::Bootstrap), (artifacts, Routes::Artifacts)] {
-            let router = guest::router(edge.clone(), routes);
-            daemon
-                .servers
-                .spawn(listener.serve(guests.clone(), router, stopping.clone()));
-        }
+        let listeners = [(bootstrap, Routes::Bootstrap), (artifacts, Routes::Artifacts)];
+        daemon.serve_guests(&edge, &guests, listeners, world.backend);
         door.open(guest::router(edge, Routes::All));
         let router = http::router(Edge {
             engine,
@@ -145,6 +144,28 @@ impl Daemon {
         });
         daemon.servers.spawn(control.serve(router, stopping));
         Ok(daemon)
+    }
+
+    /// Answers guests over the network and over vsock.
+    fn serve_guests(
+        &mut self,
+        edge: &GuestEdge,
+        guests: &Guests,
+        listeners: [(GuestListener, Routes); 2],
+        backend: Arc<dyn Backend>,
+    ) {
+        for (listener, routes) in listeners {
+            let router = guest::router(edge.clone(), routes);
+            self.servers
+                .spawn(listener.serve(guests.clone(), router, self.stopping.clone()));
+        }
+        let vsock = VsockGuests {
+            backend,
+            limits: Arc::clone(&edge.limits),
+            router: guest::router(edge.clone(), Routes::All),
+            stopping: self.stopping.clone(),
+        };
+        self.servers.spawn(vsock.serve());
     }
 
     pub(crate) fn engine(&self) -> Arc<Engine> {

@@ -67,6 +67,8 @@ async fn qemu(config: &Config) -> Result<Arc<dyn Backend>, StartError> {
     };
     options.concurrent_starts = Some(config.qemu.concurrent_starts);
     options.tb_size_mb = config.qemu.tb_size_mb;
+    options.vsock_dir.clone_from(&config.qemu.vsock_dir);
+    options.vsock_port = config.bootstrap_listen.port();
     let qemu = Qemu::open(options)
         .await
         .map_err(|source| StartError::Backend { kind: "qemu", source })?;

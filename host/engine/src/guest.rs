@@ -25,6 +25,8 @@ pub enum GuestOrigin {
     Address(Ipv4Addr),
     /// The very machine's serial channel.
     Channel(SandboxId),
+    /// The vsock device that this machine was given.
+    Vsock(SandboxId),
 }
 
 /// A guest that has shown its session. Only [`Engine::authenticate`] makes one.
@@ -139,7 +141,7 @@ impl Engine {
                 }
                 found => found,
             },
-            GuestOrigin::Channel(sandbox) => self.shared.driver(sandbox),
+            GuestOrigin::Channel(sandbox) | GuestOrigin::Vsock(sandbox) => self.shared.driver(sandbox),
         };
         match found {
             Some(handle) => Ok(handle),
@@ -175,6 +177,7 @@ impl Engine {
             channel: match origin {
                 GuestOrigin::Address(_) => ChannelKind::Tls,
                 GuestOrigin::Channel(_) => ChannelKind::Serial,
+                GuestOrigin::Vsock(_) => ChannelKind::Vsock,
             },
         };
         handle.ask(|reply| Message::Redeem { redemption, reply }).await?

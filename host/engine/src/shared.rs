@@ -361,6 +361,8 @@ impl Shared {
             Some(wanted) => wanted.clone(),
             None => {
                 let mut all = self.backend.channels().to_vec();
+                // A vsock device reaches every listener at the host, past the packet policy: only who asks has one.
+                all.retain(|kind| *kind != ChannelKind::Vsock);
                 all.push(ChannelKind::Tls);
                 all
             }

@@ -11,6 +11,7 @@ use agentlab_protocol::workspace::SERIAL;
 use serde_json::json;
 
 use super::accelerator::{Accelerator, Version};
+use super::vsock::Device;
 use crate::MacAddress;
 
 /// The name under which the guest finds its seed in fw_cfg.
@@ -35,6 +36,7 @@ pub(super) struct Descriptors {
     pub(super) channel: RawFd,
     pub(super) tap: Option<RawFd>,
     pub(super) volume: Option<RawFd>,
+    pub(super) vsock: Option<(Device, RawFd)>,
 }
 
 /// What to run.
@@ -136,6 +138,9 @@ pub(super) fn arguments(guest: &Guest<'_>, fds: &Descriptors) -> Vec<OsString> {
             format!("virtio-net-pci,netdev=net0,mac={},romfile=", guest.mac),
         );
     }
+    if let Some((device, descriptor)) = fds.vsock {
+        vsock(&mut line, device, descriptor, guest.memory_mb);
+    }
     line.option("-object", "rng-builtin,id=rng0");
     line.option("-device", "virtio-rng-pci,rng=rng0");
     line.option("-device", "vmgenid,guid=auto");
@@ -148,6 +153,23 @@ pub(super) fn arguments(guest: &Guest<'_>, fds: &Descriptors) -> Vec<OsString> {
     }
     line.option("-append", guest.kernel_command_line);
     line.0
+}
+
+fn vsock(line: &mut Line, device: Device, descriptor: RawFd, memory_mb: u32) {
+    match device {
+        Device::Kernel { cid } => line.option(
+            "-device",
+            format!("vhost-vsock-pci,guest-cid={cid},vhostfd={descriptor}"),
+        ),
+        Device::User { .. } => {
+            // The device's process reads and writes the guest's memory itself.
+            let memory = format!("memory-backend-memfd,id=memory,size={memory_mb}M,share=on");
+            line.option("-object", memory);
+            line.option("-machine", "memory-backend=memory");
+            line.option("-chardev", format!("socket,id=vsock,fd={descriptor}"));
+            line.option("-device", "vhost-user-vsock-pci,chardev=vsock");
+        }
+    }
 }
 
 /// For the few options that take a path only. The file is opened again under QEMU's own user.
@@ -229,6 +251,7 @@ mod tests {
         channel: 15,
         tap: None,
         volume: None,
+        vsock: None,
     };
 
     #[test]
@@ -251,6 +274,8 @@ mod tests {
             "-monitor",
             "slirp",
             "agentlab-work",
+            "vsock",
+            "memfd",
             "user,",
         ] {
             assert!(!bare.contains(absent), "{absent} in {bare}");
@@ -260,6 +285,7 @@ mod tests {
             volume: Some(24),
             seed: Some(21),
             initrd: Some(22),
+            vsock: Some((Device::Kernel { cid: 0x4000_03e8 }, 23)),
             ..FDS
         };
         let whole = line_of(Accelerator::Tcg, "QEMU emulator version 7.2.22", &whole);
@@ -272,6 +298,7 @@ mod tests {
             "-device virtio-blk-pci,drive=work,serial=agentlab-work,werror=report",
             "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-no-reboot",
+            "-device vhost-vsock-pci,guest-cid=1073742824,vhostfd=23",
         ] {
             assert!(whole.contains(present), "no {present} in {whole}");
         }

@@ -1,8 +1,8 @@
-//! What reaches a guest without its network: seed, serial channel, console.
+//! What reaches a guest without its network: seed, channels, console.
 
 use std::time::Duration;
 
-use agentlab_api::{ChannelKind, Vmid};
+use agentlab_api::{ChannelKind, SandboxId, Vmid};
 use async_trait::async_trait;
 use tokio::time::timeout;
 
@@ -41,9 +41,11 @@ impl Seeds for Qemu {
 #[async_trait]
 impl Channels for Qemu {
     fn channels(&self) -> &[ChannelKind] {
-        const WITH_NIC: &[ChannelKind] = &[ChannelKind::Serial, ChannelKind::Tls];
-        const WITHOUT: &[ChannelKind] = &[ChannelKind::Serial];
-        if self.options.tap { WITH_NIC } else { WITHOUT }
+        &self.channels
+    }
+
+    async fn next_vsock(&self) -> Result<(SandboxId, Box<dyn ByteStream>)> {
+        self.next_arrival().await
     }
 
     async fn open_channel(&self, vmid: Vmid) -> Result<Option<Box<dyn ByteStream>>> {

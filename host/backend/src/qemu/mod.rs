@@ -5,7 +5,8 @@
 //!         ├─ record     a directory per machine: stamp, overlay, seed, sockets
 //!         ├─ start      permit -> command + launch (own uid, descriptors only, seccomp) -> QMP `cont`
 //!         ├─ machines   the trait's calls, each compared with the stamp first
-//!         ├─ guest      seed, serial channel, console
+//!         ├─ guest      seed, channels, console
+//!         ├─ vsock      the channel that is a device: who has one, and who is speaking over it
 //!         ├─ volumes    disks that outlive the machines they are attached to
 //!         └─ watch      one task per running machine: reaps it, cuts its logs, gives its start permit back
 //! ```
@@ -31,6 +32,7 @@ mod sockets;
 mod start;
 mod template;
 mod volumes;
+mod vsock;
 mod watch;
 
 use std::collections::{HashMap, VecDeque};
@@ -40,7 +42,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentlab_api::Vmid;
+use agentlab_api::{ChannelKind, Vmid};
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
 use tokio::sync::Semaphore;
@@ -59,6 +61,7 @@ use record::{MachineDir, storage};
 use sockets::Line;
 use template::{StoredTemplate, TemplateStore};
 use volumes::VolumeStore;
+use vsock::Vsock;
 
 const KIND: &str = "qemu";
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -97,6 +100,11 @@ pub struct QemuOptions {
     pub tap: bool,
     /// Nothing is cloned while the file system of `run_dir` has less than this free.
     pub disk_floor_mb: u64,
+    /// Where vhost-user vsock devices listen, as `<vmid>.sock`; their connections come in beside them. Without, the
+    /// kernel's vhost-vsock is used, on a host that has it.
+    pub vsock_dir: Option<PathBuf>,
+    /// The port guests dial over vsock; 0 offers them no such channel.
+    pub vsock_port: u16,
 }
 
 impl QemuOptions {
@@ -113,6 +121,8 @@ impl QemuOptions {
             tb_size_mb: 64,
             tap: true,
             disk_floor_mb: 1024,
+            vsock_dir: None,
+            vsock_port: 0,
         }
     }
 }
@@ -146,6 +156,9 @@ pub struct Qemu {
     /// Held while a uid is chosen and recorded.
     allocation: tokio::sync::Mutex<()>,
     watchers: Mutex<JoinSet<()>>,
+    vsock: Arc<Vsock>,
+    /// Ways into a guest, in the order to try.
+    channels: Vec<ChannelKind>,
     volumes: VolumeStore,
     /// Held while a volume is made, given, taken or copied.
     volume_turn: tokio::sync::Mutex<()>,
@@ -242,7 +255,16 @@ impl Qemu {
             .concurrent_starts
             .unwrap_or(if verdict.kvm { 2 * cores } else { cores })
             .max(1);
+        let vsock = Vsock::open(options.vsock_dir.clone(), options.vsock_port);
+        let channels = [
+            (ChannelKind::Serial, true),
+            (ChannelKind::Vsock, vsock.is_offered()),
+            (ChannelKind::Tls, options.tap),
+        ];
+        let channels = channels.into_iter().filter_map(|(kind, has)| has.then_some(kind));
         Ok(Self {
+            channels: channels.collect(),
+            vsock,
             options,
             programs,
             templates,
@@ -305,11 +327,16 @@ impl Qemu {
         process: process::Process,
         permit: Option<tokio::sync::OwnedSemaphorePermit>,
     ) {
+        let vsock = self.vsock.door(machine).unwrap_or_else(|error| {
+            tracing::warn!(vmid = %machine.record.vmid, %error, "Its vsock device has nobody to speak to");
+            None
+        });
         let watched = watch::Watched {
             vm: self.vm(machine.record.vmid),
             machine: machine.clone(),
             process,
             permit,
+            vsock,
         };
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         while watchers.try_join_next().is_some() {}

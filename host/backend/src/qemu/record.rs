@@ -9,6 +9,7 @@
 //!                overlay.qcow2    owned by the machine's uid
 //!                process.json     which process runs it
 //!                seed             0400, owned by the machine's uid
+//!                vsock.json       what stands behind its vsock device, where it has one
 //!                qmp.sock, channel.sock, console.log, qemu.log
 //! ```
 //!
@@ -25,12 +26,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::process::Identity;
+use super::vsock::Device;
 use crate::{BackendError, MacAddress, Result, Shape, Stamp};
 
 const FORMAT: u32 = 1;
 const RECORD: &str = "machine.json";
 const PROCESS: &str = "process.json";
 const SEED: &str = "seed";
+const VSOCK: &str = "vsock.json";
 const OVERLAY: &str = "overlay.qcow2";
 const BASE: &str = "base.ext4";
 pub(super) const QMP_SOCKET: &str = "qmp.sock";
@@ -378,6 +381,27 @@ impl MachineDir {
         write_whole(&path, seed, 0o400, Some(self.record.uid)).map_err(storage("writing", &path))
     }
 
+    /// What is stored of its seed.
+    pub(super) fn seed(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.seed_path();
+        read_small(&path).map_err(storage("reading", &path))
+    }
+
+    /// Stores what stands behind its vsock device, before it is started.
+    pub(super) fn set_vsock(&self, device: Option<Device>) -> Result<()> {
+        let path = self.path.join(VSOCK);
+        match device {
+            Some(device) => write_json(&path, &device),
+            None => absent_is_fine(fs::remove_file(&path)),
+        }
+        .map_err(storage("recording the vsock device at", &path))
+    }
+
+    /// What stands behind the vsock device it was last started with.
+    pub(super) fn vsock(&self) -> Option<Device> {
+        read_json(&self.path.join(VSOCK)).ok().flatten()
+    }
+
     pub(super) fn remove_seed(&self) -> Result<()> {
         let path = self.seed_path();
         absent_is_fine(fs::remove_file(&path)).map_err(storage("removing", &path))?;
@@ -388,7 +412,7 @@ impl MachineDir {
 
     /// Removes what only a running machine needs.
     pub(super) fn clear_runtime(&self) -> Result<()> {
-        for name in [PROCESS, QMP_SOCKET, CHANNEL_SOCKET] {
+        for name in [PROCESS, QMP_SOCKET, CHANNEL_SOCKET, VSOCK] {
             let path = self.path.join(name);
             absent_is_fine(fs::remove_file(&path)).map_err(storage("removing", &path))?;
         }

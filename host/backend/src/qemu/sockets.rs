@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use super::process::Identity;
 
 /// Between two tries at a socket whose line is full; nothing tells when it no longer is.
-const LINE_FULL: Duration = Duration::from_millis(50);
+pub(super) const LINE_FULL: Duration = Duration::from_millis(50);
 
 fn through(dir: &File, name: &str) -> String {
     format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())
@@ -46,6 +46,12 @@ pub(super) async fn connect(dir: &Path, name: &str) -> io::Result<UnixStream> {
             other => return other,
         }
     }
+}
+
+/// Connects to a socket in `dir`, or fails.
+pub(super) fn connect_now(dir: &Path, name: &str) -> io::Result<std::os::unix::net::UnixStream> {
+    let dir = File::open(dir)?;
+    std::os::unix::net::UnixStream::connect(through(&dir, name))
 }
 
 /// The one open connection to a machine's channel. QEMU serves one at a time: a second opener would wait for ever

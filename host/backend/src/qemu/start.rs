@@ -27,6 +27,7 @@ use super::monitor::Status;
 use super::process::{self, Identity, Process};
 use super::record::{CHANNEL_SOCKET, MachineDir, QMP_SOCKET, ShapeRecord, storage};
 use super::template::TemplateFiles;
+use super::vsock::Plug;
 use super::{Qemu, Vm, blocking, log, probe, sockets, unreachable};
 use crate::{BackendError, PowerOn, Result};
 
@@ -160,6 +161,7 @@ impl Qemu {
         let (program, version) = (self.programs.system.clone(), self.programs.version.clone());
         let (machine, tb_size_mb) = (machine.clone(), self.options.tb_size_mb);
         let volumes = self.volumes.clone();
+        let vsock = self.vsock.clone();
         blocking(move || {
             let shape = shape_of(&machine)?;
             let sandbox = machine
@@ -168,6 +170,7 @@ impl Qemu {
                 .map(|stamp| stamp.sandbox)
                 .ok_or_else(|| unreachable(START, "its stamp cannot be read".to_owned()))?;
             let mut opened = Opened::of(&machine, template.open()?, tap)?;
+            opened.vsock = vsock.plug(&machine)?;
             let volume = machine.record.volume.as_deref();
             let volume = volume.map(|volume| volumes.open_disk(volume)).transpose()?;
             let volume_bytes = volume.as_ref().map_or(0, |(_, bytes)| *bytes);
@@ -330,9 +333,11 @@ fn shape_of(machine: &MachineDir) -> Result<&ShapeRecord> {
         })
 }
 
-/// Its own disk is a file.
+/// Its disk is a file, and so is its memory where somebody else is to see that.
 fn max_file_bytes(shape: &ShapeRecord) -> u64 {
-    shape.root_bytes.saturating_mul(2).saturating_add(FILE_SLACK)
+    let disk = shape.root_bytes.saturating_mul(2);
+    disk.max(u64::from(shape.memory_mb) << 20)
+        .saturating_add(FILE_SLACK)
 }
 
 /// Begins the file anew: an error shows this start's complaints, not the last one's.
@@ -353,6 +358,7 @@ struct Opened {
     channel: OwnedFd,
     tap: Option<OwnedFd>,
     volume: Option<File>,
+    vsock: Option<Plug>,
 }
 
 impl Opened {
@@ -389,6 +395,7 @@ impl Opened {
             channel: listen(CHANNEL_SOCKET)?,
             tap,
             volume: None,
+            vsock: None,
         })
     }
 
@@ -404,6 +411,7 @@ impl Opened {
             channel: self.channel.as_raw_fd(),
             tap: self.tap.as_ref().map(AsRawFd::as_raw_fd),
             volume: self.volume.as_ref().map(AsRawFd::as_raw_fd),
+            vsock: self.vsock.as_ref().map(Plug::number),
         }
     }
 
@@ -412,7 +420,8 @@ impl Opened {
         let files = files
             .into_iter()
             .chain([Some(self.overlay), self.seed, Some(self.console), self.volume]);
-        let sockets = [Some(self.qmp), Some(self.channel), self.tap];
+        let vsock = self.vsock.map(|plug| plug.descriptor);
+        let sockets = [Some(self.qmp), Some(self.channel), self.tap, vsock];
         files
             .flatten()
             .map(OwnedFd::from)

@@ -1,5 +1,6 @@
 //! Looks after one running machine: gives its start permit back, cuts its logs, reaps it, says why it ended.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::process::Process;
 use super::record::MachineDir;
+use super::vsock::Door;
 use super::{Vm, log};
 
 /// A booting guest takes a whole core under TCG; more of them than cores only wait for each other. The permit is
@@ -22,11 +24,21 @@ pub(super) struct Watched {
     pub(super) machine: MachineDir,
     pub(super) process: Process,
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// Where its connections over vsock arrive, if they come by a socket.
+    pub(super) vsock: Option<Door>,
 }
 
 impl Watched {
     pub(super) async fn run(mut self) {
         let started = Instant::now();
+        let door = self.vsock.take();
+        let arrivals = async {
+            if let Some(door) = &door {
+                door.serve().await;
+            }
+            std::future::pending::<Infallible>().await
+        };
+        let mut arrivals = std::pin::pin!(arrivals);
         let mut tick = interval(if self.permit.is_some() {
             WHILE_BOOTING
         } else {
@@ -39,6 +51,7 @@ impl Watched {
                     self.farewell(ended).await;
                     return;
                 }
+                never = arrivals.as_mut() => match never {},
                 _ = tick.tick() => {}
             }
             if self.permit.is_some() && self.has_booted(started).await {

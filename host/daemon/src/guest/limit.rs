@@ -16,13 +16,13 @@ use super::answer::Refused;
 
 /// Requests in flight per origin: more than the streams a runner may use on two connections.
 const REQUESTS: usize = 40;
-/// TLS connections per address: two are used, the rest is for those that a reconnecting runner left.
+/// Connections per origin: two are used, the rest is for those that a reconnecting runner left.
 const CONNECTIONS: usize = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Counted {
     Requests(Place),
-    Connections(Ipv4Addr),
+    Connections(Place),
 }
 
 /// A [`GuestOrigin`] as a key.
@@ -30,6 +30,17 @@ enum Counted {
 enum Place {
     Address(Ipv4Addr),
     Channel(SandboxId),
+    Vsock(SandboxId),
+}
+
+impl From<GuestOrigin> for Place {
+    fn from(origin: GuestOrigin) -> Self {
+        match origin {
+            GuestOrigin::Address(address) => Self::Address(address),
+            GuestOrigin::Channel(sandbox) => Self::Channel(sandbox),
+            GuestOrigin::Vsock(sandbox) => Self::Vsock(sandbox),
+        }
+    }
 }
 
 /// What is open now, per guest. A guest with nothing open takes no room.
@@ -46,17 +57,13 @@ pub(crate) struct Permit {
 }
 
 impl Limits {
-    /// A place for one more connection from an address.
-    pub(crate) fn connection(self: &Arc<Self>, from: Ipv4Addr) -> Option<Permit> {
-        self.take(Counted::Connections(from), CONNECTIONS)
+    /// A place for one more connection of a guest.
+    pub(crate) fn connection(self: &Arc<Self>, origin: GuestOrigin) -> Option<Permit> {
+        self.take(Counted::Connections(origin.into()), CONNECTIONS)
     }
 
     fn request(self: &Arc<Self>, origin: GuestOrigin) -> Option<Permit> {
-        let place = match origin {
-            GuestOrigin::Address(address) => Place::Address(address),
-            GuestOrigin::Channel(sandbox) => Place::Channel(sandbox),
-        };
-        self.take(Counted::Requests(place), REQUESTS)
+        self.take(Counted::Requests(origin.into()), REQUESTS)
     }
 
     fn take(self: &Arc<Self>, counted: Counted, most: usize) -> Option<Permit> {
@@ -107,11 +114,11 @@ mod tests {
     #[test]
     fn one_guest_at_its_limit_does_not_touch_another() {
         let limits = Arc::new(Limits::default());
-        let [greedy, modest] = [Ipv4Addr::new(10, 77, 0, 2), Ipv4Addr::new(10, 77, 0, 3)];
+        let [greedy, modest] = [2, 3].map(|last| GuestOrigin::Address(Ipv4Addr::new(10, 77, 0, last)));
         let held: Vec<Permit> = std::iter::from_fn(|| limits.connection(greedy)).collect();
         assert_eq!(held.len(), CONNECTIONS);
         assert!(limits.connection(modest).is_some());
-        assert!(limits.request(GuestOrigin::Address(greedy)).is_some());
+        assert!(limits.request(greedy).is_some());
         drop(held);
         assert!(limits.connection(greedy).is_some());
         assert!(limits.open.lock().unwrap().is_empty());

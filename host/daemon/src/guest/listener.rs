@@ -135,7 +135,7 @@ impl Guests {
             }
             return None;
         }
-        let permit = self.limits.connection(guest);
+        let permit = self.limits.connection(GuestOrigin::Address(guest));
         if permit.is_none()
             && let Some(count) = self.refusals.seen(guest, Instant::now())
         {

@@ -3,7 +3,8 @@
 //! ```text
 //!   TLS on the bridge, 8844 ──► Origin::Address ──┐                        ┌─► redeem (no session yet)
 //!   TLS on the bridge, 8846 ──► Origin::Address ──┼─► rate ─► size ─► who? ┴─► everything else: session of this origin
-//!   serial port of that VM  ──► Origin::Channel ──┘
+//!   serial port of that VM  ──► Origin::Channel ──┤
+//!   vsock device of that VM ──► Origin::Vsock ────┘
 //! ```
 //! Who speaks follows from the cable or socket, never from the message.
 
@@ -14,6 +15,7 @@ mod denial;
 mod door;
 mod limit;
 mod listener;
+mod vsock;
 mod work;
 
 use std::sync::Arc;
@@ -31,6 +33,7 @@ pub(crate) use command::Commands;
 pub(crate) use door::SerialDoor;
 pub(crate) use limit::Limits;
 pub(crate) use listener::{GuestListener, Guests};
+pub(crate) use vsock::VsockGuests;
 
 /// What guest handlers are given.
 #[derive(Debug, Clone)]
