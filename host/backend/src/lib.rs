@@ -41,7 +41,7 @@ pub use machine::{
 pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 
 #[cfg(any(feature = "proxmox", feature = "shell"))]
-pub use pve::{CloneMode, NewTemplate, Publication, Publisher, PveOptions};
+pub use pve::{CloneMode, NewTemplate, Publication, Publisher, PveOptions, SnippetStore};
 
 use agentlab_api::{ChannelKind, SandboxId, Vmid};
 

@@ -295,7 +295,7 @@ impl Config {
             ),
             None => crate::resources::unenforced(&profile.resources, self.backend)?,
         };
-        let message = format!("profile `{}`: {reason}", profile.name);
+        let message = format!("profile `{}` {reason}", profile.name);
         let place = Place {
             line: loaded.line,
             column: loaded.column,

@@ -31,7 +31,7 @@ pub use config::{
 };
 pub use error::{ConfigError, Fault};
 pub use profile::{LoadedProfile, load_profile_files, load_profiles, parse_profiles};
-pub use proxmox::{CloneMode, ProxmoxConfig, TlsTrust, TokenSource};
+pub use proxmox::{CloneMode, ProxmoxConfig, SnippetPlace, TlsTrust, TokenSource};
 
 /// A value that was read, and what an operator should know about how.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,9 @@ use crate::BackendKind;
 use crate::check::Check;
 use crate::raw::Raw;
 
+/// The storage that every node has.
+const LOCAL: &str = "local";
+
 /// How templates are cloned on Proxmox VE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -77,6 +80,17 @@ pub struct ProxmoxConfig {
     pub task_timeout: Duration,
     /// VMID that owns volumes.
     pub volume_vmid: Option<Vmid>,
+    /// Where seeds go that go by cloud-init; absent: all go by SMBIOS.
+    pub snippets: Option<SnippetPlace>,
+}
+
+/// A storage that takes snippets, and its directory on this host: PVE's API takes none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnippetPlace {
+    /// Directory.
+    pub dir: PathBuf,
+    /// Name of the storage.
+    pub storage: String,
 }
 
 /// Which back end a file asks for. One that names none and has an API token, or the older `proxmox_backend`, means
@@ -145,6 +159,7 @@ impl ProxmoxConfig {
                 (10, 86_400),
             ),
             volume_vmid: volume_vmid(raw, check),
+            snippets: snippets(raw, check),
             url,
         }
     }
@@ -176,6 +191,8 @@ fn refuse_idle_keys(raw: &Raw, kind: BackendKind, check: &mut Check<'_>) {
         ("proxmox_clone_mode", raw.proxmox_clone_mode.is_some()),
         ("proxmox_command_timeout", raw.proxmox_command_timeout.is_some()),
         ("proxmox_volume_vmid", raw.proxmox_volume_vmid.is_some()),
+        ("snippets_dir", raw.snippets_dir.is_some()),
+        ("snippet_storage", given(raw.snippet_storage.as_ref()).is_some()),
     ];
     let (idle, word): (Vec<_>, _) = match kind {
         BackendKind::Proxmox => return,
@@ -294,6 +311,26 @@ fn name(key: &str, text: Option<&String>, check: &mut Check<'_>) -> Option<Strin
         check.fault(&[key], "must be a name of letters, digits, `-`, `_` and `.`");
     }
     Some(text.to_owned())
+}
+
+/// Either key asks for snippets, and on the storage that every node has the other is known.
+fn snippets(raw: &Raw, check: &mut Check<'_>) -> Option<SnippetPlace> {
+    let storage = name("snippet_storage", raw.snippet_storage.as_ref(), check);
+    if storage.is_none() && raw.snippets_dir.is_none() {
+        return None;
+    }
+    let storage = storage.unwrap_or_else(|| LOCAL.to_owned());
+    if storage != LOCAL && raw.snippets_dir.is_none() {
+        check.fault(
+            &["snippet_storage"],
+            format!("is `{storage}`, and `snippets_dir` does not say where its snippets are, such as /mnt/pve/{storage}/snippets"),
+        );
+    }
+    let usual = || PathBuf::from("/var/lib/vz/snippets");
+    Some(SnippetPlace {
+        dir: check.path("snippets_dir", raw.snippets_dir.clone(), usual),
+        storage,
+    })
 }
 
 fn volume_vmid(raw: &Raw, check: &mut Check<'_>) -> Option<Vmid> {

@@ -88,6 +88,12 @@ fn what_is_missing_contradictory_or_idle_is_refused_by_name() {
         ),
         (format!("{TOKEN}proxmox_storage: --evil"), "must be a name"),
         (format!("{TOKEN}proxmox_volume_vmid: 1500"), "own range"),
+        (format!("{TOKEN}snippet_storage: nfs"), "where its snippets are"),
+        (format!("{TOKEN}snippets_dir: snippets"), "absolute"),
+        (
+            "snippet_storage: local".to_owned(),
+            "no effect with `backend: qemu`",
+        ),
         (
             format!("{TOKEN}proxmox_clone_mode: fast"),
             "expected one of `auto`",
@@ -135,10 +141,31 @@ fn every_key_changes_something_and_is_named_as_needing_a_restart() {
         "proxmox_clone_mode: full".to_owned(),
         "proxmox_command_timeout: 5m".to_owned(),
         "proxmox_volume_vmid: 777".to_owned(),
+        "snippets_dir: /mnt/pve/nfs/snippets".to_owned(),
+        "snippet_storage: local".to_owned(),
     ] {
         let changed = parse(&format!("{TOKEN}{line}"));
         assert_eq!(standing.fixed_differences(&changed).len(), 1, "{line}");
     }
     let moved = parse("backend: proxmox\nproxmox_api_token_path: /etc/agentlab/token");
     assert_eq!(standing.fixed_differences(&moved), ["proxmox_api_token"]);
+}
+
+#[test]
+fn either_key_of_snippets_brings_the_other() {
+    let snippets = |line: &str| parse(&format!("{TOKEN}{line}")).proxmox.snippets;
+    assert_eq!(snippets(""), None);
+    let usual = SnippetPlace {
+        dir: "/var/lib/vz/snippets".into(),
+        storage: "local".into(),
+    };
+    for line in [
+        "snippet_storage: local",
+        "snippets_dir: /var/lib/vz/snippets",
+        "snippets_dir: /var/lib/vz/snippets\nsnippet_storage: local",
+    ] {
+        assert_eq!(snippets(line), Some(usual.clone()), "{line}");
+    }
+    let elsewhere = snippets("snippets_dir: /mnt/pve/nfs/snippets\nsnippet_storage: nfs").unwrap();
+    assert_eq!(elsewhere.storage, "nfs");
 }

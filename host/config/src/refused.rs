@@ -78,14 +78,6 @@ const CONFIG: &[(&str, &str)] = &[
         "the daemon logs to standard error, which systemd keeps in the journal",
     ),
     (
-        "snippets_dir",
-        "a seed reaches its guest by SMBIOS, without a snippet",
-    ),
-    (
-        "snippet_storage",
-        "a seed reaches its guest by SMBIOS, without a snippet",
-    ),
-    (
         "control_listen",
         "the control API is served on the Unix socket only",
     ),

@@ -65,6 +65,7 @@ impl Config {
             "proxmox_clone_mode": proxmox.clone_mode,
             "proxmox_command_timeout": proxmox.task_timeout,
             "proxmox_volume_vmid": proxmox.volume_vmid,
+            "snippets_dir": proxmox.snippets,
             "qemu.binary": qemu.binary,
             "qemu.accelerator": qemu.accelerator,
             "qemu.tb_size_mb": qemu.tb_size_mb,
@@ -161,7 +162,7 @@ dns: {upstreams: [192.0.2.7]}            restart
         for key in crate::keys::of::<crate::raw::Raw>() {
             let listed = KEYS.lines().any(|line| line.starts_with(&format!("{key}:")));
             // Those need others beside them, and have a test of their own.
-            let elsewhere = key.starts_with("proxmox_");
+            let elsewhere = key.starts_with("proxmox_") || key.starts_with("snippet");
             assert!(listed || elsewhere || alone.contains(key), "{key}");
         }
         for key in crate::keys::of::<crate::raw::RawQemu>() {

@@ -80,12 +80,15 @@ pub(crate) fn unenforced(resources: &Resources, backend: BackendKind) -> Option<
         // A token of root@pam is not root@pam either.
         BackendKind::Proxmox => given.find(|key| *key == "cpulist").map(|key| {
             format!(
-                "`resources.{key}` cannot be enforced: Proxmox VE lets nobody but root@pam itself pin processors, and no \
-                 API token; leave it out, or use `backend: shell` on the node"
+                "asks for `resources.{key}`, which cannot be enforced: Proxmox VE lets nobody but root@pam itself pin \
+                 processors, and no API token; leave it out, or use `backend: shell` on the node"
             )
         }),
         BackendKind::Qemu => given.next().map(|key| {
-            format!("`resources.{key}` cannot be enforced with `backend: qemu`; leave it out, or lower `resources.cores`")
+            format!(
+                "asks for `resources.{key}`, which cannot be enforced with `backend: qemu`; leave it out, or lower \
+                 `resources.cores`"
+            )
         }),
     }
 }

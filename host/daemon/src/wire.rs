@@ -7,7 +7,7 @@ use std::sync::Arc;
 use agentlab_backend::proxmox::{self, ApiToken, ProxmoxSettings, Trust};
 use agentlab_backend::qemu::{AcceleratorChoice, Qemu, QemuOptions};
 use agentlab_backend::shell::{self, ShellSettings};
-use agentlab_backend::{Backend, CloneMode, PveOptions};
+use agentlab_backend::{Backend, CloneMode, PveOptions, SnippetStore};
 use agentlab_config::{Accelerator, BackendKind, Config, TlsTrust, TokenSource};
 use agentlab_engine::port::Network;
 use agentlab_engine::{Clock, SystemClock};
@@ -118,6 +118,10 @@ fn pve(config: &Config) -> PveOptions {
         agentlab_config::CloneMode::Full => CloneMode::Full,
     };
     options.volume_owner = told.volume_vmid;
+    options.snippets = told.snippets.as_ref().map(|place| SnippetStore {
+        dir: place.dir.clone(),
+        storage: place.storage.clone(),
+    });
     options.task_patience = told.task_timeout;
     options.clone_patience = options.clone_patience.max(told.task_timeout);
     options
@@ -189,7 +193,7 @@ mod tests {
     fn what_the_file_says_of_a_node_reaches_the_back_end() {
         let told = pve(&config(&format!(
             "{TOKEN}proxmox_node: pve1\nproxmox_pool: agentlab\nproxmox_storage: fast\nproxmox_clone_mode: full\n\
-             proxmox_volume_vmid: 777\nproxmox_command_timeout: 30m\nbridge: vmbr7\nvmid_first: 2000\nvmid_last: 2999"
+             proxmox_volume_vmid: 777\nsnippet_storage: local\nproxmox_command_timeout: 30m\nbridge: vmbr7\nvmid_first: 2000\nvmid_last: 2999"
         )));
         assert_eq!(told.node.as_deref(), Some("pve1"));
         assert_eq!(
@@ -198,6 +202,7 @@ mod tests {
         );
         assert_eq!(told.clone, CloneMode::Full);
         assert_eq!(told.volume_owner.map(u32::from), Some(777));
+        assert_eq!(told.snippets.map(|snippets| snippets.storage).as_deref(), Some("local"));
         assert_eq!(
             (told.task_patience, told.clone_patience),
             (

@@ -72,7 +72,7 @@ impl<W: Wire> Pve<W> {
     }
 
     /// The template, wherever in the cluster it is.
-    async fn template(&self, vmid: Vmid) -> Attempt<Record> {
+    pub(super) async fn template(&self, vmid: Vmid) -> Attempt<Record> {
         let unusable = |reason: String, hint: String| -> Trouble {
             BackendError::Template {
                 template: vmid.to_string(),

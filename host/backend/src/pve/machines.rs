@@ -249,7 +249,8 @@ impl<W: Wire> Machines for Pve<W> {
         let done = self
             .patiently("destroy", vmid, || self.destroy_once(vmid, stamp))
             .await;
-        absent_is_success(done)
+        absent_is_success(done)?;
+        self.forget_snippet(vmid, stamp).await
     }
 
     async fn stopped(&self, vmid: Vmid) -> Result<()> {

@@ -28,6 +28,7 @@ mod seeds;
 mod shape;
 mod smbios;
 mod snapshots;
+mod snippets;
 mod view;
 mod volumes;
 mod wire;
@@ -58,6 +59,7 @@ pub use options::{CloneMode, PveOptions};
 pub use publish::{NewTemplate, Publication, Publisher};
 use record::Record;
 pub(crate) use refusal::{Kind, Refusal};
+pub use snippets::SnippetStore;
 use view::View;
 pub(crate) use wire::{Begun, Ended, Upload, Wire};
 
@@ -450,7 +452,16 @@ impl<W: Wire> Backend for Pve<W> {
 
     async fn adopt(&self) -> Result<Vec<Machine>> {
         self.version().await?;
-        crate::Machines::list(self).await
+        let machines = crate::Machines::list(self).await?;
+        if let Some(snippets) = &self.options.snippets {
+            match snippets.sweep(&machines).await {
+                Ok(swept) if swept.is_empty() => {}
+                Ok(swept) => tracing::warn!(?swept, "snippets of machines that are gone, removed"),
+                // No reason to serve nobody: a seed that has to go there says it again.
+                Err(error) => tracing::warn!(%error, "snippets could not be looked through"),
+            }
+        }
+        Ok(machines)
     }
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use agentlab_api::Vmid;
 
+use super::snippets::SnippetStore;
+
 /// How a template becomes a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CloneMode {
@@ -31,6 +33,8 @@ pub struct PveOptions {
     pub vmids: (Vmid, Vmid),
     /// Bridge of every machine's only NIC.
     pub bridge: String,
+    /// Where seeds go that go by cloud-init; absent: all go by SMBIOS.
+    pub snippets: Option<SnippetStore>,
     /// VMID that owns volumes: no machine has it, so no machine's end takes a volume along.
     pub volume_owner: Option<Vmid>,
     /// How long a task may take, other than a clone.
@@ -55,6 +59,7 @@ impl PveOptions {
             clone: CloneMode::Auto,
             vmids,
             bridge: bridge.into(),
+            snippets: None,
             volume_owner: None,
             task_patience: Duration::from_secs(120),
             clone_patience: Duration::from_secs(600),

@@ -1,74 +1,165 @@
-//! Seeds, in `smbios1`.
+//! Seeds: in `smbios1`, or in a snippet of cloud-init where the template says that it wants one, or the token may not set
+//! SMBIOS.
 
 use agentlab_api::Vmid;
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::change::pair;
+use super::change::{Values, pair};
 use super::record::Record;
+use super::snippets::{SnippetStore, cicustom};
 use super::view::Found;
 use super::{Kind, Pve, Refusal, Trouble, Wire};
 use crate::{BackendError, Result, Seeds, Stamp};
 
+const PLACE: &str = "place seed";
+const REMOVE: &str = "remove seed";
+/// A line of a template's description.
+const WANTS_CLOUD_INIT: &str = "agentlab-seed: cloud-init";
+
 impl<W: Wire> Pve<W> {
-    async fn set_smbios(
-        &self,
-        action: &'static str,
-        record: &Record,
-        value: String,
-    ) -> std::result::Result<(), Trouble> {
-        let values = if value.is_empty() {
-            vec![pair("delete", "smbios1")]
-        } else {
-            vec![pair("smbios1", value)]
-        };
-        let refusal = match self.set(record, values).await {
-            Ok(()) => return Ok(()),
-            Err(refusal) => refusal,
-        };
-        let lacks =
-            matches!(&refusal.kind, Kind::Permission(Some((_, needs))) if needs.contains("VM.Config.HWType"));
-        if !lacks {
-            return Err(refusal.into());
+    /// Whether the machine takes its seed from cloud-init: its template says so by a line of its description.
+    async fn wants_snippet(&self, record: &Record) -> std::result::Result<bool, Trouble> {
+        if self.options.snippets.is_none() || !record.has_cloud_init() {
+            return Ok(false);
         }
-        Err(BackendError::Refused {
-            action,
-            vmid: record.vmid,
-            reason: refusal.words,
-            hint: Some(
-                "a seed is handed to its guest by SMBIOS, for which the token's role needs VM.Config.HWType: \
-                 `pveum role modify <role> --append 1 --privs VM.Config.HWType`"
-                    .to_owned(),
-            ),
-        }
-        .into())
+        let template = record.label().map(|label| label.template);
+        let Some(template) = template else {
+            return Ok(false);
+        };
+        let template = self.template(template).await?;
+        Ok(template
+            .description()
+            .lines()
+            .any(|line| line.trim() == WANTS_CLOUD_INIT))
     }
 
     async fn place_once(&self, vmid: Vmid, stamp: &Stamp, seed: &[u8]) -> std::result::Result<(), Trouble> {
-        const ACTION: &str = "place seed";
-        let record = self.ours(ACTION, vmid, stamp).await?;
+        let record = self.ours(PLACE, vmid, stamp).await?;
+        if self.wants_snippet(&record).await? {
+            return self.place_snippet(&record, stamp, seed).await;
+        }
+        match self.place_smbios(&record, seed).await {
+            Err(Trouble::Refused(refusal)) if lacks_hardware(&refusal) => {
+                if self.options.snippets.is_some() && record.has_cloud_init() {
+                    tracing::debug!(%vmid, %refusal, "seed goes by cloud-init");
+                    return self.place_snippet(&record, stamp, seed).await;
+                }
+                Err(without_hardware(vmid, refusal).into())
+            }
+            done => done,
+        }
+    }
+
+    async fn place_smbios(&self, record: &Record, seed: &[u8]) -> std::result::Result<(), Trouble> {
         let value = record.smbios().with_seed(seed).map_err(|long| {
             let reason = format!(
                 "its seed needs {} characters of `smbios1`, and 512 are allowed",
                 long.0
             );
-            super::refused(ACTION, vmid, reason)
+            super::refused(PLACE, record.vmid, reason)
         })?;
         if record.text("smbios1").as_ref() == Some(&value) {
             return Ok(());
         }
-        self.set_smbios(ACTION, &record, value).await
+        Ok(self.set(record, vec![pair("smbios1", value)]).await?)
+    }
+
+    /// The file first: a configuration never names one that is not there.
+    async fn place_snippet(
+        &self,
+        record: &Record,
+        stamp: &Stamp,
+        seed: &[u8],
+    ) -> std::result::Result<(), Trouble> {
+        let Some(snippets) = &self.options.snippets else {
+            return Ok(());
+        };
+        let vmid = record.vmid;
+        let found = record.text("cicustom").unwrap_or_default();
+        let ours = snippets.volume(vmid, stamp);
+        let value = cicustom(&found, &ours, true).map_err(|other| {
+            let reason =
+                format!("its template has a snippet of its own, `{other}`, in the place of the seed's");
+            super::refused(PLACE, vmid, reason)
+        })?;
+        snippets.write(vmid, stamp, &URL_SAFE_NO_PAD.encode(seed)).await?;
+        if found != value {
+            self.set(record, vec![pair("cicustom", value)]).await?;
+        }
+        Ok(())
     }
 
     async fn remove_once(&self, vmid: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
-        const ACTION: &str = "remove seed";
-        let Some(record) = self.ours_or_absent(ACTION, vmid, stamp).await? else {
-            return Ok(());
-        };
-        let smbios = record.smbios();
-        if !smbios.has_serial() {
-            return Ok(());
+        let found = self.ours_or_absent(REMOVE, vmid, stamp).await?;
+        if let Some(record) = &found {
+            let values = without_seed(record, self.options.snippets.as_ref(), stamp);
+            if !values.is_empty() {
+                match self.set(record, values).await {
+                    Err(refusal) if lacks_hardware(&refusal) => {
+                        return Err(without_hardware(vmid, refusal).into());
+                    }
+                    done => done?,
+                }
+            }
         }
-        self.set_smbios(ACTION, &record, smbios.without_seed()).await
+        self.forget_snippet(vmid, stamp).await?;
+        Ok(())
+    }
+
+    /// Removes the file of a machine's seed, where there is one.
+    pub(super) async fn forget_snippet(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        match &self.options.snippets {
+            Some(snippets) => snippets.remove(vmid, stamp).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// What takes every seed of ours out of a configuration.
+fn without_seed(record: &Record, snippets: Option<&SnippetStore>, stamp: &Stamp) -> Values {
+    let mut values = Vec::new();
+    let mut emptied = Vec::new();
+    let mut put = |key: &'static str, value: String| {
+        if value.is_empty() {
+            emptied.push(key);
+        } else {
+            values.push(pair(key, value));
+        }
+    };
+    let smbios = record.smbios();
+    if smbios.has_serial() {
+        put("smbios1", smbios.without_seed());
+    }
+    let found = record.text("cicustom").unwrap_or_default();
+    let ours = snippets.map(|snippets| snippets.volume(record.vmid, stamp));
+    if let Some(Ok(rest)) = ours.map(|ours| cicustom(&found, &ours, false))
+        && rest != found
+    {
+        put("cicustom", rest);
+    }
+    if !emptied.is_empty() {
+        values.push(pair("delete", emptied.join(",")));
+    }
+    values
+}
+
+fn lacks_hardware(refusal: &Refusal) -> bool {
+    matches!(&refusal.kind, Kind::Permission(Some((_, needs))) if needs.contains("VM.Config.HWType"))
+}
+
+fn without_hardware(vmid: Vmid, refusal: Refusal) -> BackendError {
+    BackendError::Refused {
+        action: PLACE,
+        vmid,
+        reason: refusal.words,
+        hint: Some(
+            "a seed is handed to its guest by SMBIOS, for which the token's role needs VM.Config.HWType: \
+             `pveum role modify <role> --append 1 --privs VM.Config.HWType`; or by cloud-init, for which \
+             `snippet_storage` must be set and the template must have a cloud-init drive"
+                .to_owned(),
+        ),
     }
 }
 
@@ -76,17 +167,18 @@ impl<W: Wire> Pve<W> {
 impl<W: Wire> Seeds for Pve<W> {
     async fn place_seed(&self, vmid: Vmid, stamp: &Stamp, seed: &[u8]) -> Result<()> {
         let _turn = self.turn(vmid).await;
-        self.patiently("place seed", vmid, || self.place_once(vmid, stamp, seed))
+        self.patiently(PLACE, vmid, || self.place_once(vmid, stamp, seed))
             .await
     }
 
     async fn remove_seed(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
         let _turn = self.turn(vmid).await;
         let done = self
-            .patiently("remove seed", vmid, || self.remove_once(vmid, stamp))
+            .patiently(REMOVE, vmid, || self.remove_once(vmid, stamp))
             .await;
         match done {
-            Err(BackendError::NoSuchMachine { .. }) => Ok(()),
+            // Its file may be left all the same.
+            Err(BackendError::NoSuchMachine { .. }) => self.forget_snippet(vmid, stamp).await,
             other => other,
         }
     }
@@ -95,7 +187,14 @@ impl<W: Wire> Seeds for Pve<W> {
         match self.find("look for seed", vmid).await? {
             Found::Nothing | Found::Container => Ok(false),
             Found::Hidden(refusal) => Err(refused_look(self.wire.kind(), refusal, vmid)),
-            Found::Here(record) => Ok(record.smbios().has_serial()),
+            Found::Here(record) => {
+                let stamp = record.label().map(|label| label.stamp);
+                let snippets = self.options.snippets.as_ref();
+                Ok(match stamp {
+                    Some(stamp) => !without_seed(&record, snippets, &stamp).is_empty(),
+                    None => record.smbios().has_serial(),
+                })
+            }
         }
     }
 }

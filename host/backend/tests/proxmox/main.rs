@@ -8,6 +8,8 @@ mod ownership;
 #[cfg(test)]
 mod recorded;
 #[cfg(test)]
+mod seeds;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod storage;

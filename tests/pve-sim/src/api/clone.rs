@@ -241,7 +241,12 @@ async fn copy_disk(worker: &Worker, spec: &Spec, from: &str, full: bool) -> Resu
             .storages
             .get(&storage)
             .map_or(Plugin::Dir, |storage| storage.plugin);
-        let disk = free_disk_name(&world, &storage, spec.newid);
+        // Known by its name, so it keeps that.
+        let disk = if from.contains("cloudinit") {
+            format!("vm-{}-cloudinit", spec.newid)
+        } else {
+            free_disk_name(&world, &storage, spec.newid)
+        };
         let format = plugin.format_of_copy(&format);
         let volid = if full {
             storage::volid(&storage, plugin, spec.newid, &disk, format)
