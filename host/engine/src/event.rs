@@ -163,6 +163,8 @@ pub(crate) fn workspace(workspace: &WorkspaceRecord, at: Option<&SandboxRecord>,
         message: format!("Workspace {} {what}", workspace.name),
         data: json!({"workspace": workspace.id, "name": workspace.name, "size_gb": workspace.size_gb}),
     })
+}
+
 /// The lease begins anew.
 pub(crate) fn lease_renewed(record: &SandboxRecord, minutes: u32) -> Write {
     let message = format!("Lease of sandbox {} is {minutes} min from now on", record.vmid);

@@ -405,6 +405,7 @@ mod tests {
             max_file_bytes: 10,
             max_total_bytes: 15,
             max_files: 2,
+            ..ArtifactRules::default()
         };
         assert_eq!(within_quota(&rules, &[], ("a", ArtifactKind::File), 0), Ok(10));
         assert_eq!(
