@@ -251,6 +251,41 @@ pub struct JobView {
     pub finished_at: Option<Timestamp>,
 }
 
+/// Body of `POST /v1/jobs/prune`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JobPruneRequest {
+    /// Only say which.
+    pub dry_run: bool,
+}
+
+/// Jobs that were kept for long enough, those first that ended first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobPruneView {
+    /// They are still there.
+    pub dry_run: bool,
+    /// How many.
+    pub count: usize,
+    /// All their files together.
+    pub size_bytes: u64,
+    /// Which.
+    pub jobs: Vec<PrunedJob>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrunedJob {
+    /// Identity.
+    pub id: JobId,
+    /// Its profile.
+    pub profile: String,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// Its files, as they were recorded.
+    pub size_bytes: u64,
+}
+
 /// Jobs, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobList {

@@ -224,6 +224,10 @@ pub struct ArtifactRules {
     pub max_total_bytes: u64,
     /// Number of files.
     pub max_files: u32,
+    /// How long a job's record, output and files are kept after its end, in days; for ever when 0, and as long as the
+    /// daemon's `retention_days` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
 }
 
 impl Default for ArtifactRules {
@@ -232,6 +236,7 @@ impl Default for ArtifactRules {
             max_file_bytes: 256 << 20,
             max_total_bytes: 1 << 30,
             max_files: 1000,
+            retention_days: None,
         }
     }
 }

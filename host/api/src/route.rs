@@ -59,6 +59,7 @@ pub const ROUTES: &[Route] = &[
     route(Method::Post, "/v1/bundles", Permission::JobWrite),
     route(Method::Get, "/v1/jobs", Permission::JobRead),
     route(Method::Post, "/v1/jobs", Permission::JobWrite),
+    route(Method::Post, "/v1/jobs/prune", Permission::JobWrite),
     route(Method::Get, "/v1/jobs/{job}", Permission::JobRead),
     route(Method::Post, "/v1/jobs/{job}/cancel", Permission::JobWrite),
     route(Method::Get, "/v1/jobs/{job}/events", Permission::JobRead),

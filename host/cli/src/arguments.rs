@@ -124,6 +124,7 @@ mod tests {
             "agentlab sandbox lease renew --ttl 2h 1000",
             "agentlab sandbox prune --stopped --dry-run",
             "agentlab job ls",
+            "agentlab job prune --dry-run --json",
             "agentlab job logs -f job_000000000000",
             "agentlab job artifacts job_000000000000",
             "agentlab job artifacts download job_000000000000 --out d --name report.json",

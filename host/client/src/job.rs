@@ -1,6 +1,6 @@
 //! Jobs.
 
-use agentlab_api::{JobId, JobList, JobRequest, JobView};
+use agentlab_api::{JobId, JobList, JobPruneRequest, JobPruneView, JobRequest, JobView};
 use http::{HeaderName, HeaderValue};
 
 use crate::connection::Call;
@@ -39,6 +39,15 @@ impl Client {
     pub async fn jobs(&self, cursor: Option<&str>, limit: Option<u32>) -> Result<JobList> {
         let query = page_query(None, cursor, limit);
         self.call(Call::get(format!("/v1/jobs{query}"))).await
+    }
+
+    /// Lets go of jobs that were kept for long enough, or says which those are.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn prune_jobs(&self, request: JobPruneRequest) -> Result<JobPruneView> {
+        self.call(Call::post("/v1/jobs/prune".to_owned(), &request)?)
+            .await
     }
 
     /// Asks for a job's end. A job that ended already is answered as it is.

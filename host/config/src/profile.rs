@@ -212,6 +212,12 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
         1,
         1_000_000,
     );
+    between(
+        &["artifacts", "retention_days"],
+        u64::from(artifacts.retention_days.unwrap_or_default()),
+        0,
+        36_500,
+    );
     faults.extend(resources::faults(profile));
     faults.extend(agent_faults(profile));
     faults.extend(push_faults(profile));

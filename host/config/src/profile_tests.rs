@@ -163,7 +163,7 @@ fn documented_keys_that_nothing_enforces_are_refused_by_name() {
             "network:\n  allow_domains: [example.org]\n",
             "network.allow_domains",
         ),
-        ("artifacts:\n  retention_days: 3\n", "artifacts.retention_days"),
+        ("artifacts:\n  retention_hours: 3\n", "artifacts.retention_hours"),
         ("type: lxc\n", "type"),
     ] {
         let said = faults(&format!("name: a\ntemplate_vmid: 9000\n{block}"));

@@ -55,19 +55,15 @@ const PROFILE: &[(&str, &str)] = &[
     ),
     (
         "artifacts.ttl_minutes",
-        "what a job left goes with its record, after `retention_days` of config.yaml",
+        "what a job left is kept for whole days: `artifacts.retention_days`",
     ),
     (
         "artifacts.retention_minutes",
-        "what a job left goes with its record, after `retention_days` of config.yaml",
+        "what a job left is kept for whole days: `artifacts.retention_days`",
     ),
     (
         "artifacts.retention_hours",
-        "what a job left goes with its record, after `retention_days` of config.yaml",
-    ),
-    (
-        "artifacts.retention_days",
-        "what a job left goes with its record, after `retention_days` of config.yaml",
+        "what a job left is kept for whole days: `artifacts.retention_days`",
     ),
 ];
 

@@ -200,6 +200,7 @@ impl Engine {
             profile: profile.name.clone(),
             agent: settled.agent,
             push: request.push.clone(),
+            retention_days: profile.artifacts.retention_days,
             deadline_seconds: settled.deadline_seconds,
             sandbox: None,
             vmid: None,

@@ -306,6 +306,7 @@ mod tests {
             profile: "demo".into(),
             agent: "shell".into(),
             push: None,
+            retention_days: None,
             deadline_seconds: 60,
             sandbox: None,
             vmid: None,
@@ -409,6 +410,47 @@ mod tests {
         assert_eq!(judge(&said, &asked, &[], 1000).state, JobState::Cancelled);
         let done = report(ReportStatus::Completed, Some(0));
         assert_eq!(judge(&done, &asked, &[], 1000).state, JobState::Completed);
+    }
+
+    #[test]
+    fn a_push_that_was_asked_for_is_done_or_the_job_failed() {
+        let asked = JobRecord {
+            push: Some(agentlab_api::PushTarget {
+                branch: "agentlab/x".into(),
+                url: None,
+            }),
+            ..job()
+        };
+        let said = |push| Report {
+            push,
+            ..report(ReportStatus::Completed, Some(0))
+        };
+        let pushed = PushResult::Pushed {
+            commit: "B".repeat(40),
+        };
+        let end = judge(&said(Some(pushed.clone())), &asked, &[], 1000);
+        let commit = "b".repeat(40);
+        assert_eq!(end.state, JobState::Completed);
+        assert_eq!(end.outcome.unwrap().push, Some(PushOutcome::Pushed { commit }));
+        assert_eq!(
+            judge(&said(Some(pushed)), &job(), &[], 1000)
+                .outcome
+                .unwrap()
+                .push,
+            None
+        );
+        let nonsense = PushResult::Pushed { commit: "x".into() };
+        let refused = PushResult::Refused {
+            reason: "no\u{1b}".into(),
+        };
+        for push in [None, Some(nonsense), Some(refused)] {
+            let failure = judge(&said(push), &asked, &[], 1000).failure.unwrap();
+            assert_eq!(
+                (failure.code, failure.stage.as_str()),
+                (ErrorCode::PushRefused, "Push")
+            );
+            assert!(!failure.message.contains('\u{1b}') && failure.hint.unwrap().contains("job apply"));
+        }
     }
 
     #[test]

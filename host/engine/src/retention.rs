@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::RepositorySource;
+use agentlab_api::{JobPruneRequest, JobPruneView, Problem, PrunedJob, RepositorySource};
 use agentlab_store::{Expiry, StoreError};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
@@ -27,6 +27,8 @@ const EVENTS: u64 = 200_000;
 /// Records of one transaction, and jobs of one: others write in between.
 const RECORDS: u32 = 500;
 const JOBS: u32 = 20;
+/// Jobs that one answer names.
+const LISTED: u32 = 10_000;
 const BREATH: Duration = Duration::from_millis(20);
 /// How far the wall clock may be from the time that has really passed in a round.
 const DRIFT: Duration = Duration::from_secs(60);
@@ -67,7 +69,7 @@ fn is_steady(before: Timestamp, now: Timestamp, passed: Duration) -> bool {
 pub(crate) async fn round(shared: &Shared) -> Result<(), StoreError> {
     let now = shared.now();
     let before = now - shared.tunable().retention;
-    let jobs = jobs(shared, before).await?;
+    let jobs = jobs(shared, before, now).await?;
     let records = records(shared, before, now - DAY).await?;
     let files = strays(shared, now).await? + bundles(shared, now).await?;
     if jobs + records + files > 0 {
@@ -76,11 +78,49 @@ pub(crate) async fn round(shared: &Shared) -> Result<(), StoreError> {
     Ok(())
 }
 
+impl Engine {
+    /// Lets go at once of the jobs that were kept for long enough, or only says which those are.
+    ///
+    /// # Errors
+    /// The store failed; what it let go of before is gone.
+    pub async fn prune_jobs(&self, request: JobPruneRequest) -> Result<JobPruneView, Problem> {
+        let pruned = prune(&self.shared, request.dry_run).await;
+        pruned.map_err(|error| store_problem(&error))
+    }
+}
+
+async fn prune(shared: &Shared, dry_run: bool) -> Result<JobPruneView, StoreError> {
+    let now = shared.now();
+    let before = now - shared.tunable().retention;
+    let mut jobs = Vec::new();
+    for id in shared.store.ended_jobs(before, now, LISTED).await? {
+        let Some(job) = shared.store.job(&id).await? else {
+            continue;
+        };
+        let files = shared.store.artifacts(&id).await?;
+        jobs.push(PrunedJob {
+            id,
+            profile: job.profile,
+            finished_at: job.finished_at,
+            size_bytes: files.iter().map(|file| file.size_bytes).sum(),
+        });
+    }
+    if !dry_run {
+        self::jobs(shared, before, now).await?;
+    }
+    Ok(JobPruneView {
+        dry_run,
+        count: jobs.len(),
+        size_bytes: jobs.iter().map(|job| job.size_bytes).sum(),
+        jobs,
+    })
+}
+
 /// Files first: a record without files says that they are gone, files without a record say nothing.
 async fn jobs(shared: &Shared, before: Timestamp, now: Timestamp) -> Result<u64, StoreError> {
     let mut removed = 0;
     loop {
-        let jobs = shared.store.ended_jobs(before, JOBS).await?;
+        let jobs = shared.store.ended_jobs(before, now, JOBS).await?;
         for job in &jobs {
             shared.store.files().remove_job(job).await?;
             removed += 1;

@@ -131,12 +131,18 @@ impl Store {
         self.database.sandbox_named(vmid, name.to_owned()).await
     }
 
-    /// Jobs that ended before a time, those first that ended first.
+    /// Jobs that were kept for long enough, those first that ended first: those that ended before a time, and those whose
+    /// own retention is over now.
     ///
     /// # Errors
     /// The database cannot be read.
-    pub async fn ended_jobs(&self, before: Timestamp, limit: u32) -> Result<Vec<JobId>, StoreError> {
-        self.database.ended_jobs(before, limit).await
+    pub async fn ended_jobs(
+        &self,
+        before: Timestamp,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<JobId>, StoreError> {
+        self.database.ended_jobs(before, now, limit).await
     }
 
     /// Of some jobs, those of which there is no record.

@@ -141,6 +141,9 @@ pub struct JobRecord {
     /// Where the guest pushes the agent's commits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push: Option<PushTarget>,
+    /// How long it is kept after its end, in days, where its profile says so; for ever when 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
     /// How long the agent may run.
     pub deadline_seconds: u32,
     /// Its sandbox.

@@ -268,3 +268,28 @@ async fn a_bundle_ages_from_its_last_upload() {
     upload().await;
     assert_eq!(old().await, Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn what_a_profile_says_of_its_jobs_stands_above_what_the_daemon_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).await.unwrap();
+    let of_days = |retention_days| JobRecord {
+        retention_days,
+        ..ended()
+    };
+    let (plain, short, always) = (ended(), of_days(Some(2)), of_days(Some(0)));
+    for job in [&plain, &short, &always] {
+        store.commit(vec![Write::Job(Box::new(job.clone()))]).await.unwrap();
+    }
+    let end = plain.finished_at.unwrap();
+    let (days, never) = (|count: i64| end + (count * 24).hours(), end - 1.hour());
+    let kept = |before, now| {
+        let store = &store;
+        async move { store.ended_jobs(before, now, 10).await.unwrap() }
+    };
+    assert_eq!(kept(never, days(1)).await, []);
+    assert_eq!(kept(never, days(3)).await, vec![short.id.clone()]);
+    assert_eq!(kept(days(1), days(1)).await, vec![plain.id.clone()]);
+    let all = kept(days(4000), days(4000)).await;
+    assert!(all.len() == 2 && !all.contains(&always.id), "{all:?}");
+}

@@ -3,7 +3,7 @@
 use agentlab_api::{JobId, JobView, LogStream};
 use clap::{Args, Subcommand};
 
-use super::{job_apply, job_artifacts, job_review, job_run};
+use super::{job_apply, job_artifacts, job_prune, job_review, job_run};
 use crate::error::CommandError;
 use crate::follow;
 use crate::output::{Cell, Fields, Table, ago, between, cell, duration, job_style, time};
@@ -31,6 +31,8 @@ pub(crate) enum JobCommand {
         /// Its id
         job: JobId,
     },
+    /// Let go of jobs that were kept for long enough, with their output and files
+    Prune(job_prune::Prune),
     /// Files a job left: list them, or `download` them
     Artifacts(job_artifacts::Artifacts),
     /// What a job changed, and what of it would run here: files, risks and the difference; nothing is written
@@ -75,6 +77,7 @@ impl JobCommand {
             }
             Self::Logs(logs) => logs.run(context).await,
             Self::Cancel { job } => cancel(context, &job).await,
+            Self::Prune(prune) => prune.run(context).await,
             Self::Artifacts(artifacts) => artifacts.run(context).await,
             Self::Review(review) => review.run(context).await,
             Self::Apply(apply) => apply.run(context).await,

@@ -11,6 +11,7 @@ mod job;
 mod job_apply;
 mod job_artifacts;
 mod job_bundle;
+mod job_prune;
 mod job_review;
 mod job_run;
 mod logs;

@@ -115,6 +115,7 @@ fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
         profile: "demo".into(),
         agent: "shell".into(),
         push: None,
+        retention_days: None,
         deadline_seconds: 7200,
         sandbox: Some(id),
         vmid: Some(vmid),

@@ -1,6 +1,6 @@
 //! `/v1/jobs`.
 
-use agentlab_api::{ErrorCode, JobId, JobList, JobRequest, JobView};
+use agentlab_api::{ErrorCode, JobId, JobList, JobPruneRequest, JobPruneView, JobRequest, JobView};
 use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -72,6 +72,13 @@ pub(super) async fn show(
     Named(id): Named<JobId>,
 ) -> Result<JsonAnswer<JobView>, Refusal> {
     Ok(JsonAnswer(edge.engine.job(&id).await?))
+}
+
+pub(super) async fn prune(
+    State(edge): State<Edge>,
+    Json(request): Json<JobPruneRequest>,
+) -> Result<JsonAnswer<JobPruneView>, Refusal> {
+    Ok(JsonAnswer(edge.engine.prune_jobs(request).await?))
 }
 
 /// 202 while the guest is still being told, 200 when the job is final.

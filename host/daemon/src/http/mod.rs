@@ -70,6 +70,7 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     (Method::Post, "/v1/bundles", || post(bundle::upload)),
     (Method::Get, "/v1/jobs", || get(job::list)),
     (Method::Post, "/v1/jobs", || post(job::create)),
+    (Method::Post, "/v1/jobs/prune", || post(job::prune)),
     (Method::Get, "/v1/jobs/{job}", || get(job::show)),
     (Method::Post, "/v1/jobs/{job}/cancel", || post(job::cancel)),
     (Method::Get, "/v1/jobs/{job}/events", || get(event::of_job)),

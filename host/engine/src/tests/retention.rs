@@ -91,3 +91,27 @@ async fn a_kept_sandbox_outlives_the_record_of_its_job() {
     lab.until_sandbox(&job, SandboxState::Destroyed).await;
     lab.assert_empty().await;
 }
+
+#[tokio::test]
+async fn a_dry_run_names_what_a_prune_takes() {
+    let lab = Lab::new().await;
+    let old = lab.run().await;
+    let guest = lab.running(&old).await;
+    guest.upload(&lab, "files/a", b"bytes").await.unwrap();
+    lab.engine()
+        .destroy_sandbox(&old.sandbox.unwrap().to_string(), false)
+        .await
+        .unwrap();
+    lab.until_sandbox(&old, SandboxState::Destroyed).await;
+    let prune = |dry_run| lab.engine().prune_jobs(agentlab_api::JobPruneRequest { dry_run });
+    assert_eq!(prune(false).await.unwrap().count, 0, "young yet");
+
+    forget_at_once(&lab);
+    for dry_run in [true, true, false] {
+        let view = prune(dry_run).await.unwrap();
+        assert_eq!((view.dry_run, view.count, view.size_bytes), (dry_run, 1, 5));
+        assert_eq!(view.jobs[0].id, old.id);
+        assert_eq!(lab.engine().job(&old.id).await.is_ok(), dry_run);
+    }
+    assert_eq!(prune(false).await.unwrap().count, 0);
+}

@@ -179,7 +179,7 @@ impl Database {
     ) -> Result<Vec<JobId>, StoreError> {
         self.readers
             .call("reading ended jobs", move |reader| {
-                retention::ended_jobs(reader, before, limit)
+                retention::ended_jobs(reader, before, now, limit)
             })
             .await
     }

@@ -8,18 +8,23 @@ use super::worker::WorkError;
 use super::{parse, signed, unsigned};
 use crate::{Expiry, Pruned};
 
-/// Jobs that ended before a time, those first that ended first.
+/// Jobs that ended before a time, or whose own retention is over now, those first that ended first. One that is kept for
+/// ever has ended before the beginning of time, and so never.
 pub(super) fn ended_jobs(
     connection: &Connection,
     before: Timestamp,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<JobId>, WorkError> {
-    let mut statement = connection
-        .prepare_cached("SELECT id FROM jobs WHERE finished_at < ?1 ORDER BY finished_at LIMIT ?2")?;
-    let ids = statement.query_map(params![before.as_microsecond(), limit], |row| {
-        row.get::<_, String>(0)
-    })?;
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM jobs WHERE finished_at < CASE coalesce(json_extract(body, '$.retention_days'), -1)
+                 WHEN -1 THEN ?1
+                 WHEN 0 THEN 0
+                 ELSE ?2 - json_extract(body, '$.retention_days') * 86400000000 END
+             ORDER BY finished_at LIMIT ?3",
+    )?;
+    let times = params![before.as_microsecond(), now.as_microsecond(), limit];
+    let ids = statement.query_map(times, |row| row.get::<_, String>(0))?;
     ids.map(|id| Ok(parse("job", &id?)?)).collect()
 }
 

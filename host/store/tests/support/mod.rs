@@ -64,6 +64,7 @@ pub(crate) fn job(sandbox: Option<SandboxId>) -> JobRecord {
         profile: "demo".into(),
         agent: "shell".into(),
         push: None,
+        retention_days: None,
         deadline_seconds: 60,
         sandbox,
         vmid: None,
