@@ -22,3 +22,4 @@ mod sys_mount;
 mod sys_net;
 mod sys_port;
 pub mod vitals;
+pub mod workspace;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use agent_runner::arguments::{self, Arguments, Command};
 use agent_runner::command;
 use agent_runner::console::say;
-use agent_runner::hold::hold;
+use agent_runner::hold::{hold, stay};
 use agent_runner::job::{self, Layout};
 use agent_runner::link::{Link, Ways};
 use agent_runner::{machine_setup, seed};
@@ -79,6 +79,10 @@ async fn work(seed: &Seed, arguments: &Arguments) -> anyhow::Result<Infallible> 
                 let outcome = job::run(*order, &answer, link.clone(), layout).await;
                 if let Err(error) = outcome.delivered {
                     say(format_args!("report was not delivered: {error}"));
+                }
+                if answer.workspace.is_some() {
+                    // Somebody may go on working here, and is to let go of it in the end.
+                    return Ok(stay(&link, &answer, &Layout::default()).await?);
                 }
                 // The host ends this machine. Powering off here could overtake the upload's last acknowledgement.
                 std::future::pending().await

@@ -1,22 +1,21 @@
 //! Tells the host what the runner is busy with, and hears whether to stop.
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::time::Duration;
 
 use agentlab_protocol::message::{Heartbeat, Phase, Vitals};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::JobLog;
+use super::{JobLog, Layout};
 use super::host::HostLink;
-use crate::vitals;
+use crate::{vitals, workspace};
 
 /// Beats at every change of `phase` and every `every`, for ever. Sets `cancel` once the host asks for it. A beat that
 /// fails is only missed: the host judges silence, and the job is better finished than given up.
 pub(crate) async fn beat<H: HostLink>(
     host: &H,
-    work: &Path,
+    layout: &Layout,
     log: &JobLog,
     every: Duration,
     mut phase: watch::Receiver<Phase>,
@@ -40,7 +39,7 @@ pub(crate) async fn beat<H: HostLink>(
         let quiet = stillness.seconds(now == Phase::Agent, log.written(), vitals::busy());
         let vitals = Some(Vitals {
             quiet_seconds: quiet,
-            ..vitals::read(work)
+            ..vitals::read(&layout.work)
         });
         let beat = Heartbeat {
             phase: now,
@@ -48,10 +47,15 @@ pub(crate) async fn beat<H: HostLink>(
             vitals,
             workspace: None,
         };
-        if let Ok(answer) = host.heartbeat(beat).await
-            && answer.cancel
-        {
-            cancel.send_replace(true);
+        if let Ok(answer) = host.heartbeat(beat).await {
+            if answer.cancel {
+                cancel.send_replace(true);
+            }
+            if answer.release_workspace
+                && let Some(news) = workspace::release(layout).await
+            {
+                workspace::tell(host, now, news).await;
+            }
         }
         tokio::select! {
             Ok(()) = phase.changed() => {}

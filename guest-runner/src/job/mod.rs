@@ -27,6 +27,7 @@ mod sandbox;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod workspace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use agentlab_protocol::message::{
     RedeemAnswer, Report, ReportStatus, Repository, VERSION,
 };
 use agentlab_protocol::secret::SecretText;
+use agentlab_protocol::workspace::WorkspaceNews;
 use tokio::sync::watch;
 
 use self::agent::{AgentEnd, AgentSpec, Ending};
@@ -45,6 +47,7 @@ use self::files::Tree;
 pub use self::host::HostLink;
 pub(crate) use self::log::JobLog;
 pub use self::operator::prepare_for_operator;
+pub(crate) use self::process::end_user;
 pub use self::process::AgentUser;
 use self::sandbox::InnerSandbox;
 use self::upload::Upload;
@@ -52,6 +55,7 @@ use crate::link::LinkError;
 use crate::redact::Needles;
 use crate::secrets::{GitAccess, SecretDir, SecretsError, secret_values, settings_values};
 use crate::vitals;
+use crate::workspace::{self as disk, WorkspaceError};
 
 /// Longest message of a report, in characters.
 const MAX_MESSAGE: usize = 4000;
@@ -102,7 +106,12 @@ impl Layout {
         self.work.join("repo")
     }
 
-    fn artifacts(&self) -> PathBuf {
+    /// Where the repository of an earlier job is put aside.
+    pub(crate) fn previous(&self) -> PathBuf {
+        self.work.join("previous")
+    }
+
+    pub(crate) fn artifacts(&self) -> PathBuf {
         self.work.join("artifacts")
     }
 }
@@ -159,7 +168,7 @@ pub async fn run<H: HostLink>(order: JobOrder, answer: &RedeemAnswer, host: H, l
     };
     tokio::select! {
         outcome = job.perform(report) => outcome,
-        never = heartbeat::beat(&host, &layout.work, &log, every, phases, &cancel) => match never {},
+        never = heartbeat::beat(&host, &layout, &log, every, phases, &cancel) => match never {},
         never = log.ship(&host) => match never {},
     }
 }
@@ -179,6 +188,8 @@ struct Job<'a, H> {
 /// Why a job stopped before its agent ended.
 enum Stop {
     Failed(Phase, String),
+    /// The disk that the work is to be on cannot be used.
+    Workspace(WorkspaceError),
     Cancelled,
 }
 
@@ -192,6 +203,15 @@ impl<H: HostLink> Job<'_, H> {
             }
             Err(Stop::Failed(phase, words)) => {
                 fail(&mut report, phase, words);
+                Work::default()
+            }
+            Err(Stop::Workspace(error)) => {
+                fail(
+                    &mut report,
+                    Phase::Idle,
+                    format!("The workspace cannot be used: {error}"),
+                );
+                report.cause = Some(FailureCause::Workspace);
                 Work::default()
             }
             Err(Stop::Cancelled) => {
@@ -208,9 +228,18 @@ impl<H: HostLink> Job<'_, H> {
         self.upload(&mut report, work).await;
         self.enter(Phase::Report);
         self.log.shipped(LOG_PATIENCE).await;
+        self.release_workspace().await;
         upload::fit_message(&mut report);
         let delivered = self.host.report(&report).await;
         JobOutcome { report, delivered }
+    }
+
+    /// Before the report, because the machine's power goes soon after it.
+    async fn release_workspace(&self) {
+        let stays = self.answer.workspace.as_ref().is_none_or(|order| order.keep);
+        if !stays && let Some(news) = disk::release(self.layout).await {
+            disk::tell(self.host, Phase::Report, news).await;
+        }
     }
 
     fn enter(&self, phase: Phase) {
@@ -221,6 +250,12 @@ impl<H: HostLink> Job<'_, H> {
     async fn agent_phases(&mut self, report: &mut Report) -> Result<GitAccess, Stop> {
         let idle = |error: SecretsError| Stop::Failed(Phase::Idle, error.to_string());
         let (layout, order) = (self.layout, self.order);
+        if let Some(workspace) = &self.answer.workspace {
+            disk::mount(workspace, layout, true)
+                .await
+                .map_err(Stop::Workspace)?;
+            disk::tell(self.host, Phase::Idle, WorkspaceNews::Mounted).await;
+        }
         repository::prepare_directories(layout)
             .map_err(|error| Stop::Failed(Phase::Idle, error.to_string()))?;
         if let Err(error) = operator::authorize(&self.answer.authorized_keys, &layout.user) {
@@ -259,6 +294,7 @@ impl<H: HostLink> Job<'_, H> {
             }
         };
         report.base_commit = prepared.map_err(|error| Stop::Failed(Phase::Repository, error.to_string()))?;
+        workspace::import_previous(layout, self.log).await;
 
         self.enter(Phase::Agent);
         let sandbox = self.inner_sandbox();

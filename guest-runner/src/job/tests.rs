@@ -5,6 +5,7 @@ mod endings;
 mod origin;
 mod push;
 mod work;
+mod workspace;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -72,7 +73,10 @@ impl HostLink for FakeHost {
         let cancel = seen
             .cancel_at
             .is_some_and(|text| seen.pieces.iter().any(|piece| piece.text.contains(text)));
-        Ok(HeartbeatAnswer { cancel })
+        Ok(HeartbeatAnswer {
+            cancel,
+            ..HeartbeatAnswer::default()
+        })
     }
 
     async fn logs(&self, batch: &LogBatch) -> Result<(), LinkError> {

@@ -1,8 +1,8 @@
 //! Workspaces. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRequest, WorkspaceResize, WorkspaceSnapshotRequest,
-    WorkspaceView,
+    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRequest, WorkspaceResize,
+    WorkspaceSnapshotRequest, WorkspaceView,
 };
 use serde::Serialize;
 
@@ -50,7 +50,8 @@ impl Client {
     /// # Errors
     /// See [`crate::ClientError`].
     pub async fn resize_workspace(&self, selector: &str, size_gb: u32) -> Result<WorkspaceView> {
-        self.change(selector, "resize", &WorkspaceResize { size_gb }).await
+        self.change(selector, "resize", &WorkspaceResize { size_gb })
+            .await
     }
 
     /// Gives one to a stopped sandbox.
@@ -59,7 +60,8 @@ impl Client {
     /// See [`crate::ClientError`].
     pub async fn attach_workspace(&self, selector: &str, sandbox: &str) -> Result<WorkspaceView> {
         let sandbox = sandbox.to_owned();
-        self.change(selector, "attach", &WorkspaceAttach { sandbox }).await
+        self.change(selector, "attach", &WorkspaceAttach { sandbox })
+            .await
     }
 
     /// Takes one from the stopped sandbox that has it.

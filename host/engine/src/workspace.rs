@@ -158,10 +158,10 @@ async fn at_rest(shared: &Shared, record: &WorkspaceRecord) -> Result<(), Proble
     let name = &record.name;
     let conflict = |text: String| Problem::new(ErrorCode::StateConflict, text);
     if record.task.is_some() || record.volume.is_none() {
-        return Err(
-            conflict(format!("Workspace `{name}` is not ready: its volume is being worked on"))
-                .with_hint(format!("`agentlab workspace show {name}` says what is under way")),
-        );
+        return Err(conflict(format!(
+            "Workspace `{name}` is not ready: its volume is being worked on"
+        ))
+        .with_hint(format!("`agentlab workspace show {name}` says what is under way")));
     }
     let live = shared.store.sandboxes(false).await;
     let live = live.map_err(|error| store_problem(&error))?;
@@ -426,7 +426,8 @@ impl Engine {
         let live = self.shared.store.sandboxes(false).await;
         let live = live.map_err(|error| store_problem(&error))?;
         if let Some(sandbox) = holder(&live, record.id) {
-            self.change_workspace_of(sandbox.id, WorkspaceChange::Give).await?;
+            self.change_workspace_of(sandbox.id, WorkspaceChange::Give)
+                .await?;
         }
         self.workspace(selector).await
     }
@@ -549,7 +550,19 @@ mod tests {
         for name in ["a", "work", "feature-login-2", &"a".repeat(40)] {
             assert!(check_name(name).is_ok(), "{name}");
         }
-        for name in ["", "-a", "a-", "1a", "A", "a b", "a/b", "..", "a.b", "ä", &"a".repeat(41)] {
+        for name in [
+            "",
+            "-a",
+            "a-",
+            "1a",
+            "A",
+            "a b",
+            "a/b",
+            "..",
+            "a.b",
+            "ä",
+            &"a".repeat(41),
+        ] {
             assert!(check_name(name).is_err(), "{name}");
         }
     }

@@ -246,4 +246,3 @@ async fn record_refused(
         .await
         .map(drop)
 }
-

@@ -281,10 +281,7 @@ fn show(context: &Context, view: &WorkspaceView) -> Result<(), CommandError> {
             },
         )
         .add_some("sandbox", view.vmid)
-        .add_some(
-            "snapshots",
-            (!snapshots.is_empty()).then(|| snapshots.join("\n")),
-        )
+        .add_some("snapshots", (!snapshots.is_empty()).then(|| snapshots.join("\n")))
         .add_some("trouble", view.trouble.as_ref())
         .add(
             "created",
@@ -323,7 +320,13 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, wanted) in [("80G", 80), ("80", 80), (" 80 GiB", 80), ("1t", 1024), ("2TB", 2048)] {
+        for (text, wanted) in [
+            ("80G", 80),
+            ("80", 80),
+            (" 80 GiB", 80),
+            ("1t", 1024),
+            ("2TB", 2048),
+        ] {
             assert_eq!(gibibytes(text), Ok(wanted), "{text}");
         }
         for text in ["", "0", "G", "-1G", "80M", "1.5G", "4294967295T"] {

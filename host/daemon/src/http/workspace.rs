@@ -1,8 +1,8 @@
 //! `/v1/workspaces`. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRequest, WorkspaceResize, WorkspaceSnapshotRequest,
-    WorkspaceState, WorkspaceView,
+    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRequest, WorkspaceResize,
+    WorkspaceSnapshotRequest, WorkspaceState, WorkspaceView,
 };
 use axum::Json as JsonAnswer;
 use axum::extract::{Path, State};

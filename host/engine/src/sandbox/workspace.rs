@@ -274,7 +274,11 @@ impl Driver {
         self.record_workspace(record, facts).await
     }
 
-    async fn record_workspace(&mut self, record: SandboxRecord, mut writes: Vec<Write>) -> Result<(), Problem> {
+    async fn record_workspace(
+        &mut self,
+        record: SandboxRecord,
+        mut writes: Vec<Write>,
+    ) -> Result<(), Problem> {
         writes.push(Write::Sandbox(Box::new(record.clone())));
         let written = self.shared.journal.commit(Point::Workspace, writes).await;
         written.map_err(|error| match error {
