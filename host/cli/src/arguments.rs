@@ -135,6 +135,7 @@ mod tests {
             "agentlab job run --repo . --task true --profile demo --deadline 10m --ttl 1h --keepalive",
             "agentlab job run --repo . --task-file - --profile demo --keepalive=false --ref main",
             "agentlab job apply job_000000000000 --branch x --force",
+            "agentlab job apply job_000000000000 --strict --merge",
             "agentlab net status --json --whatever",
             "agentlab init --apply --rotate --template 9000 --template 9001 --volume-storage work",
             "agentlab doctor --json --config config.yaml",

@@ -318,6 +318,10 @@ mod tests {
         Daemon::answering(routes)
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test may wait for a shell that ends at once"
+    )]
     fn sha256(text: &str) -> String {
         let output = Command::new("sh")
             .args(["-c", "printf %s \"$1\" | sha256sum", "sh", text])
@@ -358,6 +362,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test may wait for a shell that ends at once"
+    )]
     fn a_bundle_is_the_same_twice_and_unpacks_to_what_it_says() {
         let daemon = a_job_with_artifacts();
         let path = |name: &str| daemon.dir.path().join(name);

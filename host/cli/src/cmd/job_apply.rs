@@ -28,6 +28,10 @@ pub(crate) struct Apply {
     /// Take out what the exit gate finds: one more commit, in which those files are as they were here
     #[arg(long)]
     strict: bool,
+    /// Also bring the checked out branch and its files to it: only forward, only where nothing is changed, and only when
+    /// the exit gate finds nothing or --strict takes it out
+    #[arg(long)]
+    merge: bool,
     /// Also when the job is not COMPLETED
     #[arg(long)]
     force: bool,
@@ -46,6 +50,8 @@ struct Applied<'a> {
     risks: &'a [Risk],
     /// Whether that was taken out.
     stripped: bool,
+    /// Whether the checkout is at it.
+    merged: bool,
 }
 
 impl Apply {
@@ -63,6 +69,7 @@ impl Apply {
             expected,
             branch: self.branch.as_deref(),
             strict: self.strict,
+            merge: self.merge,
         };
         let fetched = apply::fetch(&self.repo, &work).await?;
         if context.printer.json() {
@@ -74,6 +81,7 @@ impl Apply {
                 branch: self.branch.as_deref(),
                 risks: &fetched.risks,
                 stripped: self.strict && !fetched.risks.is_empty(),
+                merged: self.merge,
             })?;
         } else {
             self.print(context, &fetched)?;
@@ -115,6 +123,9 @@ impl Apply {
             printer.line("Taken out, in a commit of its own:")?;
         }
         job_review::print_risks(printer, &fetched.risks)?;
+        if self.merge {
+            return printer.line(&format!("{DIM}The checkout is at it; nothing was run{DIM:#}"));
+        }
         let git = match self.repo.to_str() {
             Some(".") => "git".to_owned(),
             _ => format!("git -C {}", escape(&self.repo.display().to_string())),

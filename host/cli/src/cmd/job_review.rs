@@ -62,6 +62,7 @@ impl Review {
             expected,
             branch: None,
             strict: false,
+            merge: false,
         };
         let seen = review::review(&self.repo, &work).await?;
         if context.printer.json() {

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use agentlab_api::JobId;
 
+use super::checkout::Checkout;
 use super::gate::Risk;
 use super::{Git, GitError, Result, Scratch, review};
 
@@ -27,6 +28,8 @@ pub(crate) struct Work<'a> {
     pub(crate) branch: Option<&'a str>,
     /// Take out what the exit gate finds.
     pub(crate) strict: bool,
+    /// Also bring the checkout to it.
+    pub(crate) merge: bool,
 }
 
 /// What was fetched.
@@ -49,6 +52,11 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
         check_branch(&git, branch).await?;
     }
     let scratch = Scratch::borrowing_from(&git).await?;
+    let checkout = if work.merge {
+        Some(Checkout::clean(&git, &scratch).await?)
+    } else {
+        None
+    };
     let (name, commit) = head(&scratch, work).await?;
     let reference = format!("refs/agentlab/{}", work.job);
     unpack(&scratch, work, &name, &reference).await?;
@@ -67,6 +75,12 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
     } else {
         commit
     };
+    if let Some(risk) = seen.risks.first().filter(|_| work.merge && !work.strict) {
+        return Err(GitError::unfit(
+            format!("`{}` {}; nothing was merged", risk.path.escape_debug(), risk.kind),
+            "`--strict` takes such files out; `agentlab job review` names them all, and without `--merge` you look first",
+        ));
+    }
     let refspec: OsString = format!("+{reference}:{reference}").into();
     let mut arguments: Vec<OsString> = [
         "fetch",
@@ -98,6 +112,9 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
             .await?;
     }
     let subjects = subjects(&git, &reference).await?;
+    if let Some(checkout) = checkout {
+        checkout.advance(&git, &scratch, &commit).await?;
+    }
     Ok(Fetched {
         reference,
         commit,

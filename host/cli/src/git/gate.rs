@@ -137,7 +137,12 @@ pub(crate) fn wants_text(change: &Change) -> bool {
     change.new == Some(Mode::Link)
         || matches!(
             base(&change.path).to_ascii_lowercase().as_str(),
-            ".gitattributes" | ".gitmodules" | "package.json" | "composer.json" | "cargo.toml"
+            ".gitattributes"
+                | ".gitmodules"
+                | "package.json"
+                | "composer.json"
+                | "cargo.toml"
+                | "pyproject.toml"
         )
 }
 
@@ -251,6 +256,14 @@ fn contents(path: &str, texts: &Texts) -> Vec<(RiskKind, String)> {
             RiskKind::Build,
             added(&|line| {
                 assigns(line, "build") || assigns(line, "proc-macro") || line.starts_with("[patch")
+            }),
+        ),
+        "pyproject.toml" => of(
+            RiskKind::Build,
+            added(&|line| {
+                ["requires", "build-backend", "backend-path"]
+                    .iter()
+                    .any(|key| assigns(line, key))
             }),
         ),
         _ => Vec::new(),

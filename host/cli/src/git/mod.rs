@@ -6,6 +6,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod bundle;
+mod checkout;
 pub(crate) mod gate;
 pub(crate) mod review;
 

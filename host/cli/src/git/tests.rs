@@ -137,6 +137,7 @@ impl Lab {
                 expected,
                 branch,
                 strict: false,
+                merge: false,
             },
         )
         .await
@@ -497,6 +498,7 @@ async fn a_review_shows_what_would_run_here_and_strict_takes_it_out() {
         expected: Some(&head),
         branch: None,
         strict: false,
+        merge: false,
     };
     let before = lab.git(&["for-each-ref"]);
     let seen = super::review::review(&lab.repository(), &work).await.unwrap();
@@ -565,9 +567,86 @@ async fn a_guest_cannot_hide_a_change_by_what_it_says_it_began_with() {
             expected: Some(commit),
             branch: None,
             strict: false,
+            merge: false,
         };
         let seen = super::review::review(&lab.repository(), &work).await.unwrap();
         assert_eq!(seen.files.len(), files, "{:?}", seen.files);
         assert!(seen.risks.iter().any(|risk| risk.path == "build.rs"));
     }
+}
+
+#[tokio::test]
+async fn work_comes_into_a_clean_checkout_only_and_only_forward() {
+    let lab = Lab::with_commit();
+    lab.set_traps();
+    let (bundle, head) = work_of(
+        &lab,
+        "mkdir sub; echo two > sub/c.txt; printf '#!/bin/sh' > run; chmod +x run; rm a.txt",
+    );
+    let job: JobId = "job_000000000000".parse().unwrap();
+    let work = Work {
+        job: &job,
+        bundle: &bundle,
+        expected: Some(&head),
+        branch: None,
+        strict: false,
+        merge: true,
+    };
+    let before = lab.git(&["rev-parse", "HEAD"]);
+    let at = |name: &str| lab.repository().join(name);
+
+    fs::write(at("a.txt"), "mine\n").unwrap();
+    let refused = apply::fetch(&lab.repository(), &work).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("not committed, such as a.txt"),
+        "{refused}"
+    );
+    fs::write(at("a.txt"), "one\n").unwrap();
+    fs::write(at("b.txt"), "mine and in nobody's index\n").unwrap();
+    let refused = apply::fetch(&lab.repository(), &work).await.unwrap_err();
+    assert!(refused.to_string().contains("b.txt"), "{refused}");
+    assert_eq!(lab.git(&["rev-parse", "HEAD"]), before);
+    assert!(at("a.txt").exists() && !at("run").exists(), "half of it arrived");
+    fs::remove_file(at("b.txt")).unwrap();
+
+    apply::fetch(&lab.repository(), &work).await.unwrap();
+    assert_eq!(lab.git(&["symbolic-ref", "HEAD"]), "refs/heads/main");
+    assert_eq!(lab.git(&["rev-parse", "HEAD"]), head);
+    assert_eq!(fs::read_to_string(at("sub/c.txt")).unwrap(), "two\n");
+    assert_eq!(
+        fs::metadata(at("run")).unwrap().permissions().mode() & 0o111,
+        0o111
+    );
+    assert!(!at("a.txt").exists());
+    assert!(!lab.canary().exists(), "something was run");
+    fs::write(at(".git/info/attributes"), "").unwrap();
+    fs::remove_dir_all(at(".git/hooks")).unwrap();
+    lab.git(&["config", "--unset", "core.fsmonitor"]);
+    assert_eq!(lab.git(&["status", "--porcelain"]), "");
+
+    lab.git(&["reset", "-q", "--hard", &before]);
+    lab.commit("other.txt", "further on\n");
+    let refused = apply::fetch(&lab.repository(), &work).await.unwrap_err();
+    assert!(refused.to_string().contains("does not continue"), "{refused}");
+}
+
+#[tokio::test]
+async fn work_that_would_run_something_is_not_merged_unless_that_is_taken_out() {
+    let lab = Lab::with_commit();
+    let (bundle, head) = work_of(&lab, "echo evil > .envrc");
+    let job: JobId = "job_000000000000".parse().unwrap();
+    let mut work = Work {
+        job: &job,
+        bundle: &bundle,
+        expected: Some(&head),
+        branch: None,
+        strict: false,
+        merge: true,
+    };
+    let refused = apply::fetch(&lab.repository(), &work).await.unwrap_err();
+    assert!(refused.to_string().contains("`.envrc`"), "{refused}");
+    work.strict = true;
+    apply::fetch(&lab.repository(), &work).await.unwrap();
+    let there = |name: &str| lab.repository().join(name).exists();
+    assert!(there("b.txt") && !there(".envrc"));
 }

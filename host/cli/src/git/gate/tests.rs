@@ -174,6 +174,10 @@ fn what_a_file_says_counts_when_its_name_does_not() {
         )],
     );
     assert_eq!(found, [(RiskKind::Build, "build = \"other.rs\"".to_owned())]);
+    let before = "[project]\ndependencies = []\n";
+    let after = "[build-system]\nbackend-path = [\"x\"]\n[project]\ndependencies = [\"y\"]\n";
+    let found = kinds_of(&[changed("pyproject.toml")], &[("pyproject.toml", before, after)]);
+    assert_eq!(found, [(RiskKind::Build, "backend-path = [\"x\"]".to_owned())]);
 }
 
 #[test]
