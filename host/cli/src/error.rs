@@ -34,6 +34,9 @@ pub(crate) enum CommandError {
     /// No such thing, said by ourselves.
     #[error("{message}")]
     NotFound { message: String, hint: Option<String> },
+    /// Ctrl-C at a question.
+    #[error("Interrupted; nothing has changed")]
+    Interrupted,
     /// A local file.
     #[error("{action} failed on {path}")]
     File {
@@ -93,7 +96,7 @@ impl CommandError {
             Self::Program { program, .. } => Some(format!(
                 "install the package that brings `{program}`, or put it beside `agentlab` or into PATH"
             )),
-            Self::File { .. } | Self::Output(_) | Self::Runtime(_) => None,
+            Self::Interrupted | Self::File { .. } | Self::Output(_) | Self::Runtime(_) => None,
         }
     }
 
@@ -119,6 +122,7 @@ impl CommandError {
             Self::Usage { .. } => ExitStatus::Usage,
             Self::Refused { .. } => ExitStatus::Conflict,
             Self::NotFound { .. } => ExitStatus::NotFound,
+            Self::Interrupted => ExitStatus::Interrupted,
         }
     }
 
@@ -171,6 +175,7 @@ impl CommandError {
             Self::Config(_) | Self::Usage { .. } => ErrorCode::InvalidValue,
             Self::Refused { .. } => ErrorCode::StateConflict,
             Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::Interrupted => ErrorCode::Cancelled,
         };
         let mut problem = Problem::new(code, self.sentence());
         problem.hint = self.hint();

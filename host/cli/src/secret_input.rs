@@ -1,7 +1,7 @@
 //! Where secrets come from: a file, standard input, or a prompt that shows nothing.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
+use std::io::{self, IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use agentlab_protocol::secret::SecretText;
@@ -11,8 +11,12 @@ use crate::error::CommandError;
 
 /// Longer values are no secrets but mistakes.
 const LARGEST: u64 = 1 << 20;
-/// What Ctrl-C sends where it does not end programs.
-const CTRL_C: char = '\u{3}';
+/// What keys send where the terminal does not see to them itself.
+const CTRL_C: u8 = 3;
+const CTRL_D: u8 = 4;
+const BACKSPACE: u8 = 8;
+const CTRL_U: u8 = 0x15;
+const DELETE: u8 = 0x7f;
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,8 +103,9 @@ impl<'a> Silent<'a> {
         let before = tcgetattr(terminal)?;
         let mut silent = before.clone();
         silent.local_modes.remove(LocalModes::ECHO);
-        // A program that Ctrl-C ended here would leave the terminal silent.
-        silent.local_modes.remove(LocalModes::ISIG);
+        // A program that Ctrl-C ended here would leave the terminal silent; so its key is read like the others, and at
+        // once.
+        silent.local_modes.remove(LocalModes::ISIG | LocalModes::ICANON);
         tcsetattr(terminal, OptionalActions::Flush, &silent)?;
         Ok(Self { terminal, before })
     }
@@ -123,24 +128,41 @@ fn prompt(what: &str) -> Result<SecretText, CommandError> {
         .write(true)
         .open("/dev/tty")
         .map_err(failed("/dev/tty"))?;
-    let mut line = String::with_capacity(4096);
-    {
+    let typed = {
         let _silent = Silent::new(&terminal).map_err(failed("/dev/tty"))?;
         let asked = write!(&terminal, "{what} (not shown): ").and_then(|()| (&terminal).flush());
         asked.map_err(failed("/dev/tty"))?;
-        BufReader::new(&terminal)
-            .read_line(&mut line)
-            .map_err(failed("/dev/tty"))?;
+        let typed = line(&terminal).map_err(failed("/dev/tty"));
         // The line end was not shown either.
         writeln!(&terminal).map_err(failed("/dev/tty"))?;
+        typed?
+    };
+    let Some(bytes) = typed else {
+        return Err(CommandError::Interrupted);
+    };
+    let text = String::from_utf8(bytes).map_err(|_| CommandError::usage("What was typed is not text"))?;
+    Ok(SecretText::new(text))
+}
+
+/// One line as a person types it, corrections included; `None` when they gave up.
+fn line(mut keys: impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut typed = Vec::with_capacity(4096);
+    let mut key = [0];
+    loop {
+        if keys.read(&mut key)? == 0 {
+            return Ok(Some(typed));
+        }
+        match key[0] {
+            CTRL_C => return Ok(None),
+            b'\r' | b'\n' | CTRL_D => return Ok(Some(typed)),
+            CTRL_U => typed.clear(),
+            BACKSPACE | DELETE => {
+                // A character may have several bytes, of which only the first begins one.
+                while typed.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {}
+            }
+            byte => typed.push(byte),
+        }
     }
-    let text = SecretText::new(line);
-    if text.expose().contains(CTRL_C) {
-        return Err(CommandError::refused("Interrupted; nothing has changed"));
-    }
-    Ok(SecretText::new(
-        text.expose().trim_end_matches(['\n', '\r']).to_owned(),
-    ))
 }
 
 #[cfg(test)]
@@ -158,6 +180,15 @@ mod tests {
         assert_eq!(read, [("A", "1=2"), ("B", " \"q\" ")]);
         let error = pairs(&text("A=1\nc4n4ry\n")).unwrap_err().to_string();
         assert_eq!(error, "line 2 of the file is not NAME=VALUE");
+    }
+
+    #[test]
+    fn a_typed_line_is_what_its_writer_meant_and_ctrl_c_gives_it_up() {
+        let typed = |keys: &[u8]| line(keys).unwrap();
+        assert_eq!(typed(b"abc\rmore"), Some(b"abc".to_vec()));
+        assert_eq!(typed("a\u{e9}\u{7f}b\u{8}c\n".as_bytes()), Some(b"ac".to_vec()));
+        assert_eq!(typed(b"\x7fwrong\x15right\x04"), Some(b"right".to_vec()));
+        assert_eq!(typed(b"abc\x03"), None);
     }
 
     #[test]

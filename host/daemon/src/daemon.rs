@@ -90,11 +90,12 @@ impl Daemon {
         told.bootstrap = dialled(told.bootstrap, bootstrap.address());
         told.artifacts = dialled(told.artifacts, artifacts.address());
         told.spki_sha256 = keys.spki_sha256;
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let parts = Parts {
             backend: Arc::clone(&world.backend),
             network: world.network,
             door: door.clone(),
-            secrets: Arc::new(Bundles::of(config)),
+            secrets: Arc::new(Bundles::of(config, credentials.as_deref())),
             store: store.clone(),
             profiles,
             host_key: keys.host,
