@@ -138,15 +138,18 @@ async fn a_registered_tag_is_the_administrators_to_give() {
     let node = with_machine(Version::V9).await;
     node.sim
         .operator()
-        .set_option("registered-tags", "agentlab;production");
+        .set_option("registered-tags", "production;staging");
     let path = "{node}/qemu/100/config";
-    let reserved = node.ask("PUT", path, json!({ "tags": "mine;agentlab" })).await;
-    let words = "Permission check failed (/, Sys.Modify for modifying tag 'agentlab')";
+    let reserved = node.ask("PUT", path, json!({ "tags": "mine;production" })).await;
+    let words = "Permission check failed (/, Sys.Modify for modifying tag 'production')";
     assert_eq!(reason(&reserved), (403, words));
     node.data("PUT", path, json!({ "tags": "Mine mine" })).await;
     assert_eq!(config(&node).await["tags"], "mine");
-    let by_root = json!({ "tags": "production" });
+    // A token is not root; who has Sys.Modify may, and then nobody else may take it away.
+    let by_root = json!({ "tags": "mine;production" });
     node.as_root().data("PUT", path, by_root).await;
+    let taken = node.ask("PUT", path, json!({ "tags": "mine" })).await;
+    assert_eq!(reason(&taken), (403, words));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,12 +6,15 @@
 //!   schedule/     engine and REST back end on it, while everything goes wrong that can
 //!   images.rs     files that come from outside, and machines made of them
 //!   machines.rs   disks moved, rules, tags, HA, nodes: what else can be done with a machine
+//!   troubles.rs   what users of such clients meet, and our back end must survive
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
 //!   tls.rs        the front end's manners on a real connection
 //! ```
 
 #[cfg(test)]
 mod asker;
+#[cfg(test)]
+mod client;
 #[cfg(test)]
 mod conduct;
 #[cfg(test)]
@@ -26,3 +29,5 @@ mod schedule;
 mod tables;
 #[cfg(test)]
 mod tls;
+#[cfg(test)]
+mod troubles;

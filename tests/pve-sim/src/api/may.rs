@@ -1,12 +1,14 @@
 //! Who may set which key of a configuration. Every key asks for its own privilege, whatever let the caller in.
 
+use std::collections::BTreeSet;
+
 use super::clone::bridge_of;
 use super::config::Change;
 use super::plug::{Source, source};
 use crate::call::Call;
 use crate::schema::key_of;
 use crate::wire::Refusal;
-use crate::world::volume_of;
+use crate::world::{Vm, volume_of};
 
 /// On a machine that is being made, a privilege on the pool it is to be in is as good as one on itself.
 struct On<'a> {
@@ -81,19 +83,28 @@ fn may_set_key(on: &On<'_>, name: &str, value: &str, privilege: &str) -> Result<
     }
 }
 
-/// Tags that an administrator has registered are the administrator's to give.
+/// Tags that an administrator has registered are the administrator's to give and to take.
 fn may_tag(call: &Call, value: &str) -> Result<(), Refusal> {
     let world = call.world();
-    let registered = world.options.get("registered-tags").cloned().unwrap_or_default();
-    let reserved = value
-        .split([',', ';', ' '])
-        .find(|tag| !tag.is_empty() && registered.split(';').any(|one| one == *tag));
+    let registered = tags(world.options.get("registered-tags").map_or("", String::as_str));
+    let has = world.vms.get(&call.vmid()).map(Vm::wanted).unwrap_or_default();
+    let before = tags(has.get("tags").map_or("", String::as_str));
+    let after = tags(value);
+    let reserved = before
+        .symmetric_difference(&after)
+        .find(|tag| registered.contains(*tag));
     match reserved {
         Some(tag) if !world.may(&call.who, "/", "Sys.Modify") => Err(Refusal::Forbidden(format!(
             "Permission check failed (/, Sys.Modify for modifying tag '{tag}')"
         ))),
         Some(_) | None => Ok(()),
     }
+}
+
+fn tags(text: &str) -> BTreeSet<&str> {
+    text.split([',', ';', ' '])
+        .filter(|tag| !tag.is_empty())
+        .collect()
 }
 
 /// What is wrong with a drive's value is said to root too. A machine that is being made is given disks by whoever may

@@ -215,11 +215,14 @@ pub(crate) async fn allocate(call: &Call) -> Answer {
     call.core.pass(Duration::from_millis(200)).await;
     let mut world = call.world();
     if world.volumes.contains_key(&volid) {
-        let at = match plugin {
-            Plugin::Dir => format!("{path}/images/{vmid}/{file}"),
-            Plugin::Zfs | Plugin::LvmThin | Plugin::Lvm | Plugin::Rbd => volid.clone(),
-        };
-        return Err(Refusal::died(format!("disk image '{at}' already exists")));
+        return Err(Refusal::died(match plugin {
+            Plugin::Dir => format!("disk image '{path}/images/{vmid}/{file}' already exists"),
+            Plugin::Zfs => format!("zfs error: cannot create '{name}/{file}': dataset already exists"),
+            Plugin::Rbd => format!("rbd create '{file}' error: rbd: create error: (17) File exists"),
+            Plugin::LvmThin | Plugin::Lvm => format!(
+                "lvcreate '{name}/{file}' error:   Logical Volume \"{file}\" already exists in volume group \"{name}\""
+            ),
+        }));
     }
     let made = Made {
         node: &call.node(),

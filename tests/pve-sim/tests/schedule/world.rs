@@ -1,64 +1,20 @@
 //! What outlives a daemon: disk, hypervisor, packet policy, guests. And the daemon itself, as a runtime that can be
 //! dropped wherever it stands.
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentlab_api::Vmid;
-use agentlab_backend::proxmox::{
-    ApiToken, Asked, InProcess, ProxmoxSettings, Said, Trust, connect_in_process,
-};
-use agentlab_backend::{Backend, PveOptions};
 use agentlab_engine::{Clock, Engine, Parts, Settings};
-use agentlab_protocol::secret::{Secret32, SecretText};
+use agentlab_protocol::secret::Secret32;
 use agentlab_store::{Store, StoreOptions};
-use async_trait::async_trait;
-use bytes::Bytes;
 use jiff::Timestamp;
-use pve_sim::{PveSim, Request, Scale, Setup, Version};
+use pve_sim::{PveSim, Scale, Setup, Version};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 use super::guests::Guests;
 use super::wires::{NoDoor, NoSecrets, Wires};
-
-/// The stand-in as the REST back end's server.
-struct Node(PveSim);
-
-impl fmt::Debug for Node {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Node")
-    }
-}
-
-#[async_trait]
-impl InProcess for Node {
-    async fn exchange(&self, asked: Asked<'_>) -> Option<Said> {
-        let target = asked.target.strip_prefix("/api2/json").unwrap_or(asked.target);
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let request = Request {
-            method: asked.method.to_owned(),
-            path: path.to_owned(),
-            query: query.to_owned(),
-            authorization: Some(asked.authorization.to_owned()),
-            content_type: asked.body.map(|_| "application/json".to_owned()),
-            body: asked
-                .body
-                .map(|body| Bytes::from(body.to_owned()))
-                .unwrap_or_default(),
-        };
-        let response = self.0.answer(request).await;
-        (!response.dropped).then(|| Said {
-            status: response.status,
-            reason: response.reason,
-            body: response
-                .body
-                .map(|body| body.to_string().into_bytes())
-                .unwrap_or_default(),
-        })
-    }
-}
+use crate::client::{connect, options, vmid};
 
 /// Wall time that goes with tokio's, over all processes of a world.
 #[derive(Debug, Clone)]
@@ -96,10 +52,6 @@ pub(super) struct Daemon {
     pub(super) store: Store,
 }
 
-fn vmid(raw: u32) -> Vmid {
-    Vmid::try_from(raw).unwrap()
-}
-
 impl World {
     pub(super) fn new(version: Version, seed: u64) -> Self {
         let wires = Wires::default();
@@ -118,18 +70,6 @@ impl World {
         }
     }
 
-    fn backend(&self) -> Arc<dyn Backend> {
-        let mut options = PveOptions::new((vmid(1000), vmid(1999)), "vmbr1");
-        options.node = Some(self.sim.node().to_owned());
-        options.pool = Some("agentlab".into());
-        let token = ApiToken::try_from(&SecretText::new(self.sim.token())).unwrap();
-        let url = "https://127.0.0.1:8006".parse().unwrap();
-        let settings = ProxmoxSettings::new(url, token, Trust::SystemRoots, options);
-        let mut settings = settings;
-        settings.trust = Trust::Fingerprint("AB".repeat(32).parse().unwrap());
-        connect_in_process(settings, Arc::new(Node(self.sim.clone()))).unwrap()
-    }
-
     async fn daemon(&self) -> Daemon {
         let store = Store::open(StoreOptions {
             database_path: self.dir.path().join("agentlab.db"),
@@ -140,7 +80,7 @@ impl World {
         .unwrap();
         let profile = serde_json::json!({ "name": "demo", "template_vmid": 9000 });
         let parts = Parts {
-            backend: self.backend(),
+            backend: connect(&self.sim, options(&self.sim)),
             network: Arc::new(self.wires.clone()),
             door: Arc::new(NoDoor),
             secrets: Arc::new(NoSecrets),

@@ -1,0 +1,305 @@
+//! What users of clients of Proxmox VE run into, and the back end must survive. docs/proxmox.md names these tests, row by
+//! row. Each shows first that the stand-in really made the trouble.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentlab_backend::{Backend, BackendError, Power, PowerOn};
+use pve_sim::{Plugin, PveSim, Rates, Scale, Setup, Version};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::asker::Asker;
+use crate::client::{connect, options, shape, spec};
+
+const NO_NIC: PowerOn = PowerOn { nic: None };
+
+fn lab(version: Version) -> (PveSim, Arc<dyn Backend>) {
+    of(Setup::lab(version, Scale(1.0)))
+}
+
+fn of(setup: Setup) -> (PveSim, Arc<dyn Backend>) {
+    let sim = setup.in_process();
+    let backend = connect(&sim, options(&sim));
+    (sim, backend)
+}
+
+/// A machine on its way, as far as a start.
+async fn started(backend: &Arc<dyn Backend>) {
+    let one = spec(1000);
+    backend.clone_template(&one).await.unwrap();
+    backend.configure(one.vmid, &one.stamp, &shape()).await.unwrap();
+    backend
+        .place_seed(one.vmid, &one.stamp, &[0xa5; 200])
+        .await
+        .unwrap();
+    backend.power_on(one.vmid, &one.stamp, NO_NIC).await.unwrap();
+}
+
+fn was_refused(sim: &PveSim, words: &str) -> bool {
+    sim.audit().refusals.keys().any(|refusal| refusal.contains(words))
+}
+
+#[tokio::test(start_paused = true)]
+async fn thirty_clones_at_once_are_two_to_a_storage_and_three_calls_at_most() {
+    let (sim, backend) = lab(Version::V9);
+    let mut making = JoinSet::new();
+    for raw in 1000..1030 {
+        let backend = Arc::clone(&backend);
+        making.spawn(async move { backend.clone_template(&spec(raw)).await });
+    }
+    while let Some(made) = making.join_next().await {
+        made.unwrap().unwrap();
+    }
+    let most = sim.audit().most;
+    assert_eq!(most["qmclone"], 2, "{most:?}");
+    assert!((2..=3).contains(&most["call"]), "{most:?}");
+    assert!(!was_refused(&sim, "got timeout"), "{:?}", sim.audit().refusals);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_somebody_works_on_is_waited_for() {
+    for (shared, words) in [
+        (
+            false,
+            "can't lock file '/var/lock/pve-manager/pve-storage-tank' - got timeout",
+        ),
+        (true, "cfs-lock 'storage-tank' error: got lock request timeout"),
+    ] {
+        let mut setup = Setup::lab(Version::V9, Scale(1.0));
+        setup.storages.push(("tank".into(), Plugin::Rbd, shared));
+        setup.template_storage = "tank".into();
+        let (sim, backend) = of(setup);
+        sim.operator().hold_storage("tank", Duration::from_secs(25));
+        backend.clone_template(&spec(1000)).await.unwrap();
+        assert!(was_refused(&sim, words), "{:?}", sim.audit().refusals);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_whose_worker_died_is_left_to_the_administrator_with_the_commands_for_it() {
+    let (sim, backend) = lab(Version::V8);
+    let rates = Rates {
+        half_done_clone: 1000,
+        ..Rates::default()
+    };
+    sim.plan_faults(1, rates);
+    let one = spec(1000);
+    let made = backend.clone_template(&one).await;
+    assert!(made.is_err(), "{made:?}");
+    sim.plan_faults(0, Rates::default());
+    assert_eq!(sim.left(), ["VM 1000 (clone)"]);
+    let gone = backend.destroy(one.vmid, &one.stamp).await.unwrap_err();
+    assert!(gone.to_string().contains("VM 1000 exists"), "{gone}");
+    assert_eq!(sim.left(), ["VM 1000 (clone)"], "nothing is unlocked blindly");
+    let calls = sim.audit().calls;
+    assert!(
+        !calls.contains_key("DELETE /nodes/{node}/qemu/{vmid}"),
+        "{calls:?}"
+    );
+    sim.operator().clear_half_done();
+    backend.clone_template(&one).await.unwrap();
+    backend.destroy(one.vmid, &one.stamp).await.unwrap();
+    assert_eq!(sim.left(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tags_that_an_administrator_reserved_cost_nothing_but_the_tag() {
+    let (sim, backend) = lab(Version::V9);
+    sim.operator().set_option("registered-tags", "production;tmpl");
+    let one = spec(1000);
+    backend.clone_template(&one).await.unwrap();
+    backend.configure(one.vmid, &one.stamp, &shape()).await.unwrap();
+    assert!(was_refused(&sim, "for modifying tag 'tmpl'"));
+    let config = sim.operator().config(1000).unwrap();
+    assert_eq!(config["protection"], "0", "the rest is put right");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_somebody_gave_to_the_ha_stack_still_goes() {
+    let (sim, backend) = lab(Version::V9);
+    let one = spec(1000);
+    backend.clone_template(&one).await.unwrap();
+    sim.operator().manage_by_ha(1000);
+    backend.destroy(one.vmid, &one.stamp).await.unwrap();
+    assert_eq!(sim.left(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_somebody_edits_meanwhile_is_read_again_and_keeps_both_changes() {
+    let (sim, backend) = lab(Version::V8);
+    let one = spec(1000);
+    backend.clone_template(&one).await.unwrap();
+    let operator = sim.operator();
+    let editor = async {
+        for name in ["ann-1", "ann-2", "ann-3"] {
+            sleep(Duration::from_millis(17)).await;
+            operator.configure(1000, "name", Some(name));
+        }
+    };
+    let wanted = shape();
+    let (configured, ()) = tokio::join!(backend.configure(one.vmid, &one.stamp, &wanted), editor);
+    configured.unwrap();
+    assert!(
+        was_refused(&sim, "checksum mismatch (file change by other user?)"),
+        "{:?}",
+        sim.audit().refusals
+    );
+    let config = sim.operator().config(1000).unwrap();
+    assert_eq!(
+        (config["name"].as_str(), config["memory"].as_str()),
+        ("ann-3", "512")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_life_asks_neither_the_agent_nor_any_other_storage() {
+    for version in [Version::V8, Version::V9] {
+        let (sim, backend) = lab(version);
+        let one = spec(1000);
+        started(&backend).await;
+        backend.remove_seed(one.vmid, &one.stamp).await.unwrap();
+        backend.suspend(one.vmid, &one.stamp).await.unwrap();
+        backend.resume(one.vmid, &one.stamp).await.unwrap();
+        backend
+            .take_snapshot(one.vmid, &one.stamp, "clean")
+            .await
+            .unwrap();
+        backend.roll_back(one.vmid, &one.stamp, "clean").await.unwrap();
+        backend.list().await.unwrap();
+        backend.power_off(one.vmid, &one.stamp).await.unwrap();
+        backend.destroy(one.vmid, &one.stamp).await.unwrap();
+        let known = [
+            "DELETE /nodes/{node}/qemu/{vmid}",
+            "GET /access/permissions",
+            "GET /cluster/nextid",
+            "GET /cluster/resources",
+            "GET /cluster/status",
+            "GET /nodes",
+            "GET /nodes/{node}/qemu",
+            "GET /nodes/{node}/qemu/{vmid}/config",
+            "GET /nodes/{node}/qemu/{vmid}/feature",
+            "GET /nodes/{node}/qemu/{vmid}/snapshot",
+            "GET /nodes/{node}/qemu/{vmid}/status/current",
+            "GET /nodes/{node}/tasks/{upid}/log",
+            "GET /nodes/{node}/tasks/{upid}/status",
+            "GET /version",
+            "POST /nodes/{node}/qemu/{vmid}/clone",
+            "POST /nodes/{node}/qemu/{vmid}/snapshot",
+            "POST /nodes/{node}/qemu/{vmid}/snapshot/{snapname}/rollback",
+            "POST /nodes/{node}/qemu/{vmid}/status/resume",
+            "POST /nodes/{node}/qemu/{vmid}/status/start",
+            "POST /nodes/{node}/qemu/{vmid}/status/stop",
+            "POST /nodes/{node}/qemu/{vmid}/status/suspend",
+            "PUT /nodes/{node}/qemu/{vmid}/config",
+        ];
+        let calls = sim.audit().calls;
+        let more: Vec<&String> = calls
+            .keys()
+            .filter(|call| !known.contains(&call.as_str()))
+            .collect();
+        assert!(more.is_empty(), "{more:?}");
+        assert_eq!(sim.left(), Vec::<String>::new());
+        assert_eq!(sim.audit().foreign_touched, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_is_paused_in_memory_and_snapshots_of_a_running_one_hold_it_so_that_no_guest_is_frozen() {
+    let (sim, backend) = lab(Version::V9);
+    let one = spec(1000);
+    started(&backend).await;
+    backend.suspend(one.vmid, &one.stamp).await.unwrap();
+    assert!(
+        !sim.left().iter().any(|what| what.contains("state")),
+        "{:?}",
+        sim.left()
+    );
+    backend.resume(one.vmid, &one.stamp).await.unwrap();
+    backend.take_snapshot(one.vmid, &one.stamp, "live").await.unwrap();
+    let asker = Asker {
+        token: sim.token(),
+        sim: sim.clone(),
+    };
+    let listed = asker.data("GET", "{node}/qemu/1000/snapshot", Value::Null).await;
+    // PVE freezes a guest's file systems for a snapshot without its memory only.
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["vmstate"]),
+        (&json!("live"), &json!(1))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_somebody_moved_to_another_node_is_found_there_and_not_started() {
+    let mut setup = Setup::lab(Version::V8, Scale(1.0));
+    setup.nodes.push("pve8b".into());
+    let (sim, backend) = of(setup);
+    let one = spec(1000);
+    backend.clone_template(&one).await.unwrap();
+    backend.configure(one.vmid, &one.stamp, &shape()).await.unwrap();
+    sim.operator().migrate(1000, "pve8b");
+    let found = backend.inspect(one.vmid).await.unwrap().unwrap();
+    assert_eq!(
+        (found.power, found.stamp),
+        (Power::Stopped, Some(one.stamp.clone()))
+    );
+    let started = backend.power_on(one.vmid, &one.stamp, NO_NIC).await;
+    assert!(
+        matches!(&started, Err(BackendError::Refused { reason, .. }) if reason.contains("pve8b")),
+        "{started:?}"
+    );
+    backend.destroy(one.vmid, &one.stamp).await.unwrap();
+    assert_eq!(sim.left(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cluster_has_not_been_told_yet_is_seen_all_the_same() {
+    let (sim, backend) = lab(Version::V9);
+    let one = spec(1000);
+    started(&backend).await;
+    let asker = Asker {
+        token: sim.token(),
+        sim: sim.clone(),
+    };
+    let resources = asker
+        .data("GET", "/cluster/resources", json!({ "type": "vm" }))
+        .await;
+    let told = resources.as_array().unwrap().iter();
+    let told = told.clone().find(|entry| entry["vmid"] == 1000).unwrap();
+    assert_ne!(told["status"], "running", "the stand-in is late with it");
+    let listed = backend.list().await.unwrap();
+    assert_eq!(
+        (listed[0].power, &listed[0].stamp),
+        (Power::Running, &Some(one.stamp))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_image_with_an_efi_disk_and_a_cloud_init_drive_makes_clones_that_keep_no_trace() {
+    let mut setup = Setup::lab(Version::V9, Scale(1.0));
+    setup.volumes = vec![
+        ("local:9000/base-9000-disk-1.qcow2".into(), 9000, 528 << 10),
+        ("local:9000/vm-9000-cloudinit.qcow2".into(), 9000, 4 << 20),
+    ];
+    let more = [
+        (
+            "efidisk0",
+            "local:9000/base-9000-disk-1.qcow2,efitype=4m,size=528K",
+        ),
+        ("ide2", "local:9000/vm-9000-cloudinit.qcow2,media=cdrom"),
+    ];
+    let more = more.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    setup.template.extend(more);
+    let (sim, backend) = of(setup);
+    started(&backend).await;
+    let config = sim.operator().config(1000).unwrap();
+    assert_eq!(
+        config["ciupgrade"], "0",
+        "no first boot upgrades every package: {config:?}"
+    );
+    let one = spec(1000);
+    backend.power_off(one.vmid, &one.stamp).await.unwrap();
+    backend.destroy(one.vmid, &one.stamp).await.unwrap();
+    assert_eq!(sim.left(), Vec::<String>::new());
+}
