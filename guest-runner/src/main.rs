@@ -10,9 +10,9 @@ use agent_runner::console::say;
 use agent_runner::hold::{hold, stay};
 use agent_runner::job::{self, Layout};
 use agent_runner::link::{Link, Ways};
-use agent_runner::{machine_setup, seed};
+use agent_runner::machine_setup;
+use agent_runner::seed::{self, Found};
 use agentlab_protocol::message::Order;
-use agentlab_protocol::seed::Seed;
 use anyhow::Context as _;
 
 fn main() -> ExitCode {
@@ -43,21 +43,22 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
-    let seed = match &arguments.seed_path {
+    let found = match &arguments.seed_path {
         Some(path) => seed::from_file(path)?,
-        None => seed::from_carriers()?,
+        None => seed::from_carriers().await?,
     };
+    let seed = &found.seed;
     say(format_args!(
         "version {}, VMID {}, {}",
         env!("CARGO_PKG_VERSION"),
         seed.vmid,
         seed.hostname
     ));
-    let settled = !arguments.machine_setup || machine_setup::begin(&seed);
-    let work = work(&seed, &arguments);
+    let settled = !arguments.machine_setup || machine_setup::begin(seed);
+    let work = work(&found, &arguments);
     let network = async {
         if !settled {
-            machine_setup::finish(&seed).await;
+            machine_setup::finish(seed).await;
         }
         std::future::pending::<Infallible>().await
     };
@@ -67,9 +68,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
     }
 }
 
-async fn work(seed: &Seed, arguments: &Arguments) -> anyhow::Result<Infallible> {
-    let ways = Ways::new(seed, arguments.line_path.clone()).context("TLS could not be set up")?;
-    let (link, answer) = Link::redeem(seed, ways).await?;
+async fn work(found: &Found, arguments: &Arguments) -> anyhow::Result<Infallible> {
+    let ways = Ways::new(&found.seed, arguments.line_path.clone()).context("TLS could not be set up")?;
+    let (link, answer) = Link::redeem(&found.seed, ways).await?;
+    found.forget();
     let layout = Layout::default();
     let commands = command::serve(link.clone(), layout.clone());
     let work = async {

@@ -10,35 +10,35 @@ use rustix::fs::{Mode, OFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Name of the port on the QEMU command line.
-const PORT_NAME: &str = "agentlab.channel";
+/// Name of the channel's port on the QEMU command line.
+pub(crate) const CHANNEL_PORT: &str = "agentlab.channel";
 /// udev's links; they appear only once udev has settled.
 const LINK_DIR: &str = "/dev/virtio-ports";
 /// The kernel's own list; it is there as soon as the port is.
 const CLASS_DIR: &str = "/sys/class/virtio-ports";
 
-/// Finds the port's device.
+/// Finds the device of a port by its name.
 ///
 /// # Errors
 /// There is none of that name.
-pub(crate) fn find_port() -> io::Result<PathBuf> {
-    find_in(Path::new(LINK_DIR), Path::new(CLASS_DIR))
+pub(crate) fn find_port(name: &str) -> io::Result<PathBuf> {
+    find_in(Path::new(LINK_DIR), Path::new(CLASS_DIR), name)
 }
 
-fn find_in(link_dir: &Path, class_dir: &Path) -> io::Result<PathBuf> {
-    let link = link_dir.join(PORT_NAME);
+fn find_in(link_dir: &Path, class_dir: &Path, wanted: &str) -> io::Result<PathBuf> {
+    let link = link_dir.join(wanted);
     if link.exists() {
         return Ok(link);
     }
     for entry in std::fs::read_dir(class_dir).into_iter().flatten().flatten() {
         let name = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
-        if name.trim() == PORT_NAME {
+        if name.trim() == wanted {
             return Ok(Path::new("/dev").join(entry.file_name()));
         }
     }
     Err(io::Error::new(
         io::ErrorKind::NotFound,
-        format!("this machine has no virtio port `{PORT_NAME}`"),
+        format!("this machine has no virtio port `{wanted}`"),
     ))
 }
 
@@ -132,9 +132,12 @@ mod tests {
             std::fs::create_dir_all(class.join(port)).unwrap();
             std::fs::write(class.join(port).join("name"), name).unwrap();
         }
-        assert_eq!(find_in(&links, &class).unwrap(), Path::new("/dev/vport0p2"));
+        assert_eq!(
+            find_in(&links, &class, CHANNEL_PORT).unwrap(),
+            Path::new("/dev/vport0p2")
+        );
         assert!(
-            find_in(&links, &links)
+            find_in(&links, &links, CHANNEL_PORT)
                 .unwrap_err()
                 .to_string()
                 .contains("agentlab.channel")

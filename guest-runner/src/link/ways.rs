@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use super::body::RequestBody;
-use super::serial::{SerialPort, find_port};
+use super::serial::{CHANNEL_PORT, SerialPort, find_port};
 use super::tls;
 use super::wire::{Duplex, Wire};
 use crate::console::say;
@@ -180,7 +180,7 @@ impl Ways {
     async fn open_line(&self) -> io::Result<Box<dyn Duplex>> {
         let path = match &self.line_path {
             Some(path) => path.clone(),
-            None => find_port()?,
+            None => find_port(CHANNEL_PORT)?,
         };
         let line = open_path(&path).await?;
         Ok(Box::new(agentlab_channel::connect(line).await?))
