@@ -36,7 +36,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use error::{BackendError, Result};
 pub use machine::{
     BackendInfo, Capabilities, CloneSpec, Executed, Limits, MacAddress, Machine, NetworkPlace, Nic, Power,
-    PowerOn, Shape, Stamp, Storage, Template, Usage,
+    PowerOn, Shape, SnapshotHolds, Stamp, Storage, Template, Usage,
 };
 pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 
@@ -192,11 +192,17 @@ pub trait Volumes: Send + Sync {
 /// Snapshots of a machine. A back end without them answers [`BackendError::Unsupported`].
 #[async_trait]
 pub trait Snapshots: Send + Sync {
-    /// Takes one, with memory when the machine runs. One of that name already is success.
-    async fn take_snapshot(&self, _of: Vmid, _stamp: &Stamp, _name: &str) -> Result<()> {
+    /// Takes one. One of that name already is success, whatever it holds.
+    async fn take_snapshot(
+        &self,
+        _of: Vmid,
+        _stamp: &Stamp,
+        _name: &str,
+        _holds: SnapshotHolds,
+    ) -> Result<()> {
         Err(BackendError::Unsupported { what: "snapshots" })
     }
-    /// Goes back to one.
+    /// Goes back to one. With its memory the machine runs afterwards, and without it is off.
     async fn roll_back(&self, _of: Vmid, _stamp: &Stamp, _name: &str) -> Result<()> {
         Err(BackendError::Unsupported { what: "snapshots" })
     }

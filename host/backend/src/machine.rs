@@ -166,6 +166,15 @@ pub struct Machine {
     pub stamp: Option<Stamp>,
 }
 
+/// What a snapshot keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotHolds {
+    /// The machine's disks, as a power failure would leave them if it runs.
+    Disks,
+    /// And its memory, if it runs: whatever secret it holds as well.
+    Memory,
+}
+
 /// Resources used so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {

@@ -91,6 +91,7 @@ impl Volumes for Fake {
 
     async fn attach_volume(&self, volume: &str, to: Vmid, stamp: &Stamp) -> Result<()> {
         self.perform(Call::AttachVolume, Some(to), || {
+            self.change(to, stamp, |_| Ok(()))?;
             match self.holder(volume) {
                 Some(holder) if holder != to => {
                     return Err(refused("attach_volume", holder, "it has the volume"));

@@ -88,6 +88,8 @@ pub(crate) struct Pve<W> {
     begun: Mutex<HashSet<Vmid>>,
     /// Clones of this process that are under way.
     clones: Mutex<HashSet<TaskId>>,
+    /// Who may have a volume of ours; `None` until somebody asks.
+    holders: tokio::sync::Mutex<Option<HashMap<String, Vmid>>>,
     /// Where tasks are written down.
     ledger: Mutex<Option<Arc<dyn TaskLedger>>>,
     view: View,
@@ -123,6 +125,7 @@ impl<W: Wire> Pve<W> {
             storages: Mutex::default(),
             begun: Mutex::default(),
             clones: Mutex::default(),
+            holders: tokio::sync::Mutex::default(),
             ledger: Mutex::default(),
             view: View::default(),
             options,
@@ -441,7 +444,7 @@ impl<W: Wire> Backend for Pve<W> {
             accelerator: None,
             accelerator_reason: None,
             capabilities: Capabilities {
-                volumes: self.options.volume_owner.is_some(),
+                volumes: self.volume_place().is_ok(),
                 snapshots: true,
                 suspend: true,
                 takes_tap: false,

@@ -69,22 +69,6 @@ fn every_sentence_means_the_same_as_answer_as_task_and_as_command() {
             "Linked clone feature is not supported for 'local:9000/vm-9000-disk-0.qcow2' (scsi0)\n",
             Kind::NoLinkedClone,
         ),
-        (
-            "can't clone VM to node 'pve1' (VM uses local storage)\n",
-            Kind::LocalTemplate,
-        ),
-        (
-            "Logical Volume \"vm-777-w\" already exists in volume group \"pve\"",
-            Kind::VolumeTaken,
-        ),
-        (
-            "zfs error: cannot create 'rpool/data/vm-777-w': dataset already exists",
-            Kind::VolumeTaken,
-        ),
-        (
-            "rbd create 'vm-777-w' error: rbd: create error: (17) File exists",
-            Kind::VolumeTaken,
-        ),
         ("you can't start a vm if it's a template\n", Kind::IsTemplate),
         ("only root can set 'args' config\n", Kind::RootOnly),
         (
@@ -185,6 +169,31 @@ fn what_a_task_logged_comes_with_its_end_and_cannot_draw_on_a_terminal() {
     assert_eq!(refusal.words, "boom; its log: create linked clone\\u{1b}[2J");
     for lost in ["unexpected status", "unable to read tail (got 0 bytes)"] {
         assert_eq!(Refusal::task(lost, &[]).kind, Kind::Unknown, "{lost}");
+    }
+}
+
+#[test]
+fn storages_of_every_kind_are_understood() {
+    let table = [
+        (
+            "can't clone VM to node 'pve1' (VM uses local storage)\n",
+            Kind::LocalTemplate,
+        ),
+        (
+            "Logical Volume \"vm-777-w\" already exists in volume group \"pve\"",
+            Kind::VolumeTaken,
+        ),
+        (
+            "zfs error: cannot create 'rpool/data/vm-777-w': dataset already exists",
+            Kind::VolumeTaken,
+        ),
+        (
+            "rbd create 'vm-777-w' error: rbd: create error: (17) File exists",
+            Kind::VolumeTaken,
+        ),
+    ];
+    for (sentence, kind) in table {
+        assert_eq!(answered(500, sentence), kind, "{sentence}");
     }
 }
 

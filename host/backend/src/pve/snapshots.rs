@@ -8,7 +8,7 @@ use super::change::{Change, Read};
 use super::record::Record;
 use super::view::Found;
 use super::{Fields, Kind, Pve, Refusal, Trouble, Wire, refused};
-use crate::{BackendError, Power, Result, Snapshots, Stamp};
+use crate::{BackendError, Power, Result, SnapshotHolds, Snapshots, Stamp};
 
 /// PVE's own name for what is not a snapshot.
 const CURRENT: &str = "current";
@@ -46,14 +46,20 @@ fn check_disks(action: &'static str, record: &Record) -> Result<()> {
 }
 
 impl<W: Wire> Pve<W> {
-    async fn take_once(&self, of: Vmid, stamp: &Stamp, name: &str) -> std::result::Result<(), Trouble> {
+    async fn take_once(
+        &self,
+        of: Vmid,
+        stamp: &Stamp,
+        name: &str,
+        holds: SnapshotHolds,
+    ) -> std::result::Result<(), Trouble> {
         const ACTION: &str = "snapshot";
-        let record = self.ours(ACTION, of, stamp).await?;
+        let (record, power) = self.ours_with_power(ACTION, of, stamp).await?;
         check_disks(ACTION, &record)?;
         let change = Change::TakeSnapshot {
             vmid: of,
             name: name.to_owned(),
-            memory: self.power(&record).await? != Power::Stopped,
+            memory: holds == SnapshotHolds::Memory && power != Power::Stopped,
         };
         match self.change(&record.node, change).await {
             Err(refusal) if refusal.kind == Kind::SnapshotTaken => {
@@ -109,11 +115,11 @@ impl<W: Wire> Pve<W> {
 
 #[async_trait]
 impl<W: Wire> Snapshots for Pve<W> {
-    async fn take_snapshot(&self, of: Vmid, stamp: &Stamp, name: &str) -> Result<()> {
+    async fn take_snapshot(&self, of: Vmid, stamp: &Stamp, name: &str, holds: SnapshotHolds) -> Result<()> {
         check_name("snapshot", of, name)?;
         let _turn = self.turn(of).await;
-        self.patiently("snapshot", of, || self.take_once(of, stamp, name))
-            .await
+        let attempt = || self.take_once(of, stamp, name, holds);
+        self.patiently("snapshot", of, attempt).await
     }
 
     async fn roll_back(&self, of: Vmid, stamp: &Stamp, name: &str) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Volumes under a VMID that no machine has: destroying a machine takes every volume of its number along, and PVE lets
 //! two running machines write one volume at once without a word.
 
+use std::collections::HashMap;
+
 use agentlab_api::Vmid;
 use agentlab_protocol::workspace::SERIAL;
 use async_trait::async_trait;
@@ -15,7 +17,7 @@ use crate::{BackendError, Result, Stamp, Volumes};
 const SLOT: &str = "scsi1";
 
 impl<W: Wire> Pve<W> {
-    fn volume_place(&self) -> Result<(Vmid, &str)> {
+    pub(super) fn volume_place(&self) -> Result<(Vmid, &str)> {
         match (self.options.volume_owner, &self.options.storage) {
             (Some(owner), Some(storage)) => Ok((owner, storage)),
             (None, _) => Err(BackendError::Unsupported {
@@ -40,16 +42,39 @@ impl<W: Wire> Pve<W> {
         Err(refused(action, owner, reason))
     }
 
-    /// Whoever has a volume, among the machines of our range.
+    /// Whoever has a volume, among the machines of our range. All of them are looked through once; after that it is known
+    /// who may have it, and he is asked.
     async fn holder(&self, volume: &str) -> std::result::Result<Option<Vmid>, Trouble> {
+        let mut holders = self.holders.lock().await;
+        let known = match holders.as_mut() {
+            Some(known) => known,
+            None => holders.insert(self.look_for_holders().await?),
+        };
+        let Some(holder) = known.get(volume).copied() else {
+            return Ok(None);
+        };
+        if let Found::Here(record) = self.find("look for volume", holder).await?
+            && slot_of(&record, volume).is_some()
+        {
+            return Ok(Some(holder));
+        }
+        known.remove(volume);
+        Ok(None)
+    }
+
+    async fn look_for_holders(&self) -> std::result::Result<HashMap<String, Vmid>, Trouble> {
+        let (owner, _) = self.volume_place()?;
+        let mut holders = HashMap::new();
         for machine in self.list_all().await? {
-            if let Found::Here(record) = self.find("look for volume", machine.vmid).await?
-                && slot_of(&record, volume).is_some()
-            {
-                return Ok(Some(machine.vmid));
+            if let Found::Here(record) = self.find("look for volumes", machine.vmid).await? {
+                let of_owner = record
+                    .disks()
+                    .into_iter()
+                    .filter(|disk| disk.owner() == Some(owner));
+                holders.extend(of_owner.map(|disk| (disk.volume, machine.vmid)));
             }
         }
-        Ok(None)
+        Ok(holders)
     }
 
     async fn attach_once(&self, volume: &str, to: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
@@ -65,15 +90,24 @@ impl<W: Wire> Pve<W> {
             return Err(refused(ACTION, to, format!("{there} is at {SLOT} already")).into());
         }
         let drive = format!("{volume},serial={SERIAL}");
+        // Before the call: whether one without an answer took effect is for the next look.
+        if let Some(known) = self.holders.lock().await.as_mut() {
+            known.insert(volume.to_owned(), to);
+        }
         Ok(self.set(&record, vec![pair(SLOT, drive)]).await?)
     }
 
     async fn detach_once(&self, volume: &str, from: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
         const ACTION: &str = "detach volume";
-        let Some(record) = self.ours_or_absent(ACTION, from, stamp).await? else {
+        let Some(mut record) = self.ours_or_absent(ACTION, from, stamp).await? else {
             return Ok(());
         };
         if let Some(slot) = slot_of(&record, volume) {
+            if record.is_protected() {
+                // PVE keeps the disks of such a machine where they are.
+                self.set(&record, vec![pair("protection", 0)]).await?;
+                record = self.ours(ACTION, from, stamp).await?;
+            }
             self.set(&record, vec![pair("delete", slot)]).await?;
         }
         // A guest that does not let go leaves the change for its next start, and PVE says yes all the same.
@@ -123,9 +157,15 @@ impl<W: Wire> Pve<W> {
         Ok(self.change(&record.node, change).await?)
     }
 
-    async fn size_of(&self, storage: &str, volume: &str) -> std::result::Result<Option<u64>, Refusal> {
+    async fn size_of(
+        &self,
+        (owner, storage): (Vmid, &str),
+        volume: &str,
+    ) -> std::result::Result<Option<u64>, Refusal> {
         let node = self.node.get().map(String::as_str).unwrap_or_default();
-        let read = Read::new(format!("/nodes/{node}/storage/{storage}/content")).with("content", "images");
+        let read = Read::new(format!("/nodes/{node}/storage/{storage}/content"))
+            .with("content", "images")
+            .with("vmid", owner);
         let lines = Fields::list(self.wire.read(&read).await?).unwrap_or_default();
         let line = lines
             .iter()
@@ -180,7 +220,7 @@ impl<W: Wire> Volumes for Pve<W> {
                 Ok(_) => Err(Trouble::from(Refusal::unknown("the answer names no volume"))),
                 Err(refusal) if refusal.kind == Kind::VolumeTaken => {
                     let volume = format!("{storage}:{owner}/{filename}");
-                    match self.size_of(storage, &volume).await? {
+                    match self.size_of((owner, storage), &volume).await? {
                         Some(size) if size == u64::from(size_gb) << 30 => Ok(volume),
                         Some(_) | None => Err(refusal.into()),
                     }

@@ -1,7 +1,7 @@
 //! One suite for every back end: what the traits promise, asked of each of them.
 //!
 //! ```text
-//!   suite.rs      the promises, generic over a rig
+//!   suite.rs      the promises, generic over a rig; disks.rs those of volumes and snapshots
 //!   fake.rs       the rig of the fake                      always runs
 //!   proxmox.rs    the rig of the REST API                  always runs, against a stand-in
 //!   shell.rs      the rig of qm, pvesh and pvesm           always runs, against programs of its own
@@ -11,6 +11,8 @@
 //!
 //! Without root or QEMU the second half prints SKIP; with `CI=true` it fails instead.
 
+#[cfg(test)]
+mod disks;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]

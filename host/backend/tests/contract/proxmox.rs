@@ -34,6 +34,7 @@ impl ProxmoxRig {
 fn settings(node: &PveSim) -> ProxmoxSettings {
     let mut options = PveOptions::new((vmid(1000), vmid(1999)), "vmbr1");
     options.pool = Some("agentlab".into());
+    options.storage = Some("local".into());
     options.volume_owner = Some(vmid(777));
     options.watch_interval = Duration::from_millis(200);
     let token = ApiToken::try_from(&SecretText::new(node.token())).unwrap();

@@ -80,6 +80,8 @@ fn settings(node: &PveSim, program_dir: &Path) -> ShellSettings {
     let mut options = PveOptions::new((vmid(1000), vmid(1999)), "vmbr1");
     options.node = Some(node.node().to_owned());
     options.pool = Some("agentlab".into());
+    options.storage = Some("local".into());
+    options.volume_owner = Some(vmid(777));
     options.watch_interval = Duration::from_millis(200);
     let mut settings = ShellSettings::new(options);
     settings.program_dir = program_dir.to_owned();
@@ -151,6 +153,26 @@ fn asked(node: &str, words: &[&str]) -> (&'static str, String, Map<String, Value
         }
         ["qm", "shutdown", vmid] => ("POST", format!("{}/status/shutdown", machine(vmid))),
         ["qm", "destroy", vmid] => ("DELETE", machine(vmid)),
+        ["qm", "snapshot", vmid, name] => {
+            give("snapname", name);
+            ("POST", format!("{}/snapshot", machine(vmid)))
+        }
+        ["qm", "rollback", vmid, name] => ("POST", format!("{}/snapshot/{name}/rollback", machine(vmid))),
+        ["qm", "delsnapshot", vmid, name] => ("DELETE", format!("{}/snapshot/{name}", machine(vmid))),
+        ["pvesm", "alloc", storage, owner, filename, size] => {
+            give("vmid", owner);
+            give("filename", filename);
+            give("size", size);
+            ("POST", format!("/nodes/{node}/storage/{storage}/content"))
+        }
+        ["pvesm", "free", volume] => {
+            let (storage, _) = volume.split_once(':').unwrap();
+            let volume = volume.replace('/', "%2F");
+            (
+                "DELETE",
+                format!("/nodes/{node}/storage/{storage}/content/{volume}"),
+            )
+        }
         _ => panic!("nobody should ask for {words:?}"),
     };
     (method, path, values)
@@ -170,6 +192,10 @@ async fn perform(node: &PveSim, words: &[&str]) -> Printed {
     match upid {
         // The programs wait for their own tasks.
         Some(upid) => ended(node, upid).await,
+        None if words[..2] == ["pvesm", "alloc"] => Printed {
+            stdout: format!("successfully created '{}'\n", data.as_str().unwrap()),
+            ..Printed::default()
+        },
         None if words[0] == "pvesh" => Printed {
             stdout: format!("{data}\n"),
             ..Printed::default()

@@ -10,6 +10,11 @@ use async_trait::async_trait;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
+pub(crate) use crate::disks::{
+    a_volume_goes_to_one_machine_at_a_time_and_outlives_it,
+    snapshots_with_memory_and_without_are_gone_back_to,
+};
+
 /// The template every rig has.
 pub(crate) const TEMPLATE: u32 = 9000;
 /// What its guest writes to the console first.
@@ -473,7 +478,9 @@ macro_rules! contract {
             of_an_absent_machine_nothing_is_known_and_undoing_is_success,
             a_seed_is_placed_replaced_and_removed,
             a_disk_only_grows_and_an_unshaped_machine_does_not_start,
-            the_console_shows_the_end_of_what_the_guest_wrote
+            the_console_shows_the_end_of_what_the_guest_wrote,
+            a_volume_goes_to_one_machine_at_a_time_and_outlives_it,
+            snapshots_with_memory_and_without_are_gone_back_to
         );
     };
     (@tests $name:ident, $rig:expr, $marks:tt, $($test:ident),+) => {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use agentlab_backend::{BackendError, Power};
+use agentlab_backend::{BackendError, Power, SnapshotHolds};
 use serde_json::Value;
 
 use crate::lab::{settings, stamp, vmid};
@@ -129,7 +129,9 @@ async fn a_machine_without_our_stamp_is_never_changed() {
             backend.power_off(at, &stamp()).await,
             backend.configure(at, &stamp(), &crate::lab::shape()).await,
             backend.place_seed(at, &stamp(), b"seed").await,
-            backend.take_snapshot(at, &stamp(), "clean").await,
+            backend
+                .take_snapshot(at, &stamp(), "clean", SnapshotHolds::Memory)
+                .await,
         ];
         for answer in answers {
             assert!(matches!(answer, Err(BackendError::NotOurs { .. })), "{answer:?}");

@@ -1,7 +1,7 @@
 //! Clones, volumes and snapshots on storages of different kinds.
 
 use agentlab_backend::proxmox::connect;
-use agentlab_backend::{BackendError, CloneMode, PowerOn};
+use agentlab_backend::{BackendError, CloneMode, PowerOn, SnapshotHolds};
 use pve_sim::{Plugin, PveSim, Scale, Setup, Version};
 
 use crate::lab::{options, shape, spec, stamp, vmid};
@@ -89,7 +89,9 @@ async fn a_volume_is_attached_to_one_machine_at_a_time_and_outlives_it() {
         Err(BackendError::Refused { .. })
     ));
     // A snapshot would take somebody's work along, and a rollback would undo it.
-    let answer = backend.take_snapshot(vmid(1000), &stamp(), "clean").await;
+    let answer = backend
+        .take_snapshot(vmid(1000), &stamp(), "clean", SnapshotHolds::Memory)
+        .await;
     assert!(
         matches!(&answer, Err(BackendError::Refused { hint: Some(_), .. })),
         "{answer:?}"
@@ -128,17 +130,29 @@ async fn snapshots_are_taken_listed_gone_back_to_and_deleted() {
         let (at, stamp) = (vmid(1000), stamp());
         backend.clone_template(&spec()).await.unwrap();
         backend.configure(at, &stamp, &shape()).await.unwrap();
-        backend.take_snapshot(at, &stamp, "clean").await.unwrap();
+        backend
+            .take_snapshot(at, &stamp, "clean", SnapshotHolds::Memory)
+            .await
+            .unwrap();
         backend.power_on(at, &stamp, PowerOn { nic: None }).await.unwrap();
         for _ in 0..2 {
-            backend.take_snapshot(at, &stamp, "live").await.unwrap();
+            backend
+                .take_snapshot(at, &stamp, "live", SnapshotHolds::Memory)
+                .await
+                .unwrap();
         }
         assert_eq!(backend.snapshots(at).await.unwrap(), ["clean", "live"]);
         backend.roll_back(at, &stamp, "live").await.unwrap();
         let answer = backend.roll_back(at, &stamp, "nope").await;
         assert!(matches!(answer, Err(BackendError::Refused { .. })), "{answer:?}");
         for name in ["current", "x", "9a", "a b"] {
-            assert!(backend.take_snapshot(at, &stamp, name).await.is_err(), "{name}");
+            assert!(
+                backend
+                    .take_snapshot(at, &stamp, name, SnapshotHolds::Memory)
+                    .await
+                    .is_err(),
+                "{name}"
+            );
         }
         for _ in 0..2 {
             backend.delete_snapshot(at, &stamp, "live").await.unwrap();

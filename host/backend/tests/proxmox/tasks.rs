@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentlab_backend::proxmox::connect;
-use agentlab_backend::{BegunTask, Power, PowerOn, TaskEnd, TaskLedger};
+use agentlab_backend::{BegunTask, Power, PowerOn, SnapshotHolds, TaskEnd, TaskLedger};
 use async_trait::async_trait;
 use pve_sim::{PveSim, Scale, Version};
 use tokio::sync::Notify;
@@ -46,7 +46,10 @@ async fn every_task_is_in_the_ledger_with_its_machine_and_its_action() {
     backend.clone_template(&spec()).await.unwrap();
     backend.configure(at, &stamp, &shape()).await.unwrap();
     backend.power_on(at, &stamp, PowerOn { nic: None }).await.unwrap();
-    backend.take_snapshot(at, &stamp, "clean").await.unwrap();
+    backend
+        .take_snapshot(at, &stamp, "clean", SnapshotHolds::Memory)
+        .await
+        .unwrap();
     backend.destroy(at, &stamp).await.unwrap();
     let told = book.tasks.lock().unwrap().clone();
     let actions: Vec<_> = told.iter().map(|task| (task.vmid, task.action)).collect();
