@@ -136,6 +136,12 @@ pub(crate) enum Value {
     Ports(PortRange),
 }
 
+impl From<Ipv4Addr> for Value {
+    fn from(address: Ipv4Addr) -> Self {
+        Self::Ipv4(address)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: &'static str,

@@ -3,10 +3,13 @@
 //! ```text
 //!   example.com                  that name, every port
 //!   *.example.com                every name below it
+//!   example.com tcp/443          that name, one port or a few: tcp/8000-8007, udp/53
 //!   192.0.2.7  192.0.2.0/24      addresses, every port
-//!   192.0.2.0/24 tcp/443         addresses, one port or a range: tcp/8000-8010, udp/53
+//!   192.0.2.0/24 tcp/443         addresses, one port or a range: tcp/8000-9000, udp/53
 //!   tcp/443                      any public address, these ports
 //! ```
+//!
+//! `example.com:443` and `192.0.2.7:443` are other spellings of the same with `tcp/443`.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -22,8 +25,13 @@ const LONGEST_LABEL: usize = 63;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum AllowEntry {
-    /// `example.com`, or `*.example.com` for all names below it: lower case, without a final dot.
-    Name(String),
+    /// What a name stands for at the moment.
+    Name {
+        /// `example.com`, or `*.example.com` for all names below it: lower case, without a final dot.
+        name: String,
+        /// Only these ports, [`MOST_PORTS_OF_NAME`] at most.
+        ports: Option<AllowPorts>,
+    },
     /// Addresses.
     Network {
         /// First address.
@@ -45,6 +53,17 @@ pub struct AllowPorts {
     /// Highest.
     pub last: u16,
 }
+
+impl AllowPorts {
+    /// How many they are.
+    #[must_use]
+    pub fn count(self) -> u32 {
+        u32::from(self.last.saturating_sub(self.first)) + 1
+    }
+}
+
+/// Ports of one name at most: each of its addresses is opened with each of them, for a time.
+pub const MOST_PORTS_OF_NAME: u32 = 8;
 
 /// Why a text is no entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +88,7 @@ fn read(text: &str) -> Result<AllowEntry, &'static str> {
     let mut words = text.split_whitespace();
     let (first, second) = (words.next().ok_or("is empty")?, words.next());
     if words.next().is_some() {
-        return Err("has too many words: expected a name, a network, or a network and its ports");
+        return Err("has too many words: expected a name or a network, and its ports");
     }
     if let Some(ports) = ports(first) {
         return match second {
@@ -79,16 +98,19 @@ fn read(text: &str) -> Result<AllowEntry, &'static str> {
                 ports: Some(ports?),
             }),
             Some(_) => {
-                Err("names ports first: write the network, then its ports, as in 192.0.2.0/24 tcp/443")
+                Err("names ports first: write name or network, then its ports, as in example.com tcp/443")
             }
         };
     }
-    let ports = match second {
-        None => None,
-        Some(second) => Some(
+    let (first, behind_colon) = with_colon(first)?;
+    let ports = match (second, behind_colon) {
+        (None, None) => None,
+        (None, Some(ports)) => Some(ports),
+        (Some(second), None) => Some(
             ports(second)
                 .ok_or("has a second word that is no port: expected tcp/443, udp/53 or tcp/8000-8010")??,
         ),
+        (Some(_), Some(_)) => return Err("names its ports twice"),
     };
     if let Some((address, prefix)) = network(first)? {
         return Ok(AllowEntry::Network {
@@ -97,10 +119,29 @@ fn read(text: &str) -> Result<AllowEntry, &'static str> {
             ports,
         });
     }
-    if ports.is_some() {
-        return Err("names ports of a name: a name opens every port; name its network to open some");
+    if ports.is_some_and(|ports| ports.count() > MOST_PORTS_OF_NAME) {
+        return Err("names more than 8 ports of a name: name fewer, or none for every port");
     }
-    name(first).map(AllowEntry::Name)
+    let name = name(first)?;
+    Ok(AllowEntry::Name { name, ports })
+}
+
+/// `example.com:443` is `example.com tcp/443`. More than one colon is what IPv6 has.
+fn with_colon(text: &str) -> Result<(&str, Option<AllowPorts>), &'static str> {
+    let Some((destination, port)) = text.split_once(':') else {
+        return Ok((text, None));
+    };
+    if destination.contains('/') && !destination.ends_with(|last: char| last.is_ascii_digit())
+        || port.contains([':', '/'])
+    {
+        return Err(
+            "is neither a name nor an IPv4 network: IPv6 is closed, and an URL is written as its name alone",
+        );
+    }
+    if destination.is_empty() {
+        return Err("names a port and no destination: any public address is tcp/443");
+    }
+    range(true, port).map(|ports| (destination, Some(ports)))
 }
 
 fn ports(text: &str) -> Option<Result<AllowPorts, &'static str>> {
@@ -110,24 +151,23 @@ fn ports(text: &str) -> Option<Result<AllowPorts, &'static str>> {
         "udp" => false,
         _ => return None,
     };
-    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    Some(self::range(tcp, range))
+}
+
+fn range(tcp: bool, text: &str) -> Result<AllowPorts, &'static str> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
     let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
-    Some(match (port(first), port(last)) {
+    match (port(first), port(last)) {
         (Some(first), Some(last)) if first <= last => Ok(AllowPorts { tcp, first, last }),
         (Some(_), Some(_)) => Err("has a range of ports that ends before it begins"),
         _ => Err("has a port that is none: expected 1 to 65535"),
-    })
+    }
 }
 
 /// `None` for what does not look like an address at all.
 fn network(text: &str) -> Result<Option<(Ipv4Addr, u8)>, &'static str> {
     let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
     let numeric = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    if text.contains(':') {
-        return Err(
-            "is neither a name nor an IPv4 network: IPv6 is closed, and ports are written as a word of their own",
-        );
-    }
     if !numeric(address) {
         return if text.contains('/') {
             Err("is no IPv4 network: expected ADDRESS/PREFIX, as in 192.0.2.0/24")
@@ -199,7 +239,11 @@ impl From<AllowEntry> for String {
 impl fmt::Display for AllowEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (address, prefix, ports) = match self {
-            Self::Name(name) => return f.write_str(name),
+            Self::Name { name, ports: None } => return f.write_str(name),
+            Self::Name {
+                name,
+                ports: Some(ports),
+            } => return write!(f, "{name} {ports}"),
             Self::Network {
                 prefix: 0,
                 ports: Some(ports),
@@ -249,6 +293,11 @@ mod tests {
             ("8.8.0.0/16  tcp/443", "8.8.0.0/16 tcp/443"),
             ("1.1.1.1 udp/8000-8010", "1.1.1.1 udp/8000-8010"),
             ("tcp/443-443", "tcp/443"),
+            ("Example.org:443", "example.org tcp/443"),
+            ("*.example.org:8000-8007", "*.example.org tcp/8000-8007"),
+            ("example.org  udp/53", "example.org udp/53"),
+            ("1.1.1.1:853", "1.1.1.1 tcp/853"),
+            ("8.8.0.0/16:443", "8.8.0.0/16 tcp/443"),
         ] {
             let entry: AllowEntry = text.parse().unwrap();
             assert_eq!(entry.to_string(), shown, "{text}");
@@ -271,9 +320,15 @@ mod tests {
             ("a..example.com", "no name"),
             ("bücher.example", "xn--"),
             ("https://example.com", "IPv6 is closed"),
-            ("example.com:443", "word of their own"),
-            ("example.com tcp/443", "every port"),
+            ("https://example.com:443/", "IPv6 is closed"),
+            ("example.com:", "1 to 65535"),
+            ("example.com:https", "1 to 65535"),
+            (":443", "no destination"),
+            ("example.com:443 tcp/444", "twice"),
+            ("example.com tcp/8000-8008", "more than 8 ports"),
+            ("com:443", "one label"),
             ("2001:db8::/32", "IPv6 is closed"),
+            ("2001:db8::1", "IPv6 is closed"),
             ("1.1.1.1/33", "1 to 32"),
             ("0.0.0.0/0", "1 to 32"),
             ("8.8.8.8/8", "first address"),

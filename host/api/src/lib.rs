@@ -24,7 +24,7 @@ mod secret;
 mod status;
 mod workspace;
 
-pub use allow::{AllowEntry, AllowError, AllowPorts};
+pub use allow::{AllowEntry, AllowError, AllowPorts, MOST_PORTS_OF_NAME};
 pub use artifact::{ArtifactKind, ArtifactView};
 pub use command::{CommandRequest, CommandTerminal, CommandUser, CommandView};
 pub use error::{ErrorCode, FieldError, Problem};
@@ -47,6 +47,6 @@ pub use sandbox::{
 pub use secret::{SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, StatusView, TemplateView};
 pub use workspace::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,
-    WorkspaceSnapshotRequest, WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
+    WorkspaceAttach, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceRebind, WorkspaceRequest,
+    WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
 };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use agentlab_api::{AGENTS, InnerSandbox, NetworkMode, Profile};
+use agentlab_api::{AGENTS, AllowEntry, InnerSandbox, MOST_PORTS_OF_NAME, NetworkMode, Profile};
 
 use crate::yaml::{self, Document, Node, Place, Read};
 use crate::{ConfigError, Fault, file, refused, resources};
@@ -236,6 +236,26 @@ fn is_name(name: &str) -> bool {
             .all(|byte| plain(byte) || byte == b'-' || byte == b'_')
 }
 
+/// A name that several entries give more ports than it may have.
+fn crowded_name(list: &[AllowEntry]) -> Option<String> {
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    for entry in list {
+        if let AllowEntry::Name {
+            name,
+            ports: Some(ports),
+        } = entry
+        {
+            *counts.entry(name).or_default() += ports.count();
+        }
+    }
+    let (name, count) = counts
+        .into_iter()
+        .find(|(_, count)| *count > MOST_PORTS_OF_NAME)?;
+    Some(format!(
+        "names {count} ports of `{name}`, and {MOST_PORTS_OF_NAME} are the most: name fewer, or none for every port"
+    ))
+}
+
 fn network_faults(profile: &Profile) -> Vec<Range> {
     let mut faults = Vec::new();
     let network = &profile.network;
@@ -255,6 +275,7 @@ fn network_faults(profile: &Profile) -> Vec<Range> {
             format!("has {listed} entries, and at most {MOST_ALLOWED} are taken: name networks or wildcards");
         faults.push((path, reason));
     }
+    faults.extend(crowded_name(&network.allow).map(|reason| (vec!["network", "allow"], reason)));
     if network.model.as_deref().is_some_and(|model| model != "virtio") {
         faults.push((
             vec!["network", "model"],

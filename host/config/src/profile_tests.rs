@@ -125,6 +125,10 @@ fn an_allowlist_is_read_entry_by_entry_and_what_is_wrong_is_named_where_it_stand
             "p.yaml:4:3: `network.mode` is `allowlist` without an entry",
         ),
         (
+            "  mode: allowlist\n  allow: [\"a.example:1-5\", \"a.example udp/1-4\"]\n",
+            "p.yaml:5:3: `network.allow` names 9 ports of `a.example`",
+        ),
+        (
             "  mode: nat\n  allow: [example.com]\n",
             "p.yaml:5:3: `network.allow` would be ignored",
         ),

@@ -34,6 +34,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Mutex, oneshot};
 
+use self::allow::Ports;
 use self::denials::Denials;
 use self::names::OwnNetworks;
 use self::resolver::Resolver;
@@ -57,6 +58,8 @@ struct Watched {
     is_broken: bool,
     looked: Instant,
     own: OwnNetworks,
+    /// Guests in `allowlist`, and what the names of their lists open.
+    listed: BTreeMap<Ipv4Addr, BTreeMap<String, Ports>>,
 }
 
 impl Watched {
@@ -73,6 +76,7 @@ impl Watched {
             is_broken: false,
             looked: Instant::now(),
             own: OwnNetworks::default(),
+            listed: BTreeMap::new(),
         }
     }
 
@@ -417,12 +421,14 @@ impl Network for EnforcedNetwork {
             let address = watched.address_of(vmid);
             // The resolver knows it before it is let through, and until it is not let through any more.
             if let (Some(address), Some(names)) = (address, asks.clone()) {
+                watched.listed.insert(address, allow::ports_of_names(&list));
                 resolver.admit(address, names);
             }
             let changed = watched.enforcer.set_trust(&name, level);
             if let Some(address) = address
                 && (asks.is_none() || changed.is_err())
             {
+                watched.listed.remove(&address);
                 resolver.forget(address);
             }
             changed
@@ -443,6 +449,7 @@ impl Network for EnforcedNetwork {
                 watched.enforcer.detach(&name)?;
             }
             if let Some(address) = address {
+                watched.listed.remove(&address);
                 resolver.forget(address);
             }
             Ok(())

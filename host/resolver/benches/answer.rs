@@ -188,7 +188,7 @@ fn open_for_ever(mut line: UnixStream, enforcer: &mut Enforcer, port: &IfName) {
             continue;
         };
         let time = Duration::from_secs(u64::from(seconds));
-        let outcome = match enforcer.resolve(port, &addresses, time) {
+        let outcome = match enforcer.resolve(port, &addresses, None, time) {
             Ok(()) => Opening::Open,
             Err(_) => Opening::Closed,
         };

@@ -116,6 +116,17 @@ impl Allowed {
         self.exact.contains(domain)
     }
 
+    /// Names of the list that allow this one, as they stand there.
+    #[must_use]
+    pub fn entries(&self, domain: &Domain) -> Vec<String> {
+        let exact = self.exact.get(domain).map(ToString::to_string);
+        let parents = domain.ends().skip(1).map(|end| Domain(end.to_vec()));
+        let below = parents
+            .filter(|parent| self.below.contains(parent))
+            .map(|parent| format!("*.{parent}"));
+        exact.into_iter().chain(below).collect()
+    }
+
     /// Labels of an allowed name that the guest was free to choose, or `None` for a name that is not allowed.
     #[must_use]
     pub fn free_labels(&self, domain: &Domain) -> Option<usize> {
@@ -161,6 +172,20 @@ mod tests {
         ] {
             assert_eq!(allowed.free_labels(&domain(name)), free, "{name}");
         }
+    }
+
+    #[test]
+    fn every_entry_that_allows_a_name_is_named_as_it_stands_in_the_list() {
+        let allowed = Allowed::new([
+            "a.b.example.org",
+            "*.b.example.org",
+            "*.example.org",
+            "example.org",
+        ]);
+        let all = ["a.b.example.org", "*.b.example.org", "*.example.org"];
+        assert_eq!(allowed.entries(&domain("A.b.Example.org.")), all);
+        assert_eq!(allowed.entries(&domain("example.org")), ["example.org"]);
+        assert_eq!(allowed.entries(&domain("org")), [""; 0]);
     }
 
     #[test]

@@ -50,6 +50,17 @@ pub enum Mode {
     Filter(Allowed),
 }
 
+impl Mode {
+    /// Names of its list that allow a name; none where there is no list.
+    #[must_use]
+    pub fn entries(&self, domain: &Domain) -> Vec<String> {
+        match self {
+            Self::Forward => Vec::new(),
+            Self::Filter(allowed) => allowed.entries(domain),
+        }
+    }
+}
+
 /// Why a question got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -83,6 +83,8 @@ pub enum FromResolver {
         id: u64,
         /// To whom.
         guest: Ipv4Addr,
+        /// Names of its allowlist that stand for them, as they stand there: each opens its own ports.
+        names: Vec<String>,
         /// Which.
         addresses: Vec<Ipv4Addr>,
         /// For how long.

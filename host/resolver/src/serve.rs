@@ -153,7 +153,7 @@ impl Resolver {
         if answer.addresses.is_empty() {
             return Ok(answer);
         }
-        let outcome = self.open(from, epoch, &answer.addresses, seconds).await;
+        let outcome = self.open((from, epoch), asked, &answer.addresses, seconds).await;
         // Meanwhile the guest may have become another one, for whom nothing was opened.
         let mut guests = lock(&self.guests);
         match (
@@ -252,19 +252,24 @@ impl Resolver {
 
     /// Returns once the addresses are open. Asked for each answer, also one that was given before: whatever became of
     /// the policy meanwhile, the addresses are open when the guest reads of them.
-    async fn open(&self, guest: Ipv4Addr, epoch: u64, addresses: &[Ipv4Addr], seconds: u32) -> Opening {
-        if lock(&self.guests)
-            .get(&guest)
-            .is_none_or(|guest| guest.epoch != epoch)
-        {
-            return Opening::Closed;
-        }
+    async fn open(
+        &self,
+        (guest, epoch): (Ipv4Addr, u64),
+        asked: &Asked,
+        addresses: &[Ipv4Addr],
+        seconds: u32,
+    ) -> Opening {
+        let names = match lock(&self.guests).get(&guest) {
+            Some(known) if known.epoch == epoch => known.mode.entries(&asked.domain),
+            Some(_) | None => return Opening::Closed,
+        };
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (wish, outcome) = oneshot::channel();
         lock(&self.wishes).insert(id, wish);
         self.say(FromResolver::Open {
             id,
             guest,
+            names,
             addresses: addresses.to_vec(),
             seconds: seconds.saturating_add(self.limits.grace_seconds),
         });

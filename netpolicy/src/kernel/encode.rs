@@ -10,6 +10,7 @@ use super::attributes::Messages;
 use super::element::{ElementsWriter, padded};
 use super::error::EnforceError;
 use super::expressions::{c_string, expressions};
+use super::observer::Resolved;
 use super::standing::{self, FAMILIES};
 use crate::binding::Elements;
 use crate::ruleset::{
@@ -153,14 +154,15 @@ impl Transaction {
     /// Gives elements that end by themselves a new time, whether they are there or not; with `gone`, takes them away.
     ///
     /// Each is added, which is allowed of one that is there, then removed, which is allowed only of one that is there.
-    pub(crate) fn renew(shape: &Ruleset, set: (Family, &str), elements: &[Element], gone: bool) -> Self {
-        let mut builder = Builder::new(elements.len() * 4 * PER_ELEMENT);
-        let (family, name) = set;
-        let tables = shape.tables.iter().filter(|table| table.family == family);
-        if let Some(set) = tables.flat_map(|table| &table.sets).find(|set| set.name == name) {
+    pub(crate) fn renew(shape: &Ruleset, resolved: &[Resolved], gone: bool) -> Self {
+        let mut builder = Builder::new(resolved.len() * 4 * PER_ELEMENT);
+        let tables = shape.tables.iter().filter(|table| table.family == Family::Inet);
+        for set in tables.flat_map(|table| &table.sets) {
+            let of_set = || resolved.iter().filter(|one| one.set == set.name);
             let steps = [MsgType::Add, MsgType::Del, MsgType::Add];
             for action in steps.into_iter().take(if gone { 2 } else { 3 }) {
-                builder.elements(family, set, elements.iter(), action);
+                let elements = of_set().map(|one| &one.element);
+                builder.elements(Family::Inet, set, elements, action);
             }
         }
         builder.finish()

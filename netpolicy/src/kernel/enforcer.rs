@@ -321,10 +321,10 @@ impl Enforcer {
             if let Binding::Known(port) = binding
                 && port.trust.leaves_host()
             {
-                self.forget_resolved(port)?;
                 self.vacated.insert(port.address);
             }
         }
+        self.kernel.clear_resolved(&self.shape)?;
         self.end_vacated_flows()
     }
 

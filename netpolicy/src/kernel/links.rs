@@ -285,6 +285,9 @@ impl Links {
     }
 
     /// Keeps a port from talking to other ports and from learning or being flooded.
+    ///
+    /// `neigh_suppress` stays off: with it the bridge itself answers whoever asks for the port's neighbour, past every
+    /// rule of the bridge's output. There is nothing to suppress: broadcasts to a guest are judged one by one.
     pub(crate) fn isolate(&self, link: u32, name: &IfName) -> Result<(), EnforceError> {
         let message = LinkBridgePort::new(link)
             .isolated(true)
@@ -294,6 +297,7 @@ impl Links {
             .guard(true)
             .root_block(true)
             .hairpin(false)
+            .neigh_suppress(false)
             .build();
         self.run(
             "set the port flags of",
@@ -359,6 +363,7 @@ pub(crate) fn port_drift(link: &Link) -> Option<Drift> {
         (InfoBridgePort::UnicastFlood(false), "flooding"),
         (InfoBridgePort::MulticastFlood(false), "multicast flooding"),
         (InfoBridgePort::HairpinMode(false), "hairpin"),
+        (InfoBridgePort::NeighSupress(false), "answers for its neighbour"),
     ];
     let wrong: Vec<_> = wanted
         .iter()

@@ -15,7 +15,7 @@ use super::standing::{self, FAMILIES, Standing};
 use super::sysctl;
 use crate::binding::Binding;
 use crate::plan::{plan, skeleton};
-use crate::ruleset::{Element, Family, Value};
+use crate::ruleset::{Element, Value};
 use crate::{
     BridgeSpec, Cidr, Destination, Drift, GuestPort, HostPolicy, IfName, Intent, PortRange, Protocol,
     Ruleset, Trust, USUAL_DENIAL_GROUP, check_host, rules,
@@ -44,6 +44,14 @@ pub struct Observer {
     pub(crate) links: Links,
     /// Whether rules can ask which bridge a frame is on; unknown until it matters.
     names_bridges: Option<bool>,
+}
+
+/// An address that a name stands for.
+pub(crate) struct Resolved {
+    pub(crate) guest: Ipv4Addr,
+    /// Of every port, or of those of the name.
+    pub(crate) set: &'static str,
+    pub(crate) element: Element,
 }
 
 /// A reading, and the bindings it amounts to.
@@ -219,13 +227,11 @@ impl Observer {
 
     /// Closes everything that names opened, for whomever.
     pub(crate) fn clear_resolved(&mut self, shape: &Ruleset) -> Result<(), EnforceError> {
-        let elements: Vec<Element> = self.resolved()?.into_iter().map(|(_, element)| element).collect();
-        if elements.is_empty() {
+        let all = self.resolved()?;
+        if all.is_empty() {
             return Ok(());
         }
-        let set = (Family::Inet, rules::RESOLVED);
-        self.netfilter
-            .commit(&Transaction::renew(shape, set, &elements, true))
+        self.netfilter.commit(&Transaction::renew(shape, &all, true))
     }
 
     /// Whether this kernel has `meta ibrname`: asked with a transaction that could not be performed in any case.
@@ -243,17 +249,19 @@ impl Observer {
         Ok(known)
     }
 
-    /// Addresses that names of allowlists stand for at the moment, by guest, with the time they have left.
-    pub(crate) fn resolved(&mut self) -> Result<Vec<(Ipv4Addr, Element)>, EnforceError> {
+    /// Addresses that names of allowlists stand for at the moment, with the time they have left.
+    pub(crate) fn resolved(&mut self) -> Result<Vec<Resolved>, EnforceError> {
         let [_, _, (inet, _)] = FAMILIES;
-        let standing = Standing::elements(&mut self.netfilter, inet, rules::RESOLVED)?;
-        let decoded = standing.iter().filter_map(|element| {
-            let guest = decode_address(element.key.get(..4))?;
-            let address = decode_address(element.key.get(4..8))?;
-            let key = [Value::Ipv4(guest), Value::Ipv4(address)];
-            Some((guest, Element::new(key).lasting(element.lasts)))
-        });
-        Ok(decoded.collect())
+        let mut all = Vec::new();
+        for set in [rules::RESOLVED, rules::RESOLVED_PORTS] {
+            let standing = Standing::elements(&mut self.netfilter, inet, set)?;
+            all.extend(
+                standing
+                    .iter()
+                    .filter_map(|element| decode_resolved(set, element)),
+            );
+        }
+        Ok(all)
     }
 
     /// Compares a reading, the links and the settings with what `bindings` should give.
@@ -330,6 +338,32 @@ fn decode_address(bytes: Option<&[u8]>) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(*bytes?.first_chunk::<4>()?))
 }
 
+fn decode_resolved(set: &'static str, element: &standing::Element) -> Option<Resolved> {
+    let guest = decode_address(element.key.get(..4))?;
+    let address = decode_address(element.key.get(4..8))?;
+    let decoded = if set == rules::RESOLVED_PORTS {
+        let (protocol, port) = decode_port(&element.key)?;
+        let (protocol, port) = (Value::Protocol(protocol), Value::Port(port));
+        Element::new([guest.into(), address.into(), protocol, port])
+    } else {
+        Element::new([guest.into(), address.into()])
+    };
+    Some(Resolved {
+        guest,
+        set,
+        element: decoded.lasting(element.lasts),
+    })
+}
+
+/// Protocol and port of a key that has two addresses before them.
+fn decode_port(key: &[u8]) -> Option<(Protocol, u16)> {
+    let number = key.get(8)?;
+    let protocol = [Protocol::Tcp, Protocol::Udp]
+        .into_iter()
+        .find(|protocol| protocol.number() == *number)?;
+    Some((protocol, u16::from_be_bytes(*key.get(12..14)?.first_chunk()?)))
+}
+
 /// A port as it stands in `pins` and `parked`, sealed until its trust is known.
 fn decode_pin(key: &[u8]) -> Option<GuestPort> {
     let name = decode_name(key)?;
@@ -349,19 +383,16 @@ fn decode_destination(element: &standing::Element) -> Option<(Ipv4Addr, Destinat
     let network = decode_address(first.get(4..8))?;
     let differing = network.to_bits() ^ decode_address(last.get(4..8))?.to_bits();
     let network = Cidr::containing(network, u8::try_from(differing.leading_zeros()).ok()?);
-    let ports = match first.get(8) {
-        None => None,
-        Some(number) => {
-            let protocol = [Protocol::Tcp, Protocol::Udp]
-                .into_iter()
-                .find(|protocol| protocol.number() == *number)?;
-            let port = |bytes: &[u8]| Some(u16::from_be_bytes(*bytes.get(12..14)?.first_chunk()?));
-            Some(PortRange {
-                protocol,
-                first: port(first)?,
-                last: port(last)?,
-            })
-        }
+    let ports = if first.len() > 8 {
+        let (protocol, first) = decode_port(first)?;
+        let (_, last) = decode_port(last)?;
+        Some(PortRange {
+            protocol,
+            first,
+            last,
+        })
+    } else {
+        None
     };
     Some((guest, Destination { network, ports }))
 }

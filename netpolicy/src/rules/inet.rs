@@ -1,7 +1,8 @@
 //! Everything between a guest and what is not a guest: the host, the uplink, and what lies behind it.
 
 use super::{
-    ALLOWED, ALLOWED_PORTS, PORTS, RESOLVED, RUNNING, TRUST, base_chain, chain, on_bridge, set, set_of_ports,
+    ALLOWED, ALLOWED_PORTS, PORTS, RESOLVED, RESOLVED_PORTS, RUNNING, TRUST, base_chain, chain, on_bridge,
+    set, set_of_ports,
 };
 use crate::ruleset::{
     Action, Base, BaseKind, Chain, Direction, Element, Family, Field, Hook, Is, MOST_SOURCES, Match, Rule,
@@ -111,6 +112,14 @@ fn inet_sets(host: &HostPolicy) -> Vec<Set> {
             timed: true,
             size: Some(MOST_SOURCES),
             ..set(RESOLVED, &[Field::Ipv4, Field::Ipv4])
+        },
+        Set {
+            timed: true,
+            size: Some(MOST_SOURCES),
+            ..set(
+                RESOLVED_PORTS,
+                &[Field::Ipv4, Field::Ipv4, Field::Protocol, Field::Service],
+            )
         },
         Set {
             verdicts: true,
@@ -253,6 +262,7 @@ fn listed_ways(host: &HostPolicy) -> Vec<Rule> {
         (to_network, ALLOWED),
         (to_port, ALLOWED_PORTS),
         (to_network, RESOLVED),
+        (to_port, RESOLVED_PORTS),
     ] {
         let allowed = Match::In(selectors, Is::Equal, set);
         rules.extend(through_uplink(host, &[Match::Ipv4(Is::Equal), allowed]));

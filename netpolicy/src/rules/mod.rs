@@ -32,6 +32,9 @@ pub(crate) const ALLOWED_PORTS: &str = "allowed_ports";
 /// (guest, address) that a name of an allowlist stands for at the moment. The resolver fills it, and time empties it.
 pub(crate) const RESOLVED: &str = "resolved";
 
+/// (guest, address, protocol, port) that a name with ports of its own stands for at the moment.
+pub(crate) const RESOLVED_PORTS: &str = "resolved_ports";
+
 /// The chain that judges guests of a trust level; a sealed guest reaches none.
 pub(crate) fn trust_chain(trust: &Trust) -> Option<&'static str> {
     match trust {

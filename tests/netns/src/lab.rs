@@ -280,7 +280,7 @@ fn world(host: &Namespace, net: &Namespace, other: &Namespace, tail: &Namespace)
         "192.0.0.9",
         "192.88.99.9",
     ])
-    .chain(&["8.8.4.4", "9.9.9.9", "9.9.8.9", "192.168.200.9"])
+    .chain(&["8.8.4.4", "9.9.9.9", "9.9.8.9", "9.9.7.7", "192.168.200.9"])
     .map(|address| format!("address add {address}/32 dev lo\n"))
     .collect::<String>();
     net.ip(&format!(

@@ -171,6 +171,11 @@ mod tests {
             "link set dev tap1003i0 isolated off learning on",
             "port tap1003i0",
         ),
+        (
+            "bridge",
+            "link set dev tap1003i0 neigh_suppress on",
+            "port tap1003i0",
+        ),
         ("ip", "link set vmbr1 down", "bridge vmbr1"),
         ("ip", "address del 10.77.0.1/16 dev vmbr1", "bridge vmbr1"),
         (
@@ -300,14 +305,22 @@ mod tests {
         host.enter(|| {
             enforcer.bind_all(&one_of_each()).unwrap();
             let minute = std::time::Duration::from_secs(60);
-            let refused = enforcer.resolve(&other, &[address], minute);
+            let refused = enforcer.resolve(&other, &[address], None, minute);
             assert!(
                 matches!(refused, Err(EnforceError::Unsupported { .. })),
                 "{refused:?}"
             );
-            enforcer.resolve(&listed, &[address], minute).unwrap();
+            enforcer.resolve(&listed, &[address], None, minute).unwrap();
+            let https = agentlab_netpolicy::PortRange {
+                protocol: Protocol::Tcp,
+                first: 443,
+                last: 443,
+            };
+            enforcer
+                .resolve(&listed, &[address], Some(&[https]), minute)
+                .unwrap();
             // Once more is a new time, and no error.
-            enforcer.resolve(&listed, &[address], minute).unwrap();
+            enforcer.resolve(&listed, &[address], None, minute).unwrap();
         })
         .unwrap();
         assert!(open(&host).is_some());
@@ -322,6 +335,15 @@ mod tests {
         host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
         let left = open(&host).unwrap();
         assert!((15..=20).contains(&left), "{left} s are left");
+        let with_port = || {
+            let set = ["list", "set", "inet", "agentlab", "resolved_ports"];
+            host.run("nft", &set, "").unwrap()
+        };
+        assert!(
+            with_port().contains("10.77.0.15 . 8.8.8.8 . tcp . 443 timeout 1m"),
+            "{}",
+            with_port()
+        );
         assert_eq!(host.enter(|| enforcer.verify()).unwrap().unwrap(), []);
         // Trust that falls takes them along, and so does the end of the port.
         for end in 0..3 {
@@ -329,7 +351,7 @@ mod tests {
                 let port = one_of_each().swap_remove(4);
                 enforcer.bind(&port).unwrap();
                 let time = std::time::Duration::from_secs(60);
-                enforcer.resolve(&listed, &[address], time).unwrap();
+                enforcer.resolve(&listed, &[address], None, time).unwrap();
                 match end {
                     0 => enforcer.set_trust(&listed, Trust::Off).unwrap(),
                     1 => enforcer.unbind(&listed).unwrap(),
@@ -338,6 +360,7 @@ mod tests {
             })
             .unwrap();
             assert_eq!(open(&host), None, "{end}");
+            assert!(!with_port().contains("8.8.8.8"), "{end}");
         }
     }
 

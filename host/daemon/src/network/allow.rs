@@ -1,6 +1,7 @@
 //! From the entries of a profile's allowlist to what policy and resolver are told.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::Ipv4Addr;
 
 use agentlab_api::{AllowEntry, AllowPorts};
@@ -8,12 +9,46 @@ use agentlab_netpolicy::{Cidr, Destination, PortRange, Protocol};
 
 /// Its names, for the resolver.
 pub(super) fn names(list: &[AllowEntry]) -> Vec<String> {
-    list.iter()
-        .filter_map(|entry| match entry {
-            AllowEntry::Name(name) => Some(name.clone()),
-            AllowEntry::Network { .. } => None,
-        })
-        .collect()
+    ports_of_names(list).into_keys().collect()
+}
+
+/// What each of its names opens: these ports, or every port when there are none.
+pub(super) fn ports_of_names(list: &[AllowEntry]) -> BTreeMap<String, Ports> {
+    let mut names: BTreeMap<String, Ports> = BTreeMap::new();
+    for entry in list {
+        let AllowEntry::Name { name, ports } = entry else {
+            continue;
+        };
+        let ports = ports.map(|ports| vec![range(ports)]);
+        match names.entry(name.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(ports);
+            }
+            Entry::Occupied(mut entry) => {
+                let known = entry.insert(None);
+                entry.insert(together(known, ports));
+            }
+        }
+    }
+    names
+}
+
+/// Some ports, or all of them.
+pub(super) type Ports = Option<Vec<PortRange>>;
+
+/// What both open.
+pub(super) fn together(these: Ports, those: Ports) -> Ports {
+    let (mut all, those) = (these?, those?);
+    all.extend(those);
+    Some(all)
+}
+
+fn range(ports: AllowPorts) -> PortRange {
+    PortRange {
+        protocol: if ports.tcp { Protocol::Tcp } else { Protocol::Udp },
+        first: ports.first,
+        last: ports.last,
+    }
 }
 
 /// Its networks, for the policy, with nothing said twice: the kernel's sets refuse what overlaps.
@@ -30,9 +65,13 @@ pub(super) fn destinations(list: &[AllowEntry]) -> Vec<Destination> {
         };
         let (protocol, first, last) = match ports {
             None => (None, 0, u16::MAX),
-            Some(AllowPorts { tcp, first, last }) => {
-                let protocol = if *tcp { Protocol::Tcp } else { Protocol::Udp };
-                (Some(protocol), *first, *last)
+            Some(ports) => {
+                let PortRange {
+                    protocol,
+                    first,
+                    last,
+                } = range(*ports);
+                (Some(protocol), first, last)
             }
         };
         let network = Cidr::containing(*address, *prefix);
@@ -143,6 +182,28 @@ mod tests {
             shown(&["1.1.1.1", "1.1.1.1 tcp/443"]),
             ["1.1.1.1", "1.1.1.1 tcp/443-443"]
         );
+    }
+
+    #[test]
+    fn a_name_opens_the_ports_of_all_its_entries_and_every_port_when_one_has_none() {
+        let texts = [
+            "a.example",
+            "a.example tcp/443",
+            "b.example:443",
+            "b.example udp/53",
+            "1.1.1.1:443",
+        ];
+        let list: Vec<AllowEntry> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        let ports = ports_of_names(&list);
+        assert_eq!(names(&list), ["a.example", "b.example"]);
+        assert_eq!(ports["a.example"], None);
+        let range = |protocol, port| PortRange {
+            protocol,
+            first: port,
+            last: port,
+        };
+        let of_b = vec![range(Protocol::Tcp, 443), range(Protocol::Udp, 53)];
+        assert_eq!(ports["b.example"], Some(of_b));
     }
 
     #[test]

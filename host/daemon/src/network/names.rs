@@ -8,7 +8,8 @@ use agentlab_netpolicy::{Binding, Cidr, GuestPort};
 use agentlab_resolver::judge::Why;
 use agentlab_resolver::message::{MOST_ADDRESSES, Opening};
 
-use super::{Watched, allow, port_vmid};
+use super::allow::{self, Ports};
+use super::{Watched, port_vmid};
 use crate::http::problem::chain;
 
 /// How long the host's own networks are taken to be what they were.
@@ -18,22 +19,35 @@ const LASTS: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct OwnNetworks(Option<(Instant, Vec<Cidr>)>);
 
+/// What the resolver wants to be open.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) guest: Ipv4Addr,
+    /// Of the guest's allowlist.
+    pub(super) names: Vec<String>,
+    pub(super) addresses: Vec<Ipv4Addr>,
+    pub(super) seconds: u32,
+}
+
 impl Watched {
     /// Opens to a guest what a name of its allowlist stands for, if it may be: the resolver that asks is not trusted.
-    pub(super) fn open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> Opening {
-        match self.try_open(guest, addresses, seconds) {
+    pub(super) fn open(&mut self, wish: &Wish) -> Opening {
+        match self.try_open(wish) {
             Ok(opening) => opening,
             Err(reason) => {
+                let guest = wish.guest;
                 tracing::warn!(%guest, reason, "Addresses that a name stands for stay closed");
                 Opening::Closed
             }
         }
     }
 
-    fn try_open(&mut self, guest: Ipv4Addr, addresses: &[Ipv4Addr], seconds: u32) -> Result<Opening, String> {
+    fn try_open(&mut self, wish: &Wish) -> Result<Opening, String> {
+        let Wish { guest, addresses, .. } = wish;
         if addresses.len() > MOST_ADDRESSES {
             return Err("there are more of them than one answer opens".into());
         }
+        let ports = self.ports_of(wish)?;
         let known = self.own.0.take().filter(|(at, _)| at.elapsed() < LASTS);
         let own = match known {
             Some(own) => own,
@@ -47,13 +61,21 @@ impl Watched {
         if is_own {
             return Ok(Opening::Own);
         }
-        let name = self.known().find(|(port, _)| port.address == guest);
+        let name = self.known().find(|(port, _)| port.address == *guest);
         let name = name
             .map(|(port, _)| port.name.clone())
             .ok_or("no port has the guest's address")?;
-        let time = Duration::from_secs(u64::from(seconds));
-        let resolved = self.enforcer.resolve(&name, addresses, time);
+        let time = Duration::from_secs(u64::from(wish.seconds));
+        let resolved = self.enforcer.resolve(&name, addresses, ports.as_deref(), time);
         resolved.map(|()| Opening::Open).map_err(|error| chain(&error))
+    }
+
+    /// What the names of a wish open together. Names that do not stand in the guest's list open nothing.
+    fn ports_of(&self, wish: &Wish) -> Result<Ports, String> {
+        let list = self.listed.get(&wish.guest);
+        let known = wish.names.iter().filter_map(|name| list?.get(name).cloned());
+        let ports = known.reduce(allow::together);
+        ports.ok_or_else(|| "no name of its list stands for them".into())
     }
 
     /// Counts a question of a guest that got no answer, and tells the engine now and then.

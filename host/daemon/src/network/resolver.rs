@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::child::{Child, Sockets};
+use super::names::Wish;
 use super::{Task, Watched};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -224,12 +225,17 @@ impl Attendant {
             FromResolver::Open {
                 id,
                 guest,
+                names,
                 addresses,
                 seconds,
             } => {
-                let outcome = self
-                    .on_policy(move |watched| watched.open(guest, &addresses, seconds))
-                    .await?;
+                let wish = Wish {
+                    guest,
+                    names,
+                    addresses,
+                    seconds,
+                };
+                let outcome = self.on_policy(move |watched| watched.open(&wish)).await?;
                 child.say(ToResolver::Opened { id, outcome });
                 Ok(())
             }

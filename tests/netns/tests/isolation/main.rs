@@ -198,7 +198,10 @@ mod tests {
             let name = "tap1000i0".parse()?;
             enforcer.set_trust(&name, trust(level))?;
             if level == Level::Allowlist {
-                enforcer.resolve(&name, &wide::RESOLVED, Duration::from_secs(60))?;
+                let minute = Duration::from_secs(60);
+                enforcer.resolve(&name, &wide::RESOLVED, None, minute)?;
+                let (address, port) = wide::RESOLVED_WITH_PORT;
+                enforcer.resolve(&name, &[address], Some(&[port]), minute)?;
             }
             Ok(())
         })

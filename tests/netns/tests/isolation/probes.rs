@@ -312,6 +312,20 @@ fn from_stranger(probes: &mut Probes, a: &Guest, b: &Guest, stranger: &Guest) {
             is_arp_reply_from(frame, GATEWAY)
         }),
     );
+    let for_guest = ethernet(
+        BROADCAST,
+        stranger.mac,
+        ARP,
+        &arp(1, (stranger.mac, stranger.address), ([0; 6], b.address), &[]),
+    );
+    probes.add(
+        "S-17",
+        "unbound port asks for a guest",
+        NEVER,
+        How::Ask(Who::Stranger, for_guest, |frame| {
+            is_arp_reply_from(frame, Ipv4Addr::new(10, 77, 0, 12))
+        }),
+    );
     probes.add(
         "S-17",
         "unbound port in the host's neighbour table",

@@ -59,6 +59,16 @@ pub(crate) const RESOLVED: [Ipv4Addr; 6] = [
     Ipv4Addr::new(100, 100, 0, 9),
 ];
 
+/// What a name stands for that the allowlist has with one port only, and that port.
+pub(crate) const RESOLVED_WITH_PORT: (Ipv4Addr, PortRange) = (
+    Ipv4Addr::new(9, 9, 7, 7),
+    PortRange {
+        protocol: Protocol::Tcp,
+        first: 443,
+        last: 443,
+    },
+);
+
 pub(crate) fn to_host(probes: &mut Probes) {
     for (whose, address) in HOST {
         let bridge = whose == "bridge";
@@ -91,6 +101,16 @@ pub(crate) fn through_the_list(probes: &mut Probes) {
         ("an address that a name stands for", OPEN, "8.8.8.8:443"),
         ("an address that nothing names", NAT, "9.9.8.9:443"),
         ("the wrong protocol of a range on the list", NAT, "9.9.9.9:9000"),
+        (
+            "the port of a name that the list has with it",
+            OPEN,
+            "9.9.7.7:443",
+        ),
+        (
+            "another port of a name that the list has with one",
+            NAT,
+            "9.9.7.7:80",
+        ),
         ("private network that is on the list", NEVER, "10.200.0.5:22"),
         ("LAN neighbour that is on the list", NEVER, "192.168.1.20:80"),
         ("LAN gateway that a name stands for", NEVER, "192.168.1.1:443"),
@@ -114,6 +134,8 @@ pub(crate) fn through_the_list(probes: &mut Probes) {
     }
     probes.udp("S-19", "first port of a range on the list", OPEN, "9.9.9.9:9000");
     probes.udp("S-19", "last port of a range on the list", OPEN, "9.9.9.9:9999");
+    let wrong = "the wrong protocol of a name that the list has with a port";
+    probes.udp("S-19", wrong, NAT, "9.9.7.7:443");
     for (what, to) in [
         (
             "DNS of an address that is on the list with every port",

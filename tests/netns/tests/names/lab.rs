@@ -240,13 +240,15 @@ fn serve_names(net: &Namespace, at: &str, asked: &Arc<Mutex<Vec<String>>>) -> Re
 
 /// Somebody who takes every call.
 fn take_calls(net: &Namespace) -> Result<()> {
-    let listener = net.enter(|| TcpListener::bind("0.0.0.0:443"))??;
-    std::thread::spawn(move || {
-        let mut open = Vec::new();
-        for stream in listener.incoming().flatten() {
-            open.push(stream);
-        }
-    });
+    for port in [443, 8443] {
+        let listener = net.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))??;
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            for stream in listener.incoming().flatten() {
+                open.push(stream);
+            }
+        });
+    }
     Ok(())
 }
 

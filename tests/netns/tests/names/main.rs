@@ -70,6 +70,50 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_ports_opens_these_and_no_others() {
+        if skipped() {
+            return;
+        }
+        let lab = Lab::new().unwrap();
+        let (https, other) = ("8.8.8.8:443", "8.8.8.8:8443");
+        for (list, open, closed) in [
+            (["good.example.com:443", "1.1.1.1"], vec![https], vec![other]),
+            (["*.example.com tcp/8443", "1.1.1.1"], vec![other], vec![https]),
+            // A name that two entries allow opens what both open.
+            (
+                ["good.example.com:443", "*.example.com:8443"],
+                vec![https, other],
+                vec![],
+            ),
+            (
+                ["good.example.com:443", "good.example.com"],
+                vec![https, other],
+                vec![],
+            ),
+            (
+                ["good.example.com udp/443", "1.1.1.1"],
+                vec![],
+                vec![https, other],
+            ),
+        ] {
+            lab.allow(0, &list).unwrap();
+            assert!(
+                !reaches(&lab.a, https).unwrap(),
+                "{list:?} before anything was asked"
+            );
+            let answer = ask(&lab.a, "good.example.com.", RecordType::A).unwrap();
+            assert_eq!(addresses(&answer), ["8.8.8.8"], "{list:?}");
+            for to in open {
+                assert!(reaches(&lab.a, to).unwrap(), "{list:?} {to}");
+            }
+            for to in closed {
+                assert!(!reaches(&lab.a, to).unwrap(), "{list:?} {to}");
+            }
+            lab.trust(0, Trust::Off).unwrap();
+        }
+    }
+
+    #[test]
     fn answers_that_lead_inside_are_no_answers() {
         if skipped() {
             return;
