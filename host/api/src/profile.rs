@@ -187,6 +187,10 @@ pub struct Behavior {
     pub keepalive_default: bool,
     /// Lease in minutes.
     pub ttl_minutes_default: u32,
+    /// How many minutes a sandbox may stand unused before it is stopped, its disk kept; 0 for ever, and as the daemon is
+    /// told when absent. One with a job is never stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_stop_minutes_default: Option<u32>,
     /// How long an agent may run, in seconds.
     pub deadline_seconds_default: u32,
     /// Inner sandbox.
@@ -206,6 +210,7 @@ impl Default for Behavior {
             agent_command: Vec::new(),
             keepalive_default: false,
             ttl_minutes_default: 180,
+            idle_stop_minutes_default: None,
             deadline_seconds_default: 7200,
             inner_sandbox: InnerSandbox::Bubblewrap,
             inner_sandbox_args: Vec::new(),

@@ -27,6 +27,7 @@ pub mod qemu;
 #[cfg(feature = "shell")]
 pub mod shell;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -35,8 +36,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{BackendError, Result};
 pub use machine::{
-    BackendInfo, Capabilities, CloneSpec, Executed, Limits, MacAddress, Machine, NetworkPlace, Nic, Power,
-    PowerOn, Shape, SnapshotHolds, Stamp, Storage, Template, Usage,
+    BackendInfo, Capabilities, CloneSpec, Executed, Limits, Load, MacAddress, Machine, NetworkPlace, Nic,
+    Power, PowerOn, Shape, SnapshotHolds, Stamp, Storage, Template, Usage,
 };
 pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 
@@ -98,6 +99,10 @@ pub trait Machines: Send + Sync {
 
     /// Processor seconds and memory used so far, for idle detection.
     async fn usage(&self, vmid: Vmid) -> Result<Usage>;
+
+    /// How much the machines in our range compute, with as few questions as their hypervisor allows. Those of which it
+    /// cannot tell are absent.
+    async fn loads(&self) -> Result<BTreeMap<Vmid, Load>>;
 }
 
 /// The small record a VM is born with.

@@ -184,6 +184,15 @@ pub struct Usage {
     pub memory_bytes: u64,
 }
 
+/// How much a machine computes, as its hypervisor tells it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Load {
+    /// Share of its own processors that it used lately, 0 to about 1.
+    Share(f64),
+    /// Seconds that its processors have worked since power-on.
+    Worked(f64),
+}
+
 /// What a back end can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities {

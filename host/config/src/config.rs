@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::check::Check;
 use crate::raw::Raw;
 use crate::yaml::{Place, Read};
-use crate::{ConfigError, Fault, Loaded, LoadedProfile, ProxmoxConfig, file, refused, yaml};
+use crate::{ConfigError, Fault, IdleStop, Loaded, LoadedProfile, ProxmoxConfig, file, refused, yaml};
 
 /// Everything the daemon is told, defaults filled in and checked against each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub struct Config {
     pub heartbeat_silence: Duration,
     /// How often records and hypervisor are compared.
     pub reconcile_interval: Duration,
+    /// When sandboxes that nobody uses are stopped; never when absent.
+    pub idle_stop: Option<IdleStop>,
     /// Time an agent has between TERM and KILL.
     pub kill_grace: Duration,
     /// What is logged.

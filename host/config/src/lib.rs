@@ -13,6 +13,7 @@ mod check;
 mod config;
 mod error;
 mod file;
+mod idle;
 #[cfg(test)]
 mod keys;
 mod login;
@@ -30,6 +31,7 @@ pub use config::{
     parse_config,
 };
 pub use error::{ConfigError, Fault};
+pub use idle::{IdleStop, Share};
 pub use profile::{LoadedProfile, load_profile_files, load_profiles, parse_profiles};
 pub use proxmox::{CloneMode, ProxmoxConfig, SnippetPlace, TlsTrust, TokenSource};
 

@@ -188,6 +188,10 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
         1,
         527_040,
     );
+    if let Some(minutes) = behavior.idle_stop_minutes_default {
+        let path = ["behavior", "idle_stop_minutes_default"];
+        between(&path, u64::from(minutes), 0, u64::from(crate::idle::MOST_MINUTES));
+    }
     between(
         &["behavior", "deadline_seconds_default"],
         u64::from(behavior.deadline_seconds_default),

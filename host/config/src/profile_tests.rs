@@ -158,10 +158,6 @@ fn documented_keys_that_nothing_enforces_are_refused_by_name() {
             "resources:\n  cpu_over_commit: 2.0\n",
             "resources.cpu_over_commit",
         ),
-        (
-            "behavior:\n  idle_stop_minutes_default: 15\n",
-            "behavior.idle_stop_minutes_default",
-        ),
         ("network:\n  firewall: true\n", "network.firewall"),
         (
             "network:\n  allow_domains: [example.org]\n",

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::check::Check;
 use crate::login;
 use crate::network::{NetworkPart, RawDns};
-use crate::{Accelerator, CloneMode, Config, LogLevel, ProxmoxConfig, QemuConfig};
+use crate::{Accelerator, CloneMode, Config, IdleStop, LogLevel, ProxmoxConfig, QemuConfig};
 
 /// As it stands in the file.
 #[derive(Debug, Default, Deserialize)]
@@ -48,6 +48,10 @@ pub(crate) struct Raw {
     pub(crate) heartbeat_seconds: Option<u32>,
     pub(crate) heartbeat_silence_seconds: Option<u32>,
     pub(crate) reconcile_interval: Option<SignedDuration>,
+    pub(crate) idle_stop_enabled: Option<bool>,
+    pub(crate) idle_stop_interval: Option<SignedDuration>,
+    pub(crate) idle_stop_minutes_default: Option<u32>,
+    pub(crate) idle_stop_cpu_threshold: Option<f64>,
     pub(crate) kill_grace_seconds: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
     pub(crate) ssh_public_key: Option<String>,
@@ -92,6 +96,7 @@ const GIB: u64 = 1 << 30;
 impl Raw {
     pub(crate) fn into_config(self, check: &mut Check<'_>) -> Config {
         let network = NetworkPart::of(&self, check);
+        let idle_stop = IdleStop::of(&self, check);
         let limits = LimitsPart::of(&self, check);
         let kind = crate::proxmox::backend(&self, check);
         let proxmox = ProxmoxConfig::of(&self, kind, check);
@@ -156,6 +161,7 @@ impl Raw {
             heartbeat: Duration::from_secs(u64::from(heartbeat)),
             heartbeat_silence: Duration::from_secs(u64::from(silence)),
             reconcile_interval: check.duration("reconcile_interval", self.reconcile_interval, 30, (1, 3600)),
+            idle_stop,
             kill_grace: Duration::from_secs(u64::from(grace)),
             log_level: self.log_level.unwrap_or(LogLevel::Info),
             ssh_public_key: self.ssh_public_key,

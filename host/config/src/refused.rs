@@ -44,10 +44,6 @@ const PROFILE: &[(&str, &str)] = &[
         "storage.storage",
         "disks are where the back end keeps its sandboxes",
     ),
-    (
-        "behavior.idle_stop_minutes_default",
-        "idle sandboxes are not stopped by this build; use `ttl_minutes_default`",
-    ),
     ("artifacts.upload", "what a job made is always uploaded"),
     (
         "artifacts.endpoint",
@@ -123,22 +119,6 @@ const CONFIG: &[(&str, &str)] = &[
     (
         "orphan_grace_period",
         "a machine is destroyed only when its stamp proves that it is ours",
-    ),
-    (
-        "idle_stop_enabled",
-        "idle sandboxes are not stopped by this build",
-    ),
-    (
-        "idle_stop_interval",
-        "idle sandboxes are not stopped by this build",
-    ),
-    (
-        "idle_stop_minutes_default",
-        "idle sandboxes are not stopped by this build",
-    ),
-    (
-        "idle_stop_cpu_threshold",
-        "idle sandboxes are not stopped by this build",
     ),
     (
         "claude_skill_bundle_name",

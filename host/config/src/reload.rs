@@ -55,6 +55,7 @@ impl Config {
             "heartbeat_seconds": heartbeat,
             "heartbeat_silence_seconds": heartbeat_silence,
             "reconcile_interval": reconcile_interval,
+            "idle_stop_enabled": idle_stop,
             "kill_grace_seconds": kill_grace,
             "proxmox_api_url": proxmox.url,
             "proxmox_api_token": proxmox.token,
@@ -122,6 +123,10 @@ template_vmid: 9007                      restart
 heartbeat_seconds: 7                     restart
 heartbeat_silence_seconds: 77            restart
 reconcile_interval: 7s                   restart
+idle_stop_enabled: false                 restart
+idle_stop_interval: 7s                   restart
+idle_stop_minutes_default: 7             restart
+idle_stop_cpu_threshold: 0.7             restart
 kill_grace_seconds: 7                    restart
 log_level: warn
 backend: shell                           restart

@@ -15,7 +15,7 @@ mod resolver;
 mod watch;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -43,6 +43,8 @@ use crate::ears::Ears;
 use crate::error::StartError;
 use crate::http::problem::chain;
 
+/// Where people log in to a guest.
+const LOGIN_PORT: u16 = 22;
 const VERIFY: Duration = Duration::from_secs(30);
 /// Between a sign that somebody is at the rules and a look: a script that makes several changes is let finish.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -400,6 +402,13 @@ impl Network for EnforcedNetwork {
         self.call("attaching", move |enforcer| enforcer.attach(&port))
             .await
             .map(Some)
+    }
+
+    async fn reached(&self) -> Result<BTreeSet<Vmid>, NetworkError> {
+        let reached = self
+            .call("looking for logins", |enforcer| enforcer.reached(LOGIN_PORT))
+            .await?;
+        Ok(reached.iter().filter_map(port_vmid).collect())
     }
 
     async fn adopt(&self, port: &Port) -> Result<(), NetworkError> {

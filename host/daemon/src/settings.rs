@@ -1,7 +1,7 @@
 //! From `config.yaml` to what the parts of the daemon are told.
 
 use agentlab_config::Config;
-use agentlab_engine::Settings;
+use agentlab_engine::{IdleRules, Settings};
 use agentlab_store::StoreOptions;
 
 /// Shown in the status, and what templates' runners must match in major and minor.
@@ -23,6 +23,11 @@ pub(crate) fn engine(config: &Config) -> Settings {
         heartbeat_silence: config.heartbeat_silence,
         kill_grace: config.kill_grace,
         reconcile_interval: config.reconcile_interval,
+        idle: config.idle_stop.as_ref().map(|rules| IdleRules {
+            interval: rules.interval,
+            window: rules.window,
+            cpu_share: rules.cpu_threshold.as_f64(),
+        }),
         max_sandboxes: config.max_sandboxes,
         max_queued_jobs: config.max_queued_jobs,
         retention: config.retention,

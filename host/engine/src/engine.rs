@@ -106,6 +106,7 @@ impl Engine {
             .tasks
             .spawn(crate::workspace_task::run(shared.clone()));
         engine.shared.tasks.spawn(crate::vigil::run(shared.clone()));
+        engine.shared.tasks.spawn(crate::idle::run(shared.clone()));
         engine.shared.tasks.spawn(crate::reconcile::run(weak, shared));
         Ok(engine)
     }

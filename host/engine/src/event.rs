@@ -165,6 +165,39 @@ pub(crate) fn workspace(workspace: &WorkspaceRecord, at: Option<&SandboxRecord>,
     })
 }
 
+/// Nobody uses a sandbox any more.
+pub(crate) fn unused(record: &SandboxRecord, window: Duration) -> Write {
+    let minutes = window.as_secs() / 60;
+    let message = format!(
+        "Nobody uses sandbox {}; it is stopped when that has been so for {minutes} min",
+        record.vmid
+    );
+    let data = json!({"vmid": record.vmid, "idle": record.idle, "minutes": minutes});
+    event(EventKind::SandboxIdle, record, message, data)
+}
+
+/// Somebody does again.
+pub(crate) fn used_again(record: &SandboxRecord) -> Write {
+    let message = format!("Sandbox {} is used again", record.vmid);
+    event(
+        EventKind::SandboxIdle,
+        record,
+        message,
+        json!({"vmid": record.vmid}),
+    )
+}
+
+/// It is stopped for that.
+pub(crate) fn idle_stopped(record: &SandboxRecord, spent: Duration) -> Write {
+    let minutes = spent.as_secs() / 60;
+    let message = format!(
+        "Nobody has used sandbox {} for {minutes} min: it is stopped, with its disk; `agentlab sandbox start {}` goes on",
+        record.vmid, record.vmid
+    );
+    let data = json!({"vmid": record.vmid, "idle_for_minutes": minutes, "stopped": true});
+    event(EventKind::SandboxIdle, record, message, data)
+}
+
 /// The lease begins anew.
 pub(crate) fn lease_renewed(record: &SandboxRecord, minutes: u32) -> Write {
     let message = format!("Lease of sandbox {} is {minutes} min from now on", record.vmid);

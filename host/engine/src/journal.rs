@@ -51,6 +51,10 @@ pub enum Point {
     LeaseWarning,
     /// The lease begins anew.
     LeaseRenewed,
+    /// Nobody uses a sandbox any more, or somebody does again.
+    Used,
+    /// A pause is over.
+    WentOn,
     /// A job whose sandbox is gone ends.
     Abandoned,
     /// A workspace is asked for, changed, given or taken.
@@ -96,6 +100,8 @@ impl fmt::Display for Point {
             Self::Cancel => f.write_str("cancel"),
             Self::LeaseWarning => f.write_str("lease warning"),
             Self::LeaseRenewed => f.write_str("lease renewed"),
+            Self::Used => f.write_str("used"),
+            Self::WentOn => f.write_str("went on"),
             Self::Abandoned => f.write_str("abandoned"),
             Self::Workspace => f.write_str("workspace"),
             Self::Told => f.write_str("told"),

@@ -16,6 +16,7 @@ mod engine;
 mod event;
 mod glimpse;
 mod guest;
+mod idle;
 mod job;
 mod journal;
 mod lease;
@@ -42,13 +43,14 @@ mod workspace_task;
 
 pub use engine::{Engine, StartError};
 pub use guest::{GuestOrigin, GuestRefusal, GuestSession};
+pub use idle::Occupied;
 pub use journal::Point;
 #[cfg(feature = "observer")]
 pub use journal::observe;
 #[cfg(any(test, feature = "observer"))]
 pub use journal::{Moment, Observer};
 pub use secrets::{Delivery, Secrets, SecretsUnavailable};
-pub use settings::{Clock, Parts, Settings, SystemClock, Tunable};
+pub use settings::{Clock, IdleRules, Parts, Settings, SystemClock, Tunable};
 pub use status::Summary;
 pub use upload::Upload;
 

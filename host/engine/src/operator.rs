@@ -129,6 +129,7 @@ impl Engine {
         let record = self.select(selector).await?;
         let up = matches!(record.state, SandboxState::Ready | SandboxState::Running);
         if up && !record.unwinding {
+            self.shared.used(record.id);
             return Ok(record.id);
         }
         let text = format!(

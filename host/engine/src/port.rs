@@ -1,5 +1,6 @@
 //! What the engine needs of the world besides a back end and a store. The daemon's `wire.rs` picks the real ones.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
@@ -127,6 +128,15 @@ pub trait Network: Send + Sync {
 
     /// VMIDs with a binding or a cable.
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError>;
+
+    /// Sandboxes into which somebody is logged in over the network. The default cannot tell, and so nobody counts as
+    /// absent.
+    async fn reached(&self) -> Result<BTreeSet<Vmid>, NetworkError> {
+        Err(NetworkError::Unenforced {
+            action: "looking for logins",
+            reason: "this packet policy sees no flows".into(),
+        })
+    }
 
     /// Does what an operator asks for, in the policy's own words, and answers in them. The default knows no orders.
     async fn operate(&self, _order: &str) -> Result<String, NetworkError> {

@@ -47,6 +47,8 @@ pub struct Settings {
     pub host_deadline_slack: Duration,
     /// Time between two looks at what the hypervisor has.
     pub reconcile_interval: Duration,
+    /// When sandboxes that nobody uses are stopped; never when absent.
+    pub idle: Option<IdleRules>,
     /// First wait before a failed teardown is tried again.
     pub teardown_retry_first: Duration,
     /// Longest wait between two tries.
@@ -90,6 +92,7 @@ impl Default for Settings {
             kill_grace: Duration::from_secs(10),
             host_deadline_slack: Duration::from_secs(600),
             reconcile_interval: Duration::from_secs(30),
+            idle: None,
             teardown_retry_first: Duration::from_secs(2),
             teardown_retry_max: Duration::from_secs(60),
             max_sandboxes: 64,
@@ -103,6 +106,17 @@ impl Default for Settings {
             daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// When a sandbox counts as unused, and how long it may be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IdleRules {
+    /// Time between two looks.
+    pub interval: Duration,
+    /// How long one may be unused whose profile does not say; zero for as long as it likes.
+    pub window: Duration,
+    /// Computing of a larger share of its processors than this is use.
+    pub cpu_share: f64,
 }
 
 /// What may change while an engine runs.

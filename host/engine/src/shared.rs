@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::glimpse::Glimpses;
+use crate::idle::Use;
 use crate::journal::Journal;
 use crate::port::{GuestDoor, Network, Trust};
 use crate::queue::Queue;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     tunable: RwLock<Arc<Tunable>>,
     drivers: Mutex<Drivers>,
+    /// How many people work in a sandbox.
+    occupied: Mutex<HashMap<SandboxId, usize>>,
     pub(crate) glimpses: Glimpses,
     alarms: Mutex<BTreeSet<String>>,
     /// Bundles of ended jobs, and since when.
@@ -117,6 +120,7 @@ impl Handle {
             | Message::Cancel { .. }
             | Message::Workspace { .. }
             | Message::Look
+            | Message::Used { .. }
             | Message::TakeAway { .. } => &self.orders,
             Message::Redeem { .. }
             | Message::Acknowledge { .. }
@@ -181,6 +185,7 @@ impl Shared {
             stop: CancellationToken::new(),
             tunable: RwLock::new(Arc::new(tunable)),
             drivers: Mutex::default(),
+            occupied: Mutex::default(),
             glimpses: Glimpses::default(),
             alarms: Mutex::default(),
             unneeded: Mutex::default(),
@@ -258,6 +263,36 @@ impl Shared {
             let record = handle.record();
             record.vmid == vmid && State::of(&record).holds_something()
         })
+    }
+
+    /// The records of all living drivers.
+    pub(crate) fn records(&self) -> Vec<Arc<SandboxRecord>> {
+        lock(&self.drivers).by_id.values().map(Handle::record).collect()
+    }
+
+    pub(crate) fn is_occupied(&self, sandbox: SandboxId) -> bool {
+        lock(&self.occupied).contains_key(&sandbox)
+    }
+
+    pub(crate) fn occupy(&self, sandbox: SandboxId) {
+        *lock(&self.occupied).entry(sandbox).or_default() += 1;
+    }
+
+    pub(crate) fn vacate(&self, sandbox: SandboxId) {
+        let mut occupied = lock(&self.occupied);
+        if let Some(count) = occupied.get_mut(&sandbox) {
+            *count -= 1;
+            if *count == 0 {
+                occupied.remove(&sandbox);
+            }
+        }
+    }
+
+    /// Somebody does something in a sandbox at this moment.
+    pub(crate) fn used(&self, sandbox: SandboxId) {
+        if let Some(handle) = self.driver(sandbox) {
+            handle.order(Message::Used { seen: Use::InUse });
+        }
     }
 
     /// Sandboxes of which something may exist outside the records.

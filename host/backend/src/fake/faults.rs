@@ -27,6 +27,7 @@ pub enum Call {
     Destroy,
     Stopped,
     Usage,
+    Loads,
     PlaceSeed,
     RemoveSeed,
     HasSeed,

@@ -1,12 +1,14 @@
 //! The traits, kept to the letter, over the world in memory.
 
+use std::collections::BTreeMap;
+
 use agentlab_api::{ChannelKind, Vmid};
 use async_trait::async_trait;
 
 use super::{CHANNEL_BUFFER, Call, Entry, Fake, KIND};
 use crate::{
-    Agents, Backend, BackendError, BackendInfo, ByteStream, Channels, CloneSpec, Machine, Machines, Power,
-    PowerOn, Result, Seeds, Shape, Snapshots, Stamp, Tasks, Template, Usage,
+    Agents, Backend, BackendError, BackendInfo, ByteStream, Channels, CloneSpec, Load, Machine, Machines,
+    Power, PowerOn, Result, Seeds, Shape, Snapshots, Stamp, Tasks, Template, Usage,
 };
 
 pub(super) fn refused(action: &'static str, vmid: Vmid, reason: &str) -> BackendError {
@@ -247,6 +249,20 @@ impl Machines for Fake {
             }
             changed.await;
         }
+    }
+
+    async fn loads(&self) -> Result<BTreeMap<Vmid, Load>> {
+        self.perform(Call::Loads, None, || {
+            let world = self.world();
+            let running = world
+                .machines
+                .iter()
+                .filter(|(_, entry)| entry.machine.power == Power::Running);
+            Ok(running
+                .map(|(vmid, entry)| (*vmid, Load::Worked(entry.usage.cpu_seconds)))
+                .collect())
+        })
+        .await
     }
 
     async fn usage(&self, vmid: Vmid) -> Result<Usage> {

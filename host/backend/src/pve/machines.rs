@@ -1,5 +1,6 @@
 //! The trait's calls. Each attempt reads the machine's configuration and compares its stamp before it changes anything.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentlab_api::Vmid;
@@ -12,7 +13,7 @@ use super::shape::stands_where_it_should;
 use super::view::Found;
 use super::{Fields, Kind, Pve, Refusal, Trouble, Wire, refused, with_jitter};
 use crate::{
-    BackendError, CloneSpec, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
+    BackendError, CloneSpec, Load, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
 };
 
 pub(super) const GIB: u64 = 1 << 30;
@@ -270,6 +271,14 @@ impl<W: Wire> Machines for Pve<W> {
             }
             sleep(with_jitter(interval)).await;
         }
+    }
+
+    async fn loads(&self) -> Result<BTreeMap<Vmid, Load>> {
+        let listed = self.listed(self.options.watch_interval).await?;
+        let running = listed.into_iter().filter(|(_, line)| line.runs);
+        Ok(running
+            .filter_map(|(vmid, line)| Some((vmid, Load::Share(line.load?))))
+            .collect())
     }
 
     async fn usage(&self, vmid: Vmid) -> Result<Usage> {

@@ -38,6 +38,8 @@ pub(super) struct Listed {
     pub(super) name: String,
     pub(super) runs: bool,
     pub(super) is_template: bool,
+    /// Share of its processors that it used since somebody asked before.
+    pub(super) load: Option<f64>,
 }
 
 impl View {
@@ -203,6 +205,7 @@ impl<W: Wire> Pve<W> {
                     name: line.text("name").unwrap_or_default(),
                     runs: line.text("status")? == "running",
                     is_template: line.flag("template"),
+                    load: line.fraction("cpu"),
                 };
                 Some((vmid, listed))
             })

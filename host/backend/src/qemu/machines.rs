@@ -1,5 +1,6 @@
 //! The trait's calls. Whatever changes a machine compares its stamp first and takes the machine's turn.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use super::record::{Found, MachineDir, Record, ShapeRecord, storage};
 use super::template::StoredTemplate;
 use super::{Qemu, blocking, unreachable};
 use crate::{
-    BackendError, CloneSpec, Limits, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template, Usage,
+    BackendError, CloneSpec, Limits, Load, Machine, Machines, Power, PowerOn, Result, Shape, Stamp, Template,
+    Usage,
 };
 
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
@@ -439,6 +441,23 @@ impl Machines for Qemu {
                 .map_err(|error| unreachable("watching", error.to_string())),
             None => Ok(()),
         }
+    }
+
+    async fn loads(&self) -> Result<BTreeMap<Vmid, Load>> {
+        let machines = self.machines.clone();
+        let vmids = blocking(move || machines.vmids()).await?;
+        let mut loads = BTreeMap::new();
+        for vmid in vmids {
+            if let Found::Ours(machine) = self.find(vmid).await?
+                && let Some(usage) = self
+                    .find_process(&machine)
+                    .await?
+                    .and_then(|process| process.usage())
+            {
+                loads.insert(vmid, Load::Worked(usage.cpu_seconds));
+            }
+        }
+        Ok(loads)
     }
 
     async fn usage(&self, vmid: Vmid) -> Result<Usage> {

@@ -160,6 +160,14 @@ fn fields(profile: &Profile) -> String {
             storage.root_size_gb.map(|size| format!("{size} GiB")),
         )
         .add("lease", format!("{} min", behavior.ttl_minutes_default))
+        .add(
+            "idle stop",
+            match behavior.idle_stop_minutes_default {
+                None => "as the daemon is told".to_owned(),
+                Some(0) => "never".to_owned(),
+                Some(minutes) => format!("after {minutes} min"),
+            },
+        )
         .add("deadline", format!("{} s", behavior.deadline_seconds_default))
         .add("keepalive", behavior.keepalive_default)
         .add(

@@ -58,6 +58,8 @@ struct Places {
 /// A command whose guest stands by.
 #[derive(Debug)]
 struct Opened {
+    /// Whose guest.
+    sandbox: SandboxId,
     /// What the guest sends.
     output: Body,
     /// Takes what it is to be sent.
@@ -147,11 +149,12 @@ impl Commands {
         (number, incoming)
     }
 
-    /// Joins an operator's request to a guest's. `None`: no such command, or it was followed already.
-    pub(crate) fn follow(&self, id: &str, input: Body) -> Option<Body> {
+    /// Joins an operator's request to a guest's, and says in which sandbox that is. `None`: no such command, or it was
+    /// followed already.
+    pub(crate) fn follow(&self, id: &str, input: Body) -> Option<(SandboxId, Body)> {
         let opened = self.state().opened.remove(id)?;
         opened.input.send(self.bounded(input)).ok()?;
-        Some(self.bounded(opened.output))
+        Some((opened.sandbox, self.bounded(opened.output)))
     }
 
     /// A body that ends when the daemon does.
@@ -247,6 +250,7 @@ pub(super) async fn open(
     let arrived = commands.take(&id, session.sandbox).ok_or_else(gone)?;
     let (input, followed) = oneshot::channel();
     let opened = Opened {
+        sandbox: session.sandbox,
         output: request.into_body(),
         input,
     };
@@ -297,12 +301,18 @@ mod tests {
             assert!(commands.take(&order.id, mine).is_none(), "taken twice");
             let (input, followed) = oneshot::channel();
             let output = Body::from("from the guest");
-            arrived.send(Opened { output, input }).unwrap();
+            let opened = Opened {
+                sandbox: mine,
+                output,
+                input,
+            };
+            arrived.send(opened).unwrap();
             text(followed.await.unwrap()).await
         };
         let operator = async {
             let id = commands.create(mine, request()).await.unwrap();
-            let output = commands.follow(&id, Body::from("to the guest")).unwrap();
+            let (whose, output) = commands.follow(&id, Body::from("to the guest")).unwrap();
+            assert_eq!(whose, mine);
             assert!(commands.follow(&id, Body::empty()).is_none(), "followed twice");
             text(output).await
         };

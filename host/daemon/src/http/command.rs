@@ -2,9 +2,11 @@
 
 use agentlab_api::{CommandRequest, CommandView, ErrorCode, Problem};
 use axum::Json as JsonAnswer;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, Version, header};
 use axum::response::{IntoResponse as _, Response};
+use futures_util::StreamExt as _;
 
 use super::Edge;
 use super::problem::Refusal;
@@ -34,11 +36,17 @@ pub(super) async fn stream(
         );
         return Err(problem.into());
     }
-    let output = edge.commands.follow(&id, request.into_body()).ok_or_else(|| {
+    let followed = edge.commands.follow(&id, request.into_body());
+    let (sandbox, output) = followed.ok_or_else(|| {
         Problem::new(
             ErrorCode::NotFound,
             "There is no such command, or it was followed already",
         )
     })?;
+    // Somebody works there for as long as the answer lasts.
+    let occupied = edge.engine.occupy(sandbox);
+    let output = Body::from_stream(output.into_data_stream().inspect(move |_| {
+        let _ = &occupied;
+    }));
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], output).into_response())
 }

@@ -32,11 +32,11 @@ use super::kept::Kept;
 use super::machine::{Event, Holder, State, Transition};
 use super::perform::{Kit, PowerChange, Produced, StepError, chain, stamp_of};
 use super::step::{Seen, Step};
+use super::unused::Unused;
 use super::unwind::Unwinding;
 use super::watch::Ended;
 use crate::event;
 use crate::journal::Point;
-use crate::lease::until;
 use crate::port::Trust;
 use crate::shared::{Handle, Shared};
 
@@ -108,12 +108,12 @@ pub(crate) struct Driver {
     pub(crate) rebind: bool,
     /// The power change that was made for the present state.
     pub(crate) powered: Option<PowerChange>,
-    /// The present state was entered from a frozen one.
-    pub(crate) thaw: bool,
     /// What the guest said it is busy with.
     pub(crate) progress: super::session::Progress,
     /// Its guest is to let go of the workspace before its power goes.
     pub(crate) parting: super::workspace::Parting,
+    /// Since when nobody uses it.
+    pub(crate) unused: Unused,
     pub(crate) resumed: bool,
 }
 
@@ -150,9 +150,9 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         enforced: None,
         rebind: resumed,
         powered: None,
-        thaw: false,
         progress: super::session::Progress::default(),
         parting: super::workspace::Parting::default(),
+        unused: Unused::begin(&record),
         resumed,
         record,
     });
@@ -220,32 +220,6 @@ impl Driver {
         }
     }
 
-    /// What a failure is to a sandbox that had been up before and was to start again. The cause stays on its record.
-    fn start_failed(&mut self, event: &Event) -> Option<Event> {
-        let starting = matches!(self.state, State::Provisioning { .. } | State::Booting);
-        match event {
-            // A machine that stops while the next start is prepared is the one that was asked to stop.
-            Event::MachineStopped(_) if self.state != State::Booting => None,
-            Event::StepFailed(cause) | Event::GuestLost(cause) | Event::MachineStopped(cause)
-                if starting && self.record.runner_version.is_some() =>
-            {
-                self.record.failure = Some(cause.clone());
-                Some(Event::StartFailed)
-            }
-            Event::StepDone(_)
-            | Event::VmidTaken
-            | Event::StepFailed(_)
-            | Event::StartFailed
-            | Event::GuestUp(_)
-            | Event::GuestLost(_)
-            | Event::JobEnded
-            | Event::LeaseExpired
-            | Event::MachineStopped(_)
-            | Event::MachineGone(_)
-            | Event::Unwound => None,
-        }
-    }
-
     /// The same where nobody waits for an answer. False when it could not be recorded: then nothing has changed,
     /// and the state is pursued again in a moment.
     pub(crate) async fn happen(&mut self, event: &Event, job_end: Option<JobEnd>, extra: Vec<Write>) -> bool {
@@ -274,11 +248,13 @@ impl Driver {
         let mut record = self.record.clone();
         let previous = record.state;
         transition.next.write_to(&mut record);
+        // Another state, another clock.
+        record.idle = None;
         if let Some(step) = begun(&transition.next) {
             writes.push(intent(&record, step, false));
         }
         let mut job = self.job.clone();
-        self.keep_pause(&transition.next, &mut record, job.as_mut());
+        self.keep_pause(&transition.next, &mut record);
         let end = job_end.or_else(|| self.forced_end(&transition.next));
         if let (Some(job), Some(end)) = (job.as_mut(), end) {
             self.finish_job(job, end, &mut writes);
@@ -323,21 +299,10 @@ impl Driver {
         if self.job.is_none() {
             self.clocks.job_over();
         }
-        self.thaw = matches!(self.state, State::Suspended { .. });
         self.powered = None;
         self.state = transition.next;
         self.pending = true;
         Ok(())
-    }
-
-    /// Notes when a pause begins, and of a job how long it was: a deadline does not count it.
-    fn keep_pause(&self, next: &State, record: &mut SandboxRecord, job: Option<&mut JobRecord>) {
-        let now = self.shared.now();
-        if matches!(next, State::Suspended { .. }) {
-            record.paused_at.get_or_insert(now);
-        } else if let (Some(since), Some(job)) = (record.paused_at.take(), job) {
-            job.paused_seconds = job.paused_seconds.saturating_add(until(since, now).as_secs());
-        }
     }
 
     /// Takes over a record that was just committed.

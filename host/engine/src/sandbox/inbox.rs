@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::machine::Request;
 use crate::guest::GuestRefusal;
+use crate::idle::Use;
 
 /// Where an answer goes. The asker may have left.
 pub(crate) type Reply<T> = oneshot::Sender<T>;
@@ -49,6 +50,8 @@ pub(crate) enum Message {
     },
     /// The hypervisor's list disagrees with the record.
     Look,
+    /// Whether anybody uses it.
+    Used { seen: Use },
     /// It harms others: its machine goes, kept or not.
     TakeAway { cause: Failure },
     /// A guest wants to know what it is for.

@@ -6,6 +6,7 @@
 //!   perform, watch                          calls to the back end and the network
 //! ```
 
+mod again;
 pub(crate) mod asked;
 pub(crate) mod clocks;
 pub(crate) mod driver;
@@ -18,6 +19,7 @@ mod pursue;
 pub(crate) mod reserve;
 pub(crate) mod session;
 pub mod step;
+mod unused;
 mod unwind;
 pub(crate) mod vitals;
 mod watch;

@@ -60,7 +60,7 @@ impl Driver {
             Effect::ShutDown => self.power(PowerChange::ShutDown),
             Effect::PowerOff => self.power(PowerChange::Off),
             Effect::Suspend => self.power(PowerChange::Suspend),
-            Effect::Resume if self.thaw => self.power(PowerChange::Resume),
+            Effect::Resume if self.record.paused_at.is_some() => self.power(PowerChange::Resume),
             Effect::Resume => {}
             Effect::Unwind => self.pursue_unwinding().await,
         }
@@ -109,6 +109,12 @@ impl Driver {
         match result {
             Ok(()) | Err(BackendError::NoSuchMachine { .. }) => {
                 self.powered = Some(change);
+                if change == PowerChange::Resume
+                    && let Err(error) = self.went_on().await
+                {
+                    self.powered = None;
+                    self.store_failed(&error);
+                }
                 if matches!(change, PowerChange::Off | PowerChange::ShutDown) {
                     self.tasks.abort_all();
                     let cause = failure(ErrorCode::SandboxLost, "Stop", "Its machine was powered off");
@@ -397,6 +403,7 @@ impl Driver {
                 self.look_wanted = true;
                 self.pending = true;
             }
+            Message::Used { seen } => self.used(seen).await,
             Message::TakeAway { cause } => self.take_away(cause).await,
             Message::Redeem { redemption, reply } => drop(reply.send(self.redeem(redemption).await)),
             Message::Acknowledge { reply } => drop(reply.send(self.acknowledge().await)),

@@ -8,6 +8,7 @@ mod wires;
 
 mod failure;
 mod guest;
+mod idle;
 mod job;
 mod names;
 mod operator;

@@ -134,6 +134,7 @@ async fn what_cannot_be_started_again_stays_stopped_with_its_disk_and_says_why()
 #[tokio::test(start_paused = true)]
 async fn a_pause_counts_neither_as_silence_nor_against_the_deadline_of_a_job() {
     let mut lab = Lab::stopped().await;
+    lab.settings.reconcile_interval = Duration::from_secs(60);
     // Wall time that goes with the test's own, over restarts too.
     let clock = WallClock::new();
     clock.process_begins();
@@ -175,7 +176,7 @@ async fn a_pause_counts_neither_as_silence_nor_against_the_deadline_of_a_job() {
 
 #[tokio::test(start_paused = true)]
 async fn a_renewed_lease_begins_anew_with_its_warning() {
-    let lab = Lab::new().await;
+    let lab = Lab::with(|settings| settings.reconcile_interval = Duration::from_secs(60)).await;
     let view = held(&lab).await;
     let engine = lab.engine();
     for minutes in [0, u32::MAX] {

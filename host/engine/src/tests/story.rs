@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::lab::{Guest, Lab, request, vmid};
 use crate::sandbox::machine::Request;
-use crate::{GuestOrigin, GuestRefusal};
+use crate::{GuestOrigin, GuestRefusal, IdleRules};
 
 const PACE: Duration = Duration::from_millis(50);
 /// Between two signs of life of a guest that works on.
@@ -50,7 +50,8 @@ pub(super) enum Story {
     Stubborn,
     /// There is no place for the job until another one has ended.
     Waits,
-    /// The sandbox outlives its job; an operator stops and starts it, pauses it, lets it go on, and renews its lease.
+    /// The sandbox outlives its job; an operator stops and starts it, pauses it, lets it go on, renews its lease, and
+    /// leaves it alone until it is stopped for that.
     Used,
 }
 
@@ -94,6 +95,13 @@ impl Story {
                 }
             }
             Self::Waits => lab.settings.max_sandboxes = 1,
+            Self::Used => {
+                lab.settings.idle = Some(IdleRules {
+                    interval: Duration::from_secs(10),
+                    window: Duration::from_secs(40),
+                    cpu_share: 0.05,
+                });
+            }
             Self::Completes
             | Self::AgentFails
             | Self::BootFails
@@ -101,8 +109,7 @@ impl Story {
             | Self::Destroyed
             | Self::Cancelled
             | Self::LeaseEnds
-            | Self::Kept
-            | Self::Used => {}
+            | Self::Kept => {}
         }
     }
 
@@ -273,19 +280,25 @@ async fn ask(lab: &Lab, story: Story, key: &str) -> JobView {
 }
 
 /// What an operator asks for, and how he sees that it is done.
-const ERRANDS: [(Request, SandboxState); 5] = [
-    (Request::Stop, SandboxState::Stopped),
-    (Request::Start, SandboxState::Running),
-    (Request::Suspend, SandboxState::Suspended),
-    (Request::Resume, SandboxState::Running),
-    (Request::Renew { minutes: 90 }, SandboxState::Running),
+const ERRANDS: [(Option<Request>, SandboxState); 6] = [
+    (Some(Request::Stop), SandboxState::Stopped),
+    (Some(Request::Start), SandboxState::Running),
+    (Some(Request::Suspend), SandboxState::Suspended),
+    (Some(Request::Resume), SandboxState::Running),
+    (Some(Request::Renew { minutes: 90 }), SandboxState::Running),
+    // He goes, and does not come back.
+    (None, SandboxState::Stopped),
 ];
 
 /// Asks again until it is so.
 async fn run_errands(lab: &Lab, job: &JobView, memory: &Memory) {
     let id = job.sandbox.unwrap().to_string();
     while let Some((request, state)) = ERRANDS.get(memory.errands.get()) {
-        if lab.engine().change_sandbox(&id, request.clone()).await.is_ok() {
+        let asked = match request {
+            Some(request) => lab.engine().change_sandbox(&id, request.clone()).await.is_ok(),
+            None => true,
+        };
+        if asked {
             while lab.record(job).await.state != *state {
                 sleep(PACE).await;
             }
@@ -301,7 +314,7 @@ async fn gone(lab: &Lab, job: &JobView) {
     loop {
         match lab.record(job).await.state {
             SandboxState::Destroyed => return,
-            SandboxState::Failed | SandboxState::Ready | SandboxState::Running => {
+            SandboxState::Failed | SandboxState::Ready | SandboxState::Running | SandboxState::Stopped => {
                 let at_rest = lab.record(job).await;
                 if !at_rest.unwinding || at_rest.cursor.is_empty() {
                     drop(lab.engine().destroy_sandbox(&id, false).await);
@@ -311,7 +324,6 @@ async fn gone(lab: &Lab, job: &JobView) {
             | SandboxState::Provisioning
             | SandboxState::Booting
             | SandboxState::Suspended
-            | SandboxState::Stopped
             | SandboxState::Timeout => {}
         }
         sleep(PACE).await;

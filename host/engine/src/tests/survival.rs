@@ -123,6 +123,8 @@ fn all_points() -> BTreeSet<String> {
         Point::Cancel,
         Point::LeaseWarning,
         Point::LeaseRenewed,
+        Point::Used,
+        Point::WentOn,
     ];
     let points = entered.chain(undone.map(Point::Undo)).chain(others);
     points.map(|point| point.to_string()).collect()

@@ -1,6 +1,6 @@
 //! What a test has in place of the packet policy and of the guest edge's serial door.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ struct WiresInner {
     disturbances: VecDeque<Disturbance>,
     forgotten: Vec<Vmid>,
     allowed: BTreeMap<Vmid, Vec<AllowEntry>>,
+    /// Sandboxes into which somebody is logged in.
+    reached: BTreeSet<Vmid>,
 }
 
 impl Wires {
@@ -47,6 +49,16 @@ impl Wires {
     /// Somebody else was at the policy.
     pub(super) fn disturb(&self, disturbance: Disturbance) {
         self.inner().disturbances.push_back(disturbance);
+    }
+
+    /// Somebody logs in, or out.
+    pub(super) fn log_in(&self, vmid: Vmid, is_in: bool) {
+        let reached = &mut self.inner().reached;
+        if is_in {
+            reached.insert(vmid);
+        } else {
+            reached.remove(&vmid);
+        }
     }
 
     pub(super) fn without(&self, trust: Trust) {
@@ -205,6 +217,10 @@ impl Network for Wires {
 
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
         Ok(self.ports())
+    }
+
+    async fn reached(&self) -> Result<BTreeSet<Vmid>, NetworkError> {
+        self.perform("reached", || Ok(self.inner().reached.clone())).await
     }
 
     async fn disturbed(&self) -> Disturbance {
