@@ -6,6 +6,7 @@
 //!   schedule/     engine and REST back end on it, while everything goes wrong that can
 //!   images.rs     files that come from outside, and machines made of them
 //!   machines.rs   disks moved, rules, tags, HA, nodes: what else can be done with a machine
+//!   documented.rs the tests that docs/proxmox.md names exist
 //!   troubles.rs   what users of such clients meet, and our back end must survive
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
 //!   tls.rs        the front end's manners on a real connection
@@ -17,6 +18,8 @@ mod asker;
 mod client;
 #[cfg(test)]
 mod conduct;
+#[cfg(test)]
+mod documented;
 #[cfg(test)]
 mod images;
 #[cfg(test)]

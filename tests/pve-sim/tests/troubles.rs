@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_backend::{Backend, BackendError, Power, PowerOn};
+use agentlab_backend::{Backend, BackendError, Power, PowerOn, SnapshotHolds};
 use pve_sim::{Plugin, PveSim, Rates, Scale, Setup, Version};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -163,7 +163,7 @@ async fn a_whole_life_asks_neither_the_agent_nor_any_other_storage() {
         backend.suspend(one.vmid, &one.stamp).await.unwrap();
         backend.resume(one.vmid, &one.stamp).await.unwrap();
         backend
-            .take_snapshot(one.vmid, &one.stamp, "clean")
+            .take_snapshot(one.vmid, &one.stamp, "clean", SnapshotHolds::Memory)
             .await
             .unwrap();
         backend.roll_back(one.vmid, &one.stamp, "clean").await.unwrap();
@@ -217,7 +217,10 @@ async fn a_machine_is_paused_in_memory_and_snapshots_of_a_running_one_hold_it_so
         sim.left()
     );
     backend.resume(one.vmid, &one.stamp).await.unwrap();
-    backend.take_snapshot(one.vmid, &one.stamp, "live").await.unwrap();
+    backend
+        .take_snapshot(one.vmid, &one.stamp, "live", SnapshotHolds::Memory)
+        .await
+        .unwrap();
     let asker = Asker {
         token: sim.token(),
         sim: sim.clone(),
