@@ -1,25 +1,18 @@
 //! The command line: data to stdout, everything else to stderr, one exit code per kind of answer.
 
+mod build;
 mod text;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
-use crate::account::AGENT_ID;
-use crate::assembly::{self, Order, Outcome};
 use crate::error::{During, Result, TemplateError};
 use crate::gc;
-use crate::progress::Progress;
-use crate::recipe;
-use crate::runner::Runner;
-use crate::shape::Shape;
 use crate::store::{DEFAULT_STORE, Template, TemplateStore};
-use crate::tool::{self, Toolbox};
 
 /// Builds, lists, checks and clears template images.
 #[derive(Debug, Parser)]
@@ -38,22 +31,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Build an image; one that is already as its recipe says is left alone
-    Build {
-        /// A built-in recipe (demo, debian-13) or the path of one
-        recipe: String,
-        /// Runner to bake in [default: the recipe's, else beside this program, else /usr/lib/agentlab/agent-runner]
-        #[arg(long, value_name = "PATH")]
-        runner: Option<PathBuf>,
-        /// For whom: `local` for the embedded QEMU, `proxmox` for a disk that boots by itself
-        #[arg(long, value_name = "SHAPE", value_enum, default_value_t)]
-        shape: Shape,
-        /// Debian mirror [default: the suite's own]
-        #[arg(long, value_name = "URL")]
-        mirror: Option<String>,
-        /// Build even when nothing changed, with today's packages
-        #[arg(long)]
-        force: bool,
-    },
+    Build(build::Arguments),
     /// List images
     #[command(alias = "ls")]
     List,
@@ -109,26 +87,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
     let store = TemplateStore::open(&arguments.store);
     let json = arguments.json;
     match &arguments.verb {
-        Verb::Build {
-            recipe,
-            runner,
-            shape,
-            mirror,
-            force,
-        } => {
-            let recipe = recipe::load(recipe)?.in_shape(*shape);
-            let runner = Runner::find(runner.as_deref(), recipe.runner.as_deref())?;
-            let tools = Toolbox::default();
-            let order = Order {
-                recipe: &recipe,
-                runner: &runner,
-                mirror: mirror.as_deref(),
-                force: *force,
-                tools: &tools,
-                home_owner: (AGENT_ID, AGENT_ID),
-            };
-            build(&store, &order, json)
-        }
+        Verb::Build(arguments) => build::run(&store, arguments, json),
         Verb::List => list(&store, json),
         Verb::Show { template } => {
             let template = store.find(template)?;
@@ -153,41 +112,6 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
             })
         }
     }
-}
-
-fn build(store: &TemplateStore, order: &Order<'_>, json: bool) -> Result<ExitCode> {
-    let begun = Instant::now();
-    let mut progress = Progress::new(true);
-    let outcome = match assembly::unchanged(store, order)? {
-        Some(template) => Outcome::Unchanged(template),
-        None => {
-            tool::require_root()?;
-            progress.say(&format!(
-                "Building template {} with {}",
-                order.recipe.name,
-                order.runner.path.display()
-            ));
-            assembly::build(store, order, &mut progress)?
-        }
-    };
-    let (template, word) = match &outcome {
-        Outcome::Unchanged(template) => (template, "unchanged"),
-        Outcome::Built(template) => (template, "built"),
-    };
-    let seconds = begun.elapsed().as_secs_f64();
-    if json {
-        let steps: Vec<Value> = progress
-            .steps()
-            .iter()
-            .map(|(step, took)| json!({ "step": step, "seconds": took.as_secs_f64() }))
-            .collect();
-        let mut answer = summary(store, template);
-        answer["outcome"] = json!(word);
-        answer["seconds"] = json!(seconds);
-        answer["steps"] = json!(steps);
-        return print(&line(&answer));
-    }
-    print(&text::built(template, word, progress.steps(), seconds))
 }
 
 fn list(store: &TemplateStore, json: bool) -> Result<ExitCode> {

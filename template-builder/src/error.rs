@@ -101,6 +101,32 @@ pub enum TemplateError {
         /// How it would be.
         hint: String,
     },
+    /// What the configuration, or the command line, says of a node.
+    #[error("{problem}")]
+    Settings {
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The node, or the way to it.
+    #[error(transparent)]
+    Node(#[from] agentlab_backend::BackendError),
+    /// Somebody wanted us to end.
+    #[error("Interrupted: what was begun on the node is taken back")]
+    Interrupted,
+    /// It failed, and what it left could not be taken back either.
+    #[error("{error}\nWhat it left could not be taken back: {reason}")]
+    LeftBehind {
+        /// The number it was to have.
+        vmid: String,
+        /// What its description says of the run.
+        mark: String,
+        /// Why it failed.
+        error: Box<TemplateError>,
+        /// Why it stays.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("Cannot {doing} {}: {source}", path.display())]
     Io {
@@ -138,7 +164,13 @@ impl TemplateError {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run it as root, or choose a --store that is yours".to_owned())
             }
-            Self::Tree { .. } | Self::Io { .. } => None,
+            Self::Settings { hint, .. } => hint.clone(),
+            Self::Node(error) => error.hint().map(str::to_owned),
+            Self::LeftBehind { vmid, mark, .. } => Some(format!(
+                "the next `agentlab-template build` with --storage into this store tries again; by hand it is VM {vmid} if its \
+                 description says `agentlab-build: {mark}`"
+            )),
+            Self::Tree { .. } | Self::Io { .. } | Self::Interrupted => None,
         }
     }
 }

@@ -31,6 +31,7 @@ pub mod kernel;
 pub mod manifest;
 pub mod npm;
 pub mod progress;
+pub mod publish;
 pub mod recipe;
 pub mod rootfs;
 pub mod runner;

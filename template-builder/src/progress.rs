@@ -26,6 +26,10 @@ pub enum Step {
     Hash,
     /// Everything flushed to disk and put in its place.
     Publish,
+    /// A disk becomes a file that is smaller to send.
+    Pack,
+    /// A Proxmox VE node makes a template of it.
+    Send,
 }
 
 impl fmt::Display for Step {
@@ -40,6 +44,8 @@ impl fmt::Display for Step {
             Self::Image => "file system image",
             Self::Hash => "hash and write the manifest",
             Self::Publish => "flush to disk and publish",
+            Self::Pack => "pack the disk",
+            Self::Send => "make the template on the node",
         })
     }
 }

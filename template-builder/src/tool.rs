@@ -22,6 +22,8 @@ pub struct Toolbox {
     pub tar: PathBuf,
     /// Fetches packages of npm, for recipes that have any.
     pub npm: PathBuf,
+    /// Converts disks between formats.
+    pub qemu_img: PathBuf,
 }
 
 impl Default for Toolbox {
@@ -32,6 +34,7 @@ impl Default for Toolbox {
             debugfs: "debugfs".into(),
             tar: "tar".into(),
             npm: "npm".into(),
+            qemu_img: "qemu-img".into(),
         }
     }
 }

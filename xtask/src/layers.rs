@@ -18,7 +18,6 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("agentlab-backend", &["agentlab-api", "agentlab-protocol"]),
     ("agentlab-store", &["agentlab-api"]),
     ("agentlab-client", &["agentlab-api", "agentlab-protocol"]),
-    ("agentlab-template", &[]),
     ("agentlab-resolver", &[]),
     ("agentlab-secrets", &["agentlab-api", "agentlab-protocol"]),
     // judgement
@@ -33,6 +32,15 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ),
     // mouths
     ("agent-runner", &["agentlab-channel", "agentlab-protocol"]),
+    (
+        "agentlab-template",
+        &[
+            "agentlab-api",
+            "agentlab-backend",
+            "agentlab-config",
+            "agentlab-protocol",
+        ],
+    ),
     (
         "agentlab",
         &[

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use agentlab_api::Vmid;
+
 use crate::gc::{self, Removal};
 use crate::progress::Step;
 use crate::store::{Difference, Template};
@@ -14,7 +16,12 @@ fn short(id: &str) -> &str {
     id.get(..SHORT).unwrap_or(id)
 }
 
-pub(super) fn built(template: &Template, word: &str, steps: &[(Step, Duration)], seconds: f64) -> String {
+pub(super) fn built(
+    template: &Template,
+    word: &str,
+    published: Option<(Vmid, &str)>,
+    (steps, seconds): (&[(Step, Duration)], f64),
+) -> String {
     let manifest = &template.manifest;
     let mut text = String::new();
     for (step, took) in steps {
@@ -29,6 +36,9 @@ pub(super) fn built(template: &Template, word: &str, steps: &[(Step, Duration)],
         size(gc::bytes_on_disk(&template.dir)),
         template.dir.display()
     );
+    if let Some((vmid, storage)) = published {
+        let _infallible = writeln!(text, "VM {vmid} on storage {storage} is a template of it now");
+    }
     text
 }
 

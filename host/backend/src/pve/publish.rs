@@ -216,7 +216,7 @@ impl<W: Wire> Pve<W> {
                     "`{}` is our earlier template and is protected; `qm set {vmid} --protection 0` allows it to be replaced",
                     record.name()
                 )),
-                Standing::Earlier if template.replace => Ok(()),
+                Standing::Earlier if template.replace => self.check_rights_stay(vmid).await,
                 Standing::Earlier => taken(format!(
                     "`{}` is our earlier template; say --replace to put the new one in its place",
                     record.name()
@@ -228,6 +228,31 @@ impl<W: Wire> Pve<W> {
                 Standing::Foreign => taken(format!("`{}` is not a template of ours", record.name())),
             },
         }
+    }
+
+    /// Whoever destroys a machine takes away every right that was granted on its number: the next one there could not be
+    /// made any more.
+    async fn check_rights_stay(&self, vmid: Vmid) -> Result<()> {
+        let read = Read::new("/access/permissions").with("path", "/vms");
+        let answer = self.wire.read(&read).await;
+        let answer = answer.map_err(|refusal| refusal.into_error(self.wire.kind(), "replacing", vmid))?;
+        // Whether it is handed down to what lies below is the value.
+        let stays = answer.get("/vms").and_then(|rights| rights.get("VM.Allocate"));
+        if stays.and_then(super::answer::truth).unwrap_or(false) {
+            return Ok(());
+        }
+        Err(BackendError::Refused {
+            action: "replacing",
+            vmid,
+            reason: format!(
+                "the token may make VM {vmid} by a right on /vms/{vmid} alone, and PVE takes that away with the earlier template"
+            ),
+            hint: Some(
+                "grant the role on /vms for the time being, give the template another --vmid, or run it on the node as root \
+                 with --through qm"
+                    .to_owned(),
+            ),
+        })
     }
 
     async fn bring(&self, template: &NewTemplate, publication: &Publication) -> Result<String> {

@@ -6,6 +6,8 @@ mod examine;
 #[cfg(test)]
 mod ownership;
 #[cfg(test)]
+mod publish;
+#[cfg(test)]
 mod recorded;
 #[cfg(test)]
 mod seeds;
