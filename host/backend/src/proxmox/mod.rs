@@ -209,13 +209,15 @@ impl Wire for Rest {
 
     async fn begin(&self, node: &str, change: &Change, _patience: Duration) -> Result<Begun, Refusal> {
         let data = self.call(&Request::change(node, change)).await?;
-        Ok(match task_in(&data) {
-            Some(task) => {
-                tracing::debug!(upid = %task, "task begun");
-                Begun::Task(task)
-            }
-            None => Begun::Done(data),
-        })
+        let Some(upid) = data.as_str().filter(|text| text.starts_with("UPID:")) else {
+            return Ok(Begun::Done(data));
+        };
+        // A worker is at it all the same.
+        let unreadable = || Refusal::unknown(format!("its task cannot be followed: `{upid}`"));
+        upid.parse::<Upid>().map_err(|()| unreadable())?;
+        let task: TaskId = upid.parse().map_err(|_| unreadable())?;
+        tracing::debug!(upid = %task, "task begun");
+        Ok(Begun::Task(task))
     }
 
     async fn follow(&self, task: &TaskId, patience: Duration) -> Result<Ended, Refusal> {

@@ -57,6 +57,43 @@ async fn a_clone_is_linked_where_the_storage_can_and_full_where_it_cannot() {
     }
 }
 
+/// Two nodes; the daemon is on the second, and the template is on the first.
+async fn cluster_with_shared(shared: bool) -> PveSim {
+    let mut setup = Setup::lab(Version::V9, QUICK);
+    setup.nodes.push("pve9b".into());
+    setup.storages.push(("ceph".into(), Plugin::Rbd, shared));
+    setup.template_storage = "ceph".into();
+    setup.in_process().listen("127.0.0.1:0").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_on_another_node_is_cloned_to_ours_where_its_storage_is_shared_and_nowhere_else() {
+    for shared in [true, false] {
+        let node = cluster_with_shared(shared).await;
+        let mut options = options();
+        options.node = Some("pve9b".into());
+        let backend = connect(settings(&node, options)).unwrap();
+        let answer = backend.clone_template(&spec()).await;
+        if !shared {
+            assert!(
+                matches!(&answer, Err(BackendError::Refused { hint: Some(hint), .. }) if hint.contains("nodes share")),
+                "{answer:?}"
+            );
+            assert_eq!(node.left(), Vec::<String>::new());
+            continue;
+        }
+        answer.unwrap();
+        backend.configure(vmid(1000), &stamp(), &shape()).await.unwrap();
+        backend
+            .power_on(vmid(1000), &stamp(), PowerOn { nic: None })
+            .await
+            .unwrap();
+        backend.destroy(vmid(1000), &stamp()).await.unwrap();
+        assert_eq!(node.left(), Vec::<String>::new());
+        assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_is_attached_to_one_machine_at_a_time_and_outlives_it() {
     let node = PveSim::start(Version::V9, QUICK).await.unwrap();

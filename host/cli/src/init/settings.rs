@@ -44,7 +44,7 @@ pub(crate) struct NodeArguments {
     /// Number that owns workspaces; no machine may have it [default: as config.yaml says, or 9999]
     #[arg(long, value_name = "VMID")]
     pub(crate) volume_vmid: Option<Vmid>,
-    /// Leave out the privilege for seeds in SMBIOS (VM.Config.HWType); sandboxes then get none
+    /// Leave out the privilege for seeds in SMBIOS (VM.Config.HWType); they go by cloud-init then, or not at all
     #[arg(long)]
     pub(crate) no_smbios_seed: bool,
 }
