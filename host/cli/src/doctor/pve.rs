@@ -221,6 +221,19 @@ fn of_machine(vmid: Vmid, config: &Value, known: Option<&Sandboxes>) -> Vec<Row>
         let next = format!("qm config {vmid}; when it is a sandbox nobody has, qm destroy {vmid} --purge");
         rows.push(Row::warn("left over", seen, next));
     }
+    // Without a description nothing proves that it was to be ours, and no token ends the lock of a worker that died.
+    let is_half_made = matches!(text(config, "lock").as_deref(), Some("clone" | "create"));
+    if is_half_made && matches!(state, Some(None)) {
+        rows.push(Row::warn(
+            "left over",
+            format!("{vmid} is half a clone, and the daemon knows no such sandbox"),
+            format!(
+                "pvesh get /nodes/localhost/tasks --source active\n\
+                 when no task makes it any more, \
+                 qm unlock {vmid} && qm destroy {vmid} --purge 1 --destroy-unreferenced-disks 1"
+            ),
+        ));
+    }
     if let Some((key, _)) = nics(config).find(|(_, value)| option(value, "firewall") == Some("1")) {
         rows.push(Row::fail(
             "fwbr",

@@ -34,6 +34,24 @@ fn a_seed_that_was_used_or_that_nobody_knows_of_is_left_over() {
 }
 
 #[test]
+fn half_a_clone_that_nobody_waits_for_is_told_with_the_commands_that_clear_it_away() {
+    let config = json!({ "lock": "clone", "digest": "d" });
+    let rows = of_machine(vmid(), &config, Some(&Sandboxes::new()));
+    let next = rows[0].next.as_deref().unwrap();
+    assert!(
+        next.contains("qm unlock 1003 && qm destroy 1003 --purge 1"),
+        "{next}"
+    );
+    for waited_for in [Some(known(SandboxState::Provisioning)), None] {
+        assert_eq!(of_machine(vmid(), &config, waited_for.as_ref()), []);
+    }
+    assert_eq!(
+        of_machine(vmid(), &json!({ "lock": "backup" }), Some(&Sandboxes::new())),
+        []
+    );
+}
+
+#[test]
 fn a_nic_under_the_firewall_is_out_of_our_sight() {
     let config = json!({ "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1" });
     let rows = of_machine(vmid(), &config, Some(&known(SandboxState::Running)));
