@@ -1,6 +1,7 @@
 //! A node: what holds up clones, and what is left over.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use agentlab_api::{SandboxState, Vmid};
 use agentlab_client::Client;
@@ -160,9 +161,11 @@ async fn left_over(config: &Config, node: &Node, client: &Client, way: Way<'_>) 
             )),
         }
     }
-    if let Some(entries) = std::fs::read_dir(SNIPPETS).ok().filter(|_| way.sees_all()) {
+    let configured = config.proxmox.snippets.as_ref();
+    let dir = configured.map_or(Path::new(SNIPPETS), |snippets| &snippets.dir);
+    if let Some(entries) = std::fs::read_dir(dir).ok().filter(|_| way.sees_all()) {
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        rows.extend(snippets(names, known.as_ref()));
+        rows.extend(snippets(dir, names, known.as_ref()));
     }
     if ours.len() > MOST_MACHINES {
         let seen = format!(
@@ -267,8 +270,8 @@ fn with_memory(vmid: Vmid, snapshots: &Value) -> Option<Row> {
 }
 
 /// Files that name a sandbox that is no more.
-fn snippets(names: impl Iterator<Item = String>, known: Option<&Sandboxes>) -> Option<Row> {
-    let known = known?;
+fn snippets(dir: &Path, names: impl Iterator<Item = String>, known: Option<&Sandboxes>) -> Option<Row> {
+    let (known, dir) = (known?, dir.display());
     let is_stale = |name: &String| {
         let digits: String = name
             .strip_prefix("agentlab-")
@@ -285,14 +288,14 @@ fn snippets(names: impl Iterator<Item = String>, known: Option<&Sandboxes>) -> O
         Row::warn(
             "left over",
             format!(
-                "seeds of sandboxes that are no more lie in {SNIPPETS}: {}",
+                "seeds of sandboxes that are no more lie in {dir}: {}",
                 stale.join(", ")
             ),
             format!(
                 "rm {}",
                 stale
                     .iter()
-                    .map(|name| format!("{SNIPPETS}/{name}"))
+                    .map(|name| format!("{dir}/{name}"))
                     .collect::<Vec<_>>()
                     .join(" ")
             ),

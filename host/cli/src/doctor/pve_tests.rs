@@ -80,12 +80,24 @@ fn snippets_of_sandboxes_that_are_no_more_are_named_and_others_left_alone() {
         "other-1004.yaml",
     ];
     let known = known(SandboxState::Running);
-    let row = snippets(names.iter().map(|name| (*name).to_owned()), Some(&known)).unwrap();
+    let row = snippets(
+        Path::new(SNIPPETS),
+        names.iter().map(|name| (*name).to_owned()),
+        Some(&known),
+    )
+    .unwrap();
     assert_eq!(
         row.next.as_deref(),
         Some("rm /var/lib/vz/snippets/agentlab-1004-user.yaml")
     );
-    assert_eq!(snippets(names.iter().map(|name| (*name).to_owned()), None), None);
+    assert_eq!(
+        snippets(
+            Path::new(SNIPPETS),
+            names.iter().map(|name| (*name).to_owned()),
+            None
+        ),
+        None
+    );
 }
 
 #[test]
