@@ -142,6 +142,57 @@ mod tests {
         Ok(())
     }
 
+    /// A directory there and back, and nothing of it where it does not belong.
+    fn directories_come_back_without_what_a_guest_adds(lab: &Lab, vmid: &str) -> Result<()> {
+        let source = lab.dir().join("tree");
+        std::fs::create_dir_all(source.join("deep/er"))?;
+        std::fs::write(source.join("deep/er/file"), vec![5; 70_000])?;
+        std::fs::write(source.join("empty"), "")?;
+        std::os::unix::fs::symlink("deep/er/file", source.join("link"))?;
+        let from = source.display().to_string();
+        let there = format!("{vmid}:/tmp/tree");
+        let ran = lab.agentlab(&["cp", "-r", &from, &there])?;
+        ensure!(
+            ran.code() == Some(0) && ran.stdout.contains("2 files"),
+            "{}{}",
+            ran.stdout,
+            ran.stderr
+        );
+        let again = lab.agentlab(&["cp", "-r", &from, &there])?;
+        ensure!(
+            again.code() == Some(0),
+            "into the directory that is there now: {}",
+            again.stderr
+        );
+        let third = lab.agentlab(&["cp", "-r", &from, &there])?;
+        ensure!(third.stderr.contains("there already"), "{}", third.stderr);
+        let plant = "cd /tmp/tree && test -x deep && cmp deep/er/file tree/link && rm -r tree && ln -s /etc/passwd out && \
+                     mkfifo pipe && mkdir .git && echo x > .git/config && echo x > EMPTY";
+        let (code, _, err) = exec(lab, vmid, plant)?;
+        ensure!(code == Some(0), "{err}");
+        let back = lab.dir().join("back");
+        let ran = lab.agentlab(&["cp", "-r", &there, &back.display().to_string()])?;
+        for left_out in [
+            "out: a link",
+            "pipe: a device",
+            ".git: git would",
+            "another one has this name",
+        ] {
+            ensure!(ran.stderr.contains(left_out), "{left_out}: {}", ran.stderr);
+        }
+        ensure!(ran.code() == Some(1), "{:?} {}", ran.code(), ran.stdout);
+        let listed = Command::new("sh")
+            .args(["-c", "cd \"$1\" && find . | tr A-Z a-z | sort | tr '\\n' ' '; cmp -s link ../tree/deep/er/file && ls -a .. | grep -c '^.agentlab-'", "sh"])
+            .arg(&back)
+            .output()?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        ensure!(
+            listed == ". ./deep ./deep/er ./deep/er/file ./empty ./link 0\n",
+            "{listed}"
+        );
+        Ok(())
+    }
+
     /// What a command began ends with its operator.
     fn a_command_ends_with_its_operator(lab: &Lab, vmid: &str) -> Result<()> {
         let mut child = lab
@@ -208,6 +259,7 @@ mod tests {
             secrets_are_in_memory_only(&lab, &vmid, desk.path())?;
             commands_return_what_they_print(&lab, &vmid)?;
             files_come_back_unchanged(&lab, &vmid)?;
+            directories_come_back_without_what_a_guest_adds(&lab, &vmid)?;
             a_command_ends_with_its_operator(&lab, &vmid)?;
             a_terminal_has_its_size_and_its_code(&lab, &vmid)?;
 
