@@ -87,6 +87,7 @@ impl Engine {
     async fn start_on(shared: Shared) -> Result<Arc<Self>, StartError> {
         check(&shared.settings)?;
         let shared = Arc::new(shared);
+        shared.backend.keep_ledger(crate::task::Ledger::of(&shared));
         let engine = Arc::new(Self {
             shared,
             settled: AtomicBool::new(false),

@@ -55,6 +55,8 @@ pub enum Point {
     Used,
     /// A pause is over.
     WentOn,
+    /// The hypervisor has named the task that does what was asked.
+    TaskBegun,
     /// A job whose sandbox is gone ends.
     Abandoned,
     /// A workspace is asked for, changed, given or taken.
@@ -102,6 +104,7 @@ impl fmt::Display for Point {
             Self::LeaseRenewed => f.write_str("lease renewed"),
             Self::Used => f.write_str("used"),
             Self::WentOn => f.write_str("went on"),
+            Self::TaskBegun => f.write_str("task begun"),
             Self::Abandoned => f.write_str("abandoned"),
             Self::Workspace => f.write_str("workspace"),
             Self::Told => f.write_str("told"),

@@ -35,6 +35,7 @@ mod secrets;
 mod settings;
 mod shared;
 mod status;
+mod task;
 mod upload;
 mod view;
 mod vigil;

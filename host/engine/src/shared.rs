@@ -256,13 +256,18 @@ impl Shared {
             .is_some_and(|handle| !handle.inbox.is_closed())
     }
 
+    /// The sandbox that has this VMID at the moment, with something behind it.
+    pub(crate) fn sandbox_of(&self, vmid: Vmid) -> Option<SandboxId> {
+        let records = self.records();
+        let mut holding = records
+            .iter()
+            .filter(|record| State::of(record).holds_something());
+        holding.find(|record| record.vmid == vmid).map(|record| record.id)
+    }
+
     /// Whether a living driver has this VMID at the moment, with something behind it.
     pub(crate) fn is_driven(&self, vmid: Vmid) -> bool {
-        let drivers = lock(&self.drivers);
-        drivers.by_id.values().any(|handle| {
-            let record = handle.record();
-            record.vmid == vmid && State::of(&record).holds_something()
-        })
+        self.sandbox_of(vmid).is_some()
     }
 
     /// The records of all living drivers.

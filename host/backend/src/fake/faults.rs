@@ -28,6 +28,7 @@ pub enum Call {
     Stopped,
     Usage,
     Loads,
+    AwaitTask,
     PlaceSeed,
     RemoveSeed,
     HasSeed,

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::{CHANNEL_BUFFER, Call, Entry, Fake, KIND};
 use crate::{
     Agents, Backend, BackendError, BackendInfo, ByteStream, Channels, CloneSpec, Load, Machine, Machines,
-    Power, PowerOn, Result, Seeds, Shape, Snapshots, Stamp, Tasks, Template, Usage,
+    Power, PowerOn, Result, Seeds, Shape, Snapshots, Stamp, Template, Usage,
 };
 
 pub(super) fn refused(action: &'static str, vmid: Vmid, reason: &str) -> BackendError {
@@ -45,6 +45,9 @@ impl Fake {
         let lost = self.shared.faults.enter(call, vmid).await?;
         let answer = effect()?;
         self.shared.changed.notify_waiters();
+        if let Some(vmid) = vmid {
+            self.tell_task(call, vmid).await;
+        }
         match lost {
             Some(error) => Err(error),
             None => Ok(answer),
@@ -364,8 +367,6 @@ impl Channels for Fake {
 
 impl Snapshots for Fake {}
 impl Agents for Fake {}
-impl Tasks for Fake {}
-
 #[async_trait]
 impl Backend for Fake {
     async fn info(&self) -> Result<BackendInfo> {

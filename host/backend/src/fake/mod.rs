@@ -9,6 +9,7 @@
 mod channel;
 mod faults;
 mod machines;
+mod tasks;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ pub use faults::{Call, Hang, Logged};
 
 use crate::{BackendError, Capabilities, Machine, Nic, Power, Shape, Stamp, Template, Usage};
 use faults::{Fault, Faults};
+use tasks::Begun;
 
 const KIND: &str = "fake";
 const CHANNEL_BUFFER: usize = 64 * 1024;
@@ -52,6 +54,7 @@ struct World {
     channels: Vec<ChannelKind>,
     /// Who waits for a start, and behind how many.
     line: BTreeMap<Vmid, usize>,
+    begun: Begun,
 }
 
 #[derive(Debug)]
@@ -124,6 +127,7 @@ impl Default for Shared {
                 capabilities,
                 channels: vec![ChannelKind::Serial, ChannelKind::Tls],
                 line: BTreeMap::new(),
+                begun: Begun::default(),
             }),
             changed: Notify::new(),
             faults: Faults::default(),

@@ -39,6 +39,7 @@ use crate::event;
 use crate::journal::Point;
 use crate::port::Trust;
 use crate::shared::{Handle, Shared};
+use crate::task;
 
 /// Messages that may wait; a guest that sends faster waits for its answers.
 const INBOX: usize = 64;
@@ -73,6 +74,8 @@ pub(crate) enum Done {
         result: Result<(), BackendError>,
     },
     Looked(Seen),
+    /// What an earlier process had begun has ended, or will not be waited for any longer.
+    Awaited,
 }
 
 type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -253,6 +256,8 @@ impl Driver {
         if let Some(step) = begun(&transition.next) {
             writes.push(intent(&record, step, false));
         }
+        // Whatever was being done has ended, or is not waited for any more.
+        writes.push(task::over(record.id));
         let mut job = self.job.clone();
         self.keep_pause(&transition.next, &mut record);
         let end = job_end.or_else(|| self.forced_end(&transition.next));
@@ -362,6 +367,7 @@ impl Driver {
             Done::Undo { step, took, result } => self.undo_ended(step, took, result),
             Done::Power { change, result } => self.power_ended(change, result).await,
             Done::Looked(seen) => self.looked(seen).await,
+            Done::Awaited => self.go_on().await,
         }
         self.pending = true;
     }

@@ -16,6 +16,7 @@ use super::step::{Resume, Seen, Step, resume};
 use crate::event::{self, StepEnd};
 use crate::journal::Point;
 use crate::lease::{self, until};
+use crate::task;
 
 impl Driver {
     /// Does, or begins, what the state asks for. Safe to call at any time: what was done already is not done again.
@@ -172,8 +173,40 @@ impl Driver {
         }
     }
 
-    /// Takes up what an earlier process had begun.
+    /// Takes up what an earlier process had begun. What the hypervisor still does for it ends first.
     pub(crate) async fn take_up(&mut self) {
+        let changing = match self.state {
+            State::Provisioning { .. }
+            | State::Suspended { .. }
+            | State::Stopped
+            | State::TimedOut
+            | State::Unwinding { .. } => true,
+            State::Requested
+            | State::Booting
+            | State::Ready
+            | State::Running { .. }
+            | State::Failed { .. }
+            | State::Destroyed => false,
+        };
+        // What cannot be read is found out by doing it again.
+        let open = if changing {
+            task::open(&self.shared, self.record.id).await.unwrap_or_default()
+        } else {
+            None
+        };
+        let Some(task) = open else {
+            return self.go_on().await;
+        };
+        let (shared, sandbox) = (self.shared.clone(), self.record.id);
+        self.begin(async move {
+            let end = task::finish(&shared, &task).await;
+            tracing::info!(%sandbox, %task, ?end, "what an earlier process had begun");
+            Done::Awaited
+        });
+    }
+
+    /// Goes on from where the earlier process was.
+    pub(crate) async fn go_on(&mut self) {
         match self.state.clone() {
             State::Provisioning { at: Step::PowerOn } => self.look(),
             State::Provisioning { at } => {

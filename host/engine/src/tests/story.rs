@@ -93,8 +93,11 @@ impl Story {
                     };
                     lab.backend.fail_next(Call::Destroy, unreachable);
                 }
+                lab.backend.hand_out_tasks();
             }
             Self::Waits => lab.settings.max_sandboxes = 1,
+            // A hypervisor that goes on with what a killed process has begun.
+            Self::Completes => lab.backend.hand_out_tasks(),
             Self::Used => {
                 lab.settings.idle = Some(IdleRules {
                     interval: Duration::from_secs(10),
@@ -102,8 +105,7 @@ impl Story {
                     cpu_share: 0.05,
                 });
             }
-            Self::Completes
-            | Self::AgentFails
+            Self::AgentFails
             | Self::BootFails
             | Self::MachineDies
             | Self::Destroyed

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentlab_backend::fake::Call;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::lab::Lab;
 use super::process::{End, Plan, World};
@@ -125,6 +127,7 @@ fn all_points() -> BTreeSet<String> {
         Point::LeaseRenewed,
         Point::Used,
         Point::WentOn,
+        Point::TaskBegun,
     ];
     let points = entered.chain(undone.map(Point::Undo)).chain(others);
     points.map(|point| point.to_string()).collect()
@@ -208,6 +211,40 @@ fn a_clock_that_jumps_at_every_commit_changes_no_ending() {
             live(story, &[Plan::Jump { hours }]);
         }
     }
+}
+
+#[test]
+fn the_next_process_waits_for_the_very_task_that_the_last_one_began() {
+    let mut world = World::new(|lab| Story::Completes.prepare(lab));
+    let memory = Memory::default();
+    let whole = async |lab: &Lab| {
+        tell(lab, Story::Completes, &memory).await;
+        judge(lab, Story::Completes, &memory).await;
+    };
+    let die = Plan::Die {
+        at: (Point::TaskBegun, Moment::After),
+        nth: 0,
+    };
+    assert_eq!(world.process(die, whole).0, End::Killed);
+
+    let backend = world.lab().backend.clone();
+    backend.forget_calls();
+    let still_runs = backend.hang_next(Call::AwaitTask);
+    let a_while = async {
+        still_runs.reached().await;
+        sleep(Duration::from_secs(20)).await;
+    };
+    assert_eq!(world.process_until(Plan::Live, a_while, whole).0, End::Killed);
+    assert_eq!(backend.count(Call::CloneTemplate), 0, "while the task runs");
+    assert_eq!(backend.awaited_tasks(), []);
+    drop(still_runs);
+
+    assert_eq!(world.process(Plan::Live, whole).0, End::Finished);
+    let awaited = backend.awaited_tasks();
+    assert_eq!(
+        awaited.first().map(|task| task.as_str()),
+        Some("fake:1:clone:1000")
+    );
 }
 
 /// A call into the world in which the process is killed.
