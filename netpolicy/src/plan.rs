@@ -365,4 +365,4 @@ impl<'a> Ports<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

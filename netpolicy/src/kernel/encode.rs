@@ -1,16 +1,18 @@
 //! Rulesets and changes of elements as netlink transactions.
 
-use std::fmt;
+use std::{fmt, io};
 
 use nftnl::set::SetKey;
 use nftnl::{Batch, ChainType, MsgType, NlMsg, Policy, ProtoFamily};
 use nftnl_sys as sys;
 
-use super::attributes::Messages;
+use super::attributes::{Message, Messages};
 use super::element::{ElementsWriter, padded};
-use super::error::EnforceError;
+use super::error::{EnforceError, hint};
 use super::expressions::{c_string, expressions};
+use super::lack;
 use super::observer::Resolved;
+use super::socket::Refusal;
 use super::standing::{self, FAMILIES};
 use crate::binding::Elements;
 use crate::ruleset::{
@@ -180,15 +182,28 @@ impl Transaction {
         }
     }
 
-    /// What the message with this sequence number is about.
-    pub(crate) fn object(&self, bytes: &[u8], sequence: u32) -> String {
+    /// The message with this sequence number, and what it is about.
+    fn message<'a>(&self, bytes: &'a [u8], sequence: u32) -> Option<(&Object, Message<'a>)> {
         // The first message begins the transaction.
-        let place = Messages(bytes)
-            .skip(1)
-            .position(|message| message.sequence == sequence);
-        place
-            .and_then(|place| self.objects.get(place))
-            .map_or_else(|| "the transaction as a whole".to_owned(), ToString::to_string)
+        let mut messages = Messages(bytes).skip(1).zip(&self.objects);
+        let (message, object) = messages.find(|(message, _)| message.sequence == sequence)?;
+        Some((object, message))
+    }
+
+    /// The kernel's refusal of this transaction, in words.
+    pub(crate) fn refused(&self, bytes: &[u8], refusal: Refusal) -> EnforceError {
+        let code = io::Error::from_raw_os_error(refusal.code);
+        let about = self.message(bytes, refusal.sequence);
+        let lack = about.and_then(|(object, message)| lack::hint(object, &message, &code));
+        EnforceError::Refused {
+            object: about.map_or_else(
+                || "the transaction as a whole".to_owned(),
+                |(object, _)| object.to_string(),
+            ),
+            text: refusal.text,
+            hint: lack.unwrap_or_else(|| hint(&code).to_owned()),
+            code,
+        }
     }
 }
 

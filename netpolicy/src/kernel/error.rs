@@ -20,7 +20,7 @@ pub enum EnforceError {
         /// Its error.
         code: io::Error,
         /// What to do about it.
-        hint: &'static str,
+        hint: String,
     },
     /// netfilter's socket failed.
     #[error("Netfilter's netlink socket failed at {action}{}", hint(.source))]
@@ -85,7 +85,7 @@ pub enum EnforceError {
         name: String,
     },
     /// The tap device could not be made.
-    #[error("Could not make tap `{name}`")]
+    #[error("Could not make tap `{name}`{}", tap_hint(.source))]
     Tap {
         /// The tap.
         name: IfName,
@@ -139,12 +139,22 @@ pub enum EnforceError {
     Runtime(#[source] io::Error),
 }
 
+fn tap_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            ". This kernel has no TUN/TAP device, /dev/net/tun: `modprobe tun` loads it"
+        }
+        Some(libc::EPERM | libc::EACCES) => ". It needs CAP_NET_ADMIN, and access to /dev/net/tun",
+        _ => "",
+    }
+}
+
 /// What an errno of nf_tables usually means to an operator.
 pub(crate) fn hint(code: &io::Error) -> &'static str {
     match code.raw_os_error() {
         Some(libc::EPERM) => ". It needs CAP_NET_ADMIN in this network namespace",
         Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
-            ". This kernel lacks a part of nf_tables that the policy needs"
+            ". This kernel lacks nf_tables, or a part of it: it needs CONFIG_NF_TABLES and CONFIG_NETFILTER_NETLINK"
         }
         Some(libc::ENOBUFS | libc::EMSGSIZE) => ". The socket buffers are too small: raise net.core.wmem_max",
         _ => "",

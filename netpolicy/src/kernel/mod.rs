@@ -12,6 +12,7 @@ mod enforcer;
 mod error;
 mod expressions;
 mod found;
+mod lack;
 mod links;
 mod observer;
 mod refusals;

@@ -33,9 +33,9 @@ pub(crate) struct NetfilterSocket {
 
 /// An error message of the kernel.
 pub(crate) struct Refusal {
-    sequence: u32,
+    pub(crate) sequence: u32,
     pub(crate) code: i32,
-    text: Option<String>,
+    pub(crate) text: Option<String>,
 }
 
 impl NetfilterSocket {
@@ -70,17 +70,7 @@ impl NetfilterSocket {
         let bytes = transaction.bytes()?;
         match self.send_whole(&bytes)?.into_iter().next() {
             None => Ok(()),
-            Some(refusal) => {
-                let code = io::Error::from_raw_os_error(refusal.code);
-                let hint = hint(&code);
-                let object = transaction.object(&bytes, refusal.sequence);
-                Err(EnforceError::Refused {
-                    object,
-                    text: refusal.text,
-                    code,
-                    hint,
-                })
-            }
+            Some(refusal) => Err(transaction.refused(&bytes, refusal)),
         }
     }
 
@@ -93,7 +83,7 @@ impl NetfilterSocket {
             return Err(EnforceError::Refused {
                 object: "a question about what it can do".to_owned(),
                 text: None,
-                hint: hint(&code),
+                hint: hint(&code).to_owned(),
                 code,
             });
         }

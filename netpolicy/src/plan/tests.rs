@@ -10,7 +10,7 @@ use crate::{
     USUAL_DENIAL_GROUP,
 };
 
-fn host() -> HostPolicy {
+pub(crate) fn host() -> HostPolicy {
     let tcp = |port| GuestService {
         protocol: Protocol::Tcp,
         port,
