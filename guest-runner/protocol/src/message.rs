@@ -109,6 +109,9 @@ pub struct JobOrder {
     /// Program and arguments of the agent `command`; empty for the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agent_command: Vec<String>,
+    /// Further arguments of an agent that is a preset; empty for the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agent_args: Vec<String>,
     /// How long the agent may run before it is sent TERM.
     pub deadline_seconds: u32,
     /// How long after TERM it is sent KILL.

@@ -72,7 +72,9 @@ pub(crate) fn of(
 ) -> Result<Adapter, AgentError> {
     let kind: AgentKind = order.agent.parse()?;
     let words = match kind {
-        AgentKind::Claude | AgentKind::Codex | AgentKind::Opencode => preset(kind, order.mode),
+        AgentKind::Claude | AgentKind::Codex | AgentKind::Opencode => {
+            [preset(kind, order.mode), order.agent_args.clone()].concat()
+        }
         AgentKind::Shell => script_of_task(order, task),
         AgentKind::Command => order.agent_command.clone(),
         AgentKind::Repository => vec![repository_script(repo)?],

@@ -214,6 +214,7 @@ impl Lab {
             agent: "shell".to_owned(),
             mode: AgentMode::Dangerous,
             agent_command: Vec::new(),
+            agent_args: Vec::new(),
             deadline_seconds: 60,
             kill_grace_seconds: 1,
             inner_sandbox: true,

@@ -183,6 +183,9 @@ pub struct Behavior {
     /// Program and arguments of the agent `command`. The task comes on standard input and in `AGENTLAB_TASK_FILE`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub agent_command: Vec<String>,
+    /// Further arguments of `claude`, `codex` and `opencode`, such as which model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub agent_args: Vec<String>,
     /// Keep the sandbox after its job.
     pub keepalive_default: bool,
     /// Lease in minutes.
@@ -208,6 +211,7 @@ impl Default for Behavior {
             agent: None,
             mode: AgentMode::Dangerous,
             agent_command: Vec::new(),
+            agent_args: Vec::new(),
             keepalive_default: false,
             ttl_minutes_default: 180,
             idle_stop_minutes_default: None,

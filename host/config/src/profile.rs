@@ -345,6 +345,14 @@ fn agent_faults(profile: &Profile) -> Vec<Range> {
             faults.push((path, format!("is `{shown}`; known here: {}", AGENTS.join(", "))));
         }
     }
+    let takes_arguments = ["claude", "codex", "opencode"].contains(&profile.agent());
+    let args = vec!["behavior", "agent_args"];
+    if behavior.agent_args.iter().any(|word| word.contains('\0')) {
+        faults.push((args, "holds a NUL".to_owned()));
+    } else if !behavior.agent_args.is_empty() && !takes_arguments {
+        let reason = format!("would be ignored: the agent is `{}`", profile.agent());
+        faults.push((args, reason));
+    }
     let command = vec!["behavior", "agent_command"];
     if behavior.agent_command.iter().any(|word| word.contains('\0'))
         || behavior.agent_command.first().is_some_and(String::is_empty)

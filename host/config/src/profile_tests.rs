@@ -305,6 +305,7 @@ fn an_agent_is_one_that_a_runner_has_and_a_command_is_not_empty() {
         ("  agent: claude\n", "claude"),
         ("  agent: repository\n  mode: safe\n", "repository"),
         ("  agent: command\n  agent_command: [aider, --yes]\n", "command"),
+        ("  agent: codex\n  agent_args: [-m, gpt-5]\n", "codex"),
         ("  mode: dangerous\n", "shell"),
     ] {
         let loaded = parse_profiles(&profile(behavior), "p.yaml").unwrap();
@@ -316,6 +317,10 @@ fn an_agent_is_one_that_a_runner_has_and_a_command_is_not_empty() {
             "p.yaml:4:3: `behavior.agent` is `clod`; known here: claude",
         ),
         ("  agent: command\n", "`behavior.agent_command` is empty"),
+        (
+            "  agent: shell\n  agent_args: [-m, x]\n",
+            "`behavior.agent_args` would be ignored: the agent is `shell`",
+        ),
         (
             "  agent: command\n  agent_command: [\"\"]\n",
             "begins with an empty word",

@@ -60,6 +60,13 @@ async fn each_agent_gets_its_task_on_standard_input_and_the_arguments_of_its_mod
         );
         assert_eq!(lab.host.text(Stream::Stdout), expected);
     }
+    let mut lab = Lab::new("fix it").await;
+    install(&lab, "codex", SAYS_HOW);
+    lab.order.agent = "codex".to_owned();
+    lab.order.agent_args = vec!["-m".to_owned(), "a model".to_owned()];
+    lab.run().await;
+    let said = "codex exec --dangerously-bypass-approvals-and-sandbox - -m a model\n";
+    assert!(lab.host.text(Stream::Stdout).starts_with(said));
 }
 
 #[tokio::test]

@@ -315,6 +315,12 @@ impl Driver {
             } else {
                 Vec::new()
             },
+            // Written for the profile's agent, and for no other that a job may choose.
+            agent_args: if job.agent == self.record.profile.agent() {
+                behavior.agent_args.clone()
+            } else {
+                Vec::new()
+            },
             deadline_seconds: job.deadline_seconds,
             kill_grace_seconds: u32::try_from(grace).unwrap_or(u32::MAX),
             inner_sandbox: behavior.inner_sandbox != InnerSandbox::None,
