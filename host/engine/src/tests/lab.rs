@@ -41,8 +41,11 @@ impl Secrets for Bundles {
             ..Delivery::default()
         };
         for name in &profile.secrets {
-            let SecretName::Environment(Some(name)) = name else {
-                panic!("{name}")
+            let name = match name {
+                SecretName::Environment(Some(name)) => name,
+                // That it is there is enough.
+                SecretName::GitToken => continue,
+                other => panic!("{other}"),
             };
             let value = variables.get(name).ok_or_else(|| SecretsUnavailable {
                 reason: format!("default.age has no env.{name}"),

@@ -13,6 +13,7 @@ mod job;
 mod names;
 mod operator;
 mod patience;
+mod push;
 mod queue;
 mod restart;
 mod retention;
