@@ -29,6 +29,9 @@ pub struct Arguments {
     pub(crate) command: Option<Command>,
 }
 
+/// Over the options that every command has: below its own.
+const EVERYWHERE: &str = "Everywhere";
+
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// Socket of agentlabd
@@ -38,14 +41,15 @@ pub(crate) struct Global {
         env = "AGENTLAB_SOCKET",
         default_value = "/run/agentlab/agentlabd.sock",
         value_name = "PATH",
-        hide_env_values = true
+        hide_env_values = true,
+        help_heading = EVERYWHERE
     )]
     pub(crate) socket: PathBuf,
     /// Print JSON documents; errors too, as problem documents (RFC 9457) on standard output
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub(crate) json: bool,
     /// When to use colour
-    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t, help_heading = EVERYWHERE)]
     pub(crate) color: Color,
 }
 
@@ -85,7 +89,7 @@ pub(crate) fn print_help(printer: &Printer, version: bool) -> ExitStatus {
     let printed = if version {
         printer.line(&version_line())
     } else {
-        printer.write(&Arguments::command().render_long_help().ansi().to_string())
+        printer.write(&Arguments::command().render_help().ansi().to_string())
     };
     printed.map_or_else(|error| error.status(), |()| ExitStatus::Success)
 }

@@ -40,7 +40,7 @@ pub(crate) enum Command {
     /// Run a task on a repository in a VM of its own, and look at what came of it
     #[command(subcommand)]
     Job(job::JobCommand),
-    /// Look at VMs and end them
+    /// Make VMs, look at them, stop and start them, and end them
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
     /// Disks that outlive sandboxes: make them, keep their states, hand them on
