@@ -13,6 +13,7 @@ mod denials;
 mod names;
 mod resolver;
 mod watch;
+mod words;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +27,7 @@ use agentlab_config::{BackendKind, Config};
 use agentlab_engine::port::{Denied, Disturbance, Network, NetworkError, Port, Trust};
 use agentlab_netpolicy as policy;
 use agentlab_netpolicy::{
-    Binding, BridgeSpec, EnforceError, Enforcer, GuestPort, GuestService, HostPolicy, IfName, LinkHint,
-    LinkWatch, PortChange, Protocol, Refusal, RefusalWatch, RefusedPacket,
+    Binding, EnforceError, Enforcer, LinkHint, LinkWatch, PortChange, Refusal, RefusalWatch, RefusedPacket,
 };
 use agentlab_resolver::budget::Limits;
 use async_trait::async_trait;
@@ -39,6 +39,7 @@ use self::denials::Denials;
 use self::names::OwnNetworks;
 use self::resolver::Resolver;
 use self::watch::Watch;
+use self::words::{asks, host_policy, level, port_name, port_vmid, refused, sealed};
 use crate::ears::Ears;
 use crate::error::StartError;
 use crate::http::problem::chain;
@@ -284,95 +285,6 @@ fn work(mut watched: Watched, tasks: &Receiver<Task>) {
         if watched.looked.elapsed() >= VERIFY {
             watched.look();
         }
-    }
-}
-
-fn refused(action: &'static str, error: &EnforceError) -> NetworkError {
-    if let EnforceError::Unsupported { trust, reason } = error {
-        NetworkError::Unsupported {
-            mode: (*trust).to_owned(),
-            reason: reason.clone(),
-        }
-    } else {
-        NetworkError::Unenforced {
-            action,
-            reason: chain(error),
-        }
-    }
-}
-
-fn host_policy(config: &Config) -> Result<HostPolicy, String> {
-    let name = |text: &str| text.parse::<IfName>().map_err(|error| error.to_string());
-    let tcp = |port| GuestService {
-        protocol: Protocol::Tcp,
-        port,
-    };
-    Ok(HostPolicy {
-        bridge: BridgeSpec {
-            name: name(&config.bridge)?,
-            address: config.bridge_address.address,
-            prefix: config.bridge_address.prefix,
-            mtu: None,
-        },
-        uplink: config.uplink.as_deref().map(name).transpose()?,
-        guest_ports: vec![
-            tcp(config.bootstrap_listen.port()),
-            tcp(config.artifact_listen.port()),
-        ],
-        dns: true,
-        machine_uids: (config.backend == BackendKind::Qemu).then(|| {
-            let last = config.qemu.uid_first.saturating_add(config.qemu.uid_count - 1);
-            (config.qemu.uid_first, last)
-        }),
-        tailnet: Some(name("tailscale0")?),
-        denial_group: policy::USUAL_DENIAL_GROUP,
-    })
-}
-
-/// The name is the binding's key, in the kernel as well.
-fn port_name(vmid: Vmid) -> Result<IfName, NetworkError> {
-    format!("tap{vmid}i0")
-        .parse()
-        .map_err(|error: policy::IfNameError| NetworkError::Unenforced {
-            action: "naming",
-            reason: error.to_string(),
-        })
-}
-
-fn port_vmid(name: &IfName) -> Option<Vmid> {
-    let tap = if name.as_str().starts_with("fwpr") {
-        &name.twin()?
-    } else {
-        name
-    };
-    tap.as_str().strip_prefix("tap")?.strip_suffix("i0")?.parse().ok()
-}
-
-fn sealed(port: &Port) -> Result<GuestPort, NetworkError> {
-    Ok(GuestPort {
-        name: port_name(port.vmid)?,
-        mac: port.mac.0,
-        address: port.address,
-        trust: policy::Trust::Sealed,
-    })
-}
-
-fn level(trust: Trust, list: &[AllowEntry]) -> policy::Trust {
-    match trust {
-        Trust::Sealed => policy::Trust::Sealed,
-        Trust::BootstrapOnly => policy::Trust::BootstrapOnly,
-        Trust::Off => policy::Trust::Off,
-        Trust::Nat => policy::Trust::Nat,
-        Trust::Allowlist => policy::Trust::Allowlist(allow::destinations(list)),
-    }
-}
-
-/// What a guest of a level may ask for: nothing, the names of its list, or anything.
-fn asks(trust: Trust, list: &[AllowEntry]) -> Option<Option<Vec<String>>> {
-    match trust {
-        Trust::Sealed | Trust::BootstrapOnly | Trust::Off => None,
-        Trust::Nat => Some(None),
-        Trust::Allowlist => Some(Some(allow::names(list))),
     }
 }
 
