@@ -126,7 +126,7 @@ async fn compare(shared: &Arc<Shared>, machines: &[Machine], records: &[SandboxR
         };
         let found = seen(by_vmid.get(&record.vmid).copied(), &stamp_of(record));
         let agrees = match found {
-            Seen::Unknown => true,
+            Seen::Unreadable | Seen::Unknown => true,
             Seen::Running => state != State::Stopped,
             Seen::Stopped => !state.is_up(),
             Seen::Absent => !state.is_up() && state != State::Stopped,

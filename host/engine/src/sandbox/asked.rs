@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::driver::{Driver, JobEnd};
 use super::machine::{Event, Holder, Refusal, Request, State, Verdict};
 use super::perform::{chain, failure};
+use super::step::Step;
 use crate::event;
 use crate::journal::Point;
 use crate::lease::Lease;
@@ -18,7 +19,13 @@ impl Driver {
     pub(crate) async fn requested(&mut self, request: &Request) -> Result<SandboxRecord, Problem> {
         match self.state.request(request) {
             Verdict::AlreadySo => {}
-            Verdict::Moved(transition) => {
+            Verdict::Moved(mut transition) => {
+                if *request == Request::Start && self.record.workspace.is_some() {
+                    // It may have been given since the machine was made.
+                    transition.next = State::Provisioning {
+                        at: Step::AttachWorkspace,
+                    };
+                }
                 let recorded = match request {
                     Request::Renew { minutes } => self.renew(*minutes).await,
                     Request::Start

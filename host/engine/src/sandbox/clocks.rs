@@ -119,6 +119,14 @@ impl Clocks {
         }
     }
 
+    /// A start that an earlier process began cannot be told from somebody else's, or can again: it has as long as a boot.
+    pub(crate) fn unreadable(&mut self, is_so: bool, settings: &Settings) {
+        let until = self
+            .boot
+            .unwrap_or_else(|| Instant::now() + settings.boot_timeout);
+        self.boot = is_so.then_some(until);
+    }
+
     /// A paused guest neither works nor speaks.
     fn hold(&mut self, now: Instant) {
         self.silence = None;

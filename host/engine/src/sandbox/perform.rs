@@ -148,11 +148,18 @@ pub(crate) async fn step(shared: Arc<Shared>, step: Step, kit: Kit) -> Result<Pr
             Ok(Err(StepTrouble::Backend(error))) => backend_failure(step.as_str(), &error),
             Ok(Err(StepTrouble::Network(error))) => network_failure(step.as_str(), &error),
             Ok(Err(StepTrouble::Own(reason))) => failure(ErrorCode::Internal, step.as_str(), reason),
-            Err(_) => failure(
-                ErrorCode::BackendUnreachable,
-                step.as_str(),
-                format!("{step} of VM {} did not end within {:?}", record.vmid, deadline),
-            ),
+            Err(_) => Failure {
+                hint: Some("a slow host or storage needs a longer `provisioning_timeout`".to_owned()),
+                ..failure(
+                    ErrorCode::BackendUnreachable,
+                    step.as_str(),
+                    format!(
+                        "{step} of VM {} did not end within {} s",
+                        record.vmid,
+                        deadline.as_secs()
+                    ),
+                )
+            },
         };
         return Err(StepError::Failed(error));
     }
@@ -276,6 +283,8 @@ async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), S
                 shared.network.set_trust(vmid, trust).await?;
                 return Ok(());
             }
+            // The call below says why it is not powered on; a cable that it may hold stays as it is.
+            Seen::Unreadable => None,
             Seen::Stopped | Seen::Absent | Seen::Unknown => {
                 shared.network.attach(&port_of(&kit.record)).await?
             }
@@ -370,9 +379,7 @@ async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Resul
                 .map_err(|error| chain(&error))
         }
         Step::Seed => gone_is_fine(record, shared.backend.remove_seed(record.vmid, &stamp).await),
-        Step::AttachWorkspace => {
-            gone_is_fine(record, super::workspace::detach(shared, record, &stamp).await)
-        }
+        Step::AttachWorkspace => gone_is_fine(record, super::workspace::detach(shared, record, &stamp).await),
         Step::Reserve | Step::Configure | Step::AwaitGuest => Ok(()),
     }
 }
@@ -434,6 +441,7 @@ pub(crate) async fn standing(shared: &Shared, record: &SandboxRecord) -> String 
         Ok(Ok(found)) => match (seen(found.as_ref(), &stamp), found.map(|machine| machine.power)) {
             (Seen::Running, Some(Power::Suspended)) => "; its machine is paused".to_owned(),
             (Seen::Running | Seen::Unknown, _) => String::new(),
+            (Seen::Unreadable, _) => "; what runs in its place has a stamp that cannot be read".to_owned(),
             (Seen::Stopped, _) => "; its machine is off".to_owned(),
             (Seen::Absent, _) => "; its machine is gone".to_owned(),
         },
@@ -521,7 +529,7 @@ pub(crate) fn seen(found: Option<&Machine>, stamp: &Stamp) -> Seen {
     match found {
         None => Seen::Absent,
         Some(machine) => match &machine.stamp {
-            None => Seen::Unknown,
+            None => Seen::Unreadable,
             Some(other) if other != stamp => Seen::Absent,
             Some(_) => match machine.power {
                 Power::Stopped => Seen::Stopped,

@@ -153,7 +153,7 @@ impl Driver {
         let stage = self.progress.stage(&self.state);
         let vmid = self.record.vmid;
         match seen {
-            Seen::Running | Seen::Unknown => {}
+            Seen::Running | Seen::Unreadable | Seen::Unknown => {}
             Seen::Stopped => {
                 let words = super::perform::last_words(&self.shared, vmid).await;
                 let text = format!("VM {vmid} stopped by itself{words}");
@@ -276,6 +276,8 @@ impl Driver {
                 }
                 Resume::LookAgain => {
                     self.resumed = true;
+                    self.clocks
+                        .unreadable(seen == Seen::Unreadable, &self.shared.settings);
                     self.clocks.retry_after(self.shared.settings.teardown_retry_first);
                 }
             },
@@ -346,6 +348,9 @@ impl Driver {
     }
 
     async fn boot_overdue(&mut self) -> bool {
+        if self.state != State::Booting {
+            return self.never_told_apart().await;
+        }
         let allowed = self.shared.settings.boot_timeout;
         let seen = super::perform::standing(&self.shared, &self.record).await;
         let words = super::perform::last_words(&self.shared, self.record.vmid).await;
@@ -355,7 +360,7 @@ impl Driver {
         );
         let mut cause = failure(ErrorCode::GuestSilent, Step::AwaitGuest.as_str(), text);
         cause.hint = Some(
-            "`agentlab-template verify` checks the template; a slow host needs a longer boot timeout"
+            "`agentlab-template verify` checks the template; a slow host needs a longer `boot_timeout`"
                 .to_owned(),
         );
         let ended = StepEnd::Failed(&cause.message);
@@ -367,6 +372,21 @@ impl Driver {
             &ended,
         )];
         self.happen(&Event::StepFailed(cause.clone()), None, told).await
+    }
+
+    /// Whether a machine was started before a restart is not to be found out: nothing of ours is touched by ending it.
+    async fn never_told_apart(&mut self) -> bool {
+        let text = format!(
+            "VM {} has carried a stamp that cannot be read for {} s, so that its start could not be taken up",
+            self.record.vmid,
+            self.shared.settings.boot_timeout.as_secs()
+        );
+        let mut cause = failure(ErrorCode::SandboxLost, Step::PowerOn.as_str(), text);
+        cause.hint = Some(
+            "somebody changed its description or may not let us read it; the machine itself is left alone"
+                .to_owned(),
+        );
+        self.happen(&Event::StepFailed(cause), None, Vec::new()).await
     }
 
     async fn end_job(&mut self, state: JobState, code: ErrorCode, text: &str) -> bool {
@@ -449,7 +469,7 @@ impl Driver {
     }
 
     /// Keeping a machine is a favour that others do not pay for.
-    async fn take_away(&mut self, cause: Failure) {
+    pub(crate) async fn take_away(&mut self, cause: Failure) {
         let transition = if matches!(self.state, State::Failed { kept: true, .. }) {
             match self.state.request(&Request::Destroy { force: true }) {
                 Verdict::Moved(transition) => Some(transition),

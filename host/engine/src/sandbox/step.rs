@@ -159,6 +159,8 @@ pub enum Seen {
     Stopped,
     /// Ours, on or suspended.
     Running,
+    /// A machine is there whose stamp cannot be read: it may be anybody's.
+    Unreadable,
     /// It did not answer: nothing may be concluded.
     Unknown,
 }
@@ -195,10 +197,10 @@ pub fn resume(cursor: Step, open: bool, seen: Seen) -> Resume {
             Seen::Running => Resume::Await,
             Seen::Stopped => Resume::Run(Step::IssueToken),
             Seen::Absent => Resume::Gone,
-            Seen::Unknown => Resume::LookAgain,
+            Seen::Unreadable | Seen::Unknown => Resume::LookAgain,
         },
         Step::AwaitGuest => match seen {
-            Seen::Running | Seen::Unknown => Resume::Await,
+            Seen::Running | Seen::Unreadable | Seen::Unknown => Resume::Await,
             Seen::Stopped => Resume::Off,
             Seen::Absent => Resume::Gone,
         },
@@ -238,7 +240,9 @@ mod tests {
         for cursor in [Step::PowerOn, Step::AwaitGuest] {
             assert_eq!(resume(cursor, true, Seen::Running), Resume::Await);
         }
-        assert_eq!(resume(Step::PowerOn, true, Seen::Unknown), Resume::LookAgain);
+        for seen in [Seen::Unreadable, Seen::Unknown] {
+            assert_eq!(resume(Step::PowerOn, true, seen), Resume::LookAgain);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use agentlab_api::{JobState, SandboxState};
 use agentlab_backend::fake::Call;
-use agentlab_backend::{BackendError, Power};
+use agentlab_backend::{BackendError, Machine, Power};
 use agentlab_protocol::message::{Phase, ReportStatus};
 
 use super::lab::{Lab, vmid};
@@ -83,6 +83,39 @@ async fn a_running_job_survives_a_restart_with_the_same_session() {
     assert_eq!(lab.job(&job.id).await.state, JobState::Completed);
     lab.until_sandbox(&job, SandboxState::Destroyed).await;
     lab.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_under_a_stamp_that_cannot_be_read_is_given_up_when_a_boot_would_be() {
+    let mut lab = Lab::new().await;
+    let hang = lab.backend.hang_next(Call::PowerOn);
+    let job = lab.run().await;
+    hang.reached().await;
+    lab.stop().await;
+    drop(hang);
+    let theirs = Machine {
+        vmid: vmid(1000),
+        name: "theirs".into(),
+        power: Power::Running,
+        stamp: None,
+    };
+    lab.backend.plant(theirs);
+    lab.start().await;
+    tokio::time::sleep(lab.settings.boot_timeout / 2).await;
+    assert_eq!(
+        lab.job(&job.id).await.state,
+        JobState::Queued,
+        "it may still be told"
+    );
+    let failed = lab.until_sandbox(&job, SandboxState::Failed).await;
+    let failure = failed.failure.unwrap();
+    assert!(failure.message.contains("stamp that cannot be read"), "{failure}");
+    assert_eq!(lab.job(&job.id).await.state, JobState::Failed);
+    assert_eq!(
+        lab.backend.power(vmid(1000)),
+        Some(Power::Running),
+        "it may be anybody's"
+    );
 }
 
 #[tokio::test]
