@@ -3,6 +3,7 @@
 
 use super::change::{Change, Read, pair};
 use super::machines::Attempt;
+use super::placement::{Placement, Reached, place};
 use super::record::{Label, Record};
 use super::view::Found;
 use super::{CloneMode, Fields, Kind, Pve, Refusal, Trouble, Wire, being_made};
@@ -137,7 +138,9 @@ impl<W: Wire> Pve<W> {
         {
             return Ok(machine(self.power(&record).await?));
         }
-        let refusal = self.make_somehow(spec, &template?).await.err();
+        let template = template?;
+        let placement = self.place(&template).await?;
+        let refusal = self.make_somehow(spec, &template, &placement).await.err();
         self.view.forget(spec.vmid);
         // Neither a yes nor a no proves whose the machine is: only its description does.
         match (self.made_already(spec).await, refusal) {
@@ -151,15 +154,50 @@ impl<W: Wire> Pve<W> {
         }
     }
 
+    /// Asks our node for the storages of a template that is elsewhere, and decides.
+    async fn place(&self, template: &Record) -> Attempt<Placement> {
+        let node = self.node().await?;
+        let mut names: Vec<String> = template
+            .disks()
+            .iter()
+            .map(|disk| disk.storage().to_owned())
+            .collect();
+        names.sort();
+        names.dedup();
+        let mut storages = Vec::new();
+        for name in names.into_iter().filter(|_| template.node != node) {
+            let status = Read::new(format!("/nodes/{node}/storage/{name}/status"));
+            let status = Fields::of(self.wire.read(&status).await?).unwrap_or_default();
+            storages.push(Reached {
+                shared: status.flag("shared"),
+                usable: status.flag("enabled") && status.flag("active"),
+                name,
+            });
+        }
+        place(node, &template.node, &storages).map_err(|no_place| {
+            BackendError::Template {
+                template: template.vmid.to_string(),
+                reason: no_place.reason,
+                hint: Some(no_place.hint),
+            }
+            .into()
+        })
+    }
+
     /// When the template's storage has a turn, linked or full as it can.
-    async fn make_somehow(&self, spec: &CloneSpec, template: &Record) -> std::result::Result<(), Refusal> {
+    async fn make_somehow(
+        &self,
+        spec: &CloneSpec,
+        template: &Record,
+        placement: &Placement,
+    ) -> std::result::Result<(), Refusal> {
         let storage = template.root_disk().map(|disk| disk.storage().to_owned());
         let turns = self.storage_turns(&storage.unwrap_or_default());
         // Never closed.
         let _turn = turns.acquire().await;
         let mut answer = Err(Refusal::new(Kind::Other, "no way to clone is configured"));
         for full in self.fullness() {
-            answer = self.make(spec, template, *full).await;
+            answer = self.make(spec, template, placement, *full).await;
             if !matches!(&answer, Err(refusal) if refusal.kind == Kind::NoLinkedClone) {
                 break;
             }
@@ -171,6 +209,7 @@ impl<W: Wire> Pve<W> {
         &self,
         spec: &CloneSpec,
         template: &Record,
+        placement: &Placement,
         full: bool,
     ) -> std::result::Result<(), Refusal> {
         let label = Label {
@@ -189,8 +228,9 @@ impl<W: Wire> Pve<W> {
         let storage = self.options.storage.as_ref().filter(|_| full);
         values.extend(storage.map(|storage| pair("storage", storage)));
         let node = self.node.get().map(String::as_str).unwrap_or_default();
-        if template.node != node {
-            values.push(pair("target", node));
+        match placement {
+            Placement::Here => {}
+            Placement::Across => values.push(pair("target", node)),
         }
         let change = Change::Clone {
             template: spec.template,

@@ -21,6 +21,7 @@ mod change;
 mod clone;
 mod machines;
 mod options;
+mod placement;
 mod publish;
 mod record;
 mod refusal;

@@ -76,7 +76,7 @@ async fn a_template_on_another_node_is_cloned_to_ours_where_its_storage_is_share
         let answer = backend.clone_template(&spec()).await;
         if !shared {
             assert!(
-                matches!(&answer, Err(BackendError::Refused { hint: Some(hint), .. }) if hint.contains("nodes share")),
+                matches!(&answer, Err(BackendError::Template { hint: Some(hint), .. }) if hint.contains("nodes share")),
                 "{answer:?}"
             );
             assert_eq!(node.left(), Vec::<String>::new());
