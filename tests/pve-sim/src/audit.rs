@@ -27,10 +27,16 @@ pub struct Audit {
     pub refusals: BTreeMap<String, u64>,
     /// The most calls of clients that were under way at once (`call`), and the most workers of each kind.
     pub most: BTreeMap<String, usize>,
+    /// How often each of [`crate::FAULTS`] struck.
+    pub struck: BTreeMap<&'static str, u64>,
     under_way: BTreeMap<String, usize>,
 }
 
 impl Audit {
+    pub(crate) fn strikes(&mut self, fault: &'static str) {
+        *self.struck.entry(fault).or_default() += 1;
+    }
+
     /// A call or a worker of a client's begins.
     pub(crate) fn begins(&mut self, kind: &str) {
         let now = self.under_way.entry(kind.to_owned()).or_default();

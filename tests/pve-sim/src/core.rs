@@ -147,6 +147,9 @@ impl Core {
     /// A call with whatever goes wrong with it.
     async fn disturbed(self: &Arc<Self>, who: Identity, request: &Request) -> Response {
         let fault = lock(&self.faults).for_call(&who);
+        if let Some(name) = fault.name() {
+            self.world().audit.strikes(name);
+        }
         let lost = match fault {
             CallFault::None => None,
             CallFault::Delay(span) => {
@@ -256,6 +259,7 @@ impl Core {
             return Ok(guard);
         }
         if refused {
+            self.world().audit.strikes("lock not had in time");
             self.pass(wait).await;
         }
         Err(format!("can't lock file '{path}' - got timeout"))
@@ -308,16 +312,24 @@ impl Core {
         let work = work(worker);
         self.timeline.spawn(async move {
             let exit = match fault {
-                WorkerFault::Fails(text) => Err(text),
+                WorkerFault::Fails(text) => {
+                    core.world().audit.strikes("task failed");
+                    Err(text)
+                }
                 WorkerFault::KilledAfter(span) => {
                     core.kill_after(span, signal.clone());
-                    core.supervise(work, &signal).await
+                    let exit = core.supervise(work, &signal).await;
+                    if signal.get() == Ending::Kill && exit.as_deref() != Ok("OK") {
+                        core.world().audit.strikes("clone died half way");
+                    }
+                    exit
                 }
                 WorkerFault::None => core.supervise(work, &signal).await,
-                WorkerFault::Warns => core
-                    .supervise(work, &signal)
-                    .await
-                    .map(|_| "WARNINGS: 1".to_owned()),
+                WorkerFault::Warns => {
+                    core.world().audit.strikes("task with warnings");
+                    let exit = core.supervise(work, &signal).await;
+                    exit.map(|_| "WARNINGS: 1".to_owned())
+                }
             };
             core.end_task(&own, exit);
         });

@@ -68,6 +68,33 @@ impl Rates {
     }
 }
 
+/// Every kind of trouble there is, as [`crate::Audit`] counts it: what a plan draws, and what an operator does.
+pub const FAULTS: &[&str] = &[
+    "late answer",
+    "595 before the effect",
+    "596 before the effect",
+    "599 before the effect",
+    "595 after the effect",
+    "596 after the effect",
+    "599 after the effect",
+    "connection broken before the effect",
+    "connection broken after the effect",
+    "401",
+    "lock not had in time",
+    "task failed",
+    "task with warnings",
+    "clone died half way",
+    "machine stopped",
+    "machine destroyed",
+    "machine renamed",
+    "machine locked",
+    "notes changed",
+    "quorum lost",
+    "node lost",
+    "clock jumped",
+    "foreign machine on a number",
+];
+
 #[derive(Debug)]
 pub(crate) struct Faults {
     rates: Rates,
@@ -83,6 +110,25 @@ pub(crate) enum CallFault {
     DropBefore,
     DropAfter,
     Unauthorized,
+}
+
+impl CallFault {
+    /// As [`FAULTS`] has it.
+    pub(crate) fn name(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::None => return None,
+            Self::Delay(_) => "late answer",
+            Self::Before(595) => "595 before the effect",
+            Self::Before(596) => "596 before the effect",
+            Self::Before(_) => "599 before the effect",
+            Self::After(595) => "595 after the effect",
+            Self::After(596) => "596 after the effect",
+            Self::After(_) => "599 after the effect",
+            Self::DropBefore => "connection broken before the effect",
+            Self::DropAfter => "connection broken after the effect",
+            Self::Unauthorized => "401",
+        })
+    }
 }
 
 #[derive(Debug)]

@@ -39,7 +39,7 @@ mod world;
 
 pub use audit::{Audit, Origin};
 pub use boot::{Boot, NoBoot, Powered};
-pub use fault::Rates;
+pub use fault::{FAULTS, Rates};
 pub use operator::Operator;
 #[cfg(feature = "qemu")]
 pub use qemu::{BootOptions, Booter, QemuBoot, boot_with_qemu};

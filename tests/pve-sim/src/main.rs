@@ -52,11 +52,34 @@ async fn main() -> Result<()> {
     let sim = setup.in_process();
     let sim = sim.listen(&arguments.listen).await?;
     if let Some(seed) = arguments.faults {
-        sim.plan_faults(seed, Rates::bad_day());
+        // What a clone leaves that died half way only an administrator may clear away, and there is none.
+        let rates = Rates {
+            half_done_clone: 0,
+            ..Rates::bad_day()
+        };
+        sim.plan_faults(seed, rates);
     }
     announce(&sim);
     tokio::signal::ctrl_c().await?;
+    account(&sim);
     Ok(())
+}
+
+/// What it saw, for whoever judges a client by it.
+#[expect(
+    clippy::print_stdout,
+    reason = "a command line tool whose output is its interface"
+)]
+fn account(sim: &PveSim) {
+    let or_nothing = |lines: Vec<String>| match lines.is_empty() {
+        true => "nothing".to_owned(),
+        false => lines.join("; "),
+    };
+    let audit = sim.audit();
+    println!("at its end");
+    println!("left: {}", or_nothing(sim.left()));
+    println!("foreign touched: {}", or_nothing(audit.foreign_touched));
+    println!("faults: {:?}", audit.struck);
 }
 
 /// The stand-in, and whoever boots its machines.

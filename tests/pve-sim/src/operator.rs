@@ -30,14 +30,20 @@ impl Operator {
         Self { core, who }
     }
 
+    fn strikes(&self, fault: &'static str) {
+        self.core.world().audit.strikes(fault);
+    }
+
     /// Stops a machine, or lets its guest power itself off.
     pub fn stop(&self, vmid: u32) {
+        self.strikes("machine stopped");
         power::stop_from_outside(&self.core, vmid, &self.who);
         self.core.changed.notify_waiters();
     }
 
     /// Destroys a machine with the disks of its VMID.
     pub fn destroy(&self, vmid: u32) {
+        self.strikes("machine destroyed");
         let mut world = self.core.world();
         world.changes_vm(&self.who, vmid, "destroy");
         power::halt(&self.core, &mut world, vmid);
@@ -52,6 +58,12 @@ impl Operator {
     pub fn configure(&self, vmid: u32, key: &str, value: Option<&str>) {
         let mut world = self.core.world();
         world.changes_vm(&self.who, vmid, "config of");
+        match (key, value) {
+            ("name", _) => world.audit.strikes("machine renamed"),
+            ("lock", Some(_)) => world.audit.strikes("machine locked"),
+            ("description", _) => world.audit.strikes("notes changed"),
+            _ => {}
+        }
         let Some(vm) = world.vms.get_mut(&vmid) else {
             return;
         };
@@ -124,6 +136,7 @@ impl Operator {
             ("description".to_owned(), "somebody's database".to_owned()),
         ]);
         let node = world.local.clone();
+        world.audit.strikes("foreign machine on a number");
         world.vms.insert(vmid, Vm::new(&node, config, Origin::Foreign));
         // In the client's pool, so that only its own judgement keeps it from touching the machine.
         for pool in world.pools.values_mut() {
@@ -167,6 +180,7 @@ impl Operator {
             .map(|(vmid, _)| *vmid)
             .collect();
         if !online {
+            world.audit.strikes("node lost");
             for vmid in on_it {
                 power::halt(&self.core, &mut world, vmid);
             }
@@ -178,7 +192,16 @@ impl Operator {
 
     /// The cluster loses or regains its quorum.
     pub fn set_quorate(&self, quorate: bool) {
-        self.core.world().quorate = quorate;
+        let mut world = self.core.world();
+        if !quorate {
+            world.audit.strikes("quorum lost");
+        }
+        world.quorate = quorate;
+    }
+
+    /// Switches the cluster's firewall on or off.
+    pub fn set_firewall(&self, on: bool) {
+        self.core.world().firewall = on;
     }
 
     /// Sets a datacenter option, such as `next-id`.
@@ -189,7 +212,9 @@ impl Operator {
 
     /// All wall clock times move.
     pub fn jump_clock(&self, seconds: i64) {
-        self.core.world().clock_offset += seconds;
+        let mut world = self.core.world();
+        world.audit.strikes("clock jumped");
+        world.clock_offset += seconds;
     }
 
     /// Adds a snippet file.

@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header;
+use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use tokio::net::{TcpListener, TcpStream};
@@ -183,7 +184,15 @@ async fn respond(
         content_type: text(header::CONTENT_TYPE),
         body,
     };
-    shape(&core.answer(request).await)
+    let response = core.answer(request).await;
+    let mut shaped = shape(&response)?;
+    let offset = core.world().clock_offset;
+    let now = Timestamp::now().checked_add(SignedDuration::from_secs(offset));
+    let date = now.map(|now| now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    if let Some(date) = date.ok().and_then(|date| HeaderValue::try_from(date).ok()) {
+        shaped.headers_mut().insert(header::DATE, date);
+    }
+    Ok(shaped)
 }
 
 fn shape(response: &Response) -> Result<hyper::Response<Full<Bytes>>, Broken> {

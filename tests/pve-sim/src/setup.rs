@@ -64,6 +64,8 @@ pub struct Setup {
     pub volume_owner: u32,
     /// Whether the client may delete volumes.
     pub may_delete_volumes: bool,
+    /// More of what the client was granted: path and role.
+    pub grants: Vec<(String, String)>,
     /// Bridges the client may use. Every node has `vmbr0` and `vmbr1`.
     pub bridges: Vec<String>,
     /// Security groups.
@@ -138,6 +140,7 @@ impl Setup {
             privileges: common.iter().chain(agent).map(|&name| name.to_owned()).collect(),
             volume_owner: 777,
             may_delete_volumes: true,
+            grants: Vec::new(),
             bridges: vec!["vmbr0".into(), "vmbr1".into()],
             groups: Vec::new(),
             guests: Guests {
@@ -165,6 +168,7 @@ impl Setup {
             tasks: Vec::new(),
             groups: self.groups.iter().cloned().collect(),
             options: BTreeMap::new(),
+            firewall: false,
             guests: self.guests.clone(),
             audit: Audit::default(),
             random: Random::new(self.seed),
@@ -296,7 +300,9 @@ impl Setup {
         ];
         let bridges = self.bridges.iter();
         let bridges = bridges.map(|bridge| (format!("/sdn/zones/localnetwork/{bridge}"), "AgentLabNet"));
-        for (path, role) in entries.into_iter().chain(bridges) {
+        let grants = self.grants.iter();
+        let grants = grants.map(|(path, role)| (path.clone(), role.as_str()));
+        for (path, role) in entries.into_iter().chain(bridges).chain(grants) {
             for who in [USER.to_owned(), format!("{USER}!{TOKEN}")] {
                 access.entries.insert((path.clone(), who, role.to_owned()), true);
             }

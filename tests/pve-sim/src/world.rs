@@ -211,6 +211,8 @@ pub(crate) struct World {
     pub(crate) tasks: Vec<Task>,
     pub(crate) groups: BTreeMap<String, Option<String>>,
     pub(crate) options: Config,
+    /// Whether the cluster's firewall is on.
+    pub(crate) firewall: bool,
     pub(crate) guests: Guests,
     pub(crate) audit: Audit,
     pub(crate) random: Random,

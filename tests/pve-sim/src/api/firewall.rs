@@ -13,7 +13,7 @@ pub(crate) fn perform(call: &Call) -> Answer {
     match call.method.name.as_str() {
         "GET /cluster/firewall/groups" => Ok(groups(call)),
         "POST /cluster/firewall/groups" => create_group(call),
-        "GET /cluster/firewall/options" => Ok(json!({ "digest": digest("options") })),
+        "GET /cluster/firewall/options" => Ok(cluster_options(call)),
         "GET /nodes/{node}/qemu/{vmid}/firewall/options" => options(call),
         "GET /nodes/{node}/qemu/{vmid}/firewall/rules" => rules(call),
         _ => unanswered(call),
@@ -25,6 +25,14 @@ fn digest(of: &str) -> String {
     let mut digest = hex::encode(Sha256::digest(of));
     digest.truncate(40);
     digest
+}
+
+fn cluster_options(call: &Call) -> Value {
+    let mut options = json!({ "digest": digest("options") });
+    if call.world().firewall {
+        options["enable"] = json!(1);
+    }
+    options
 }
 
 fn groups(call: &Call) -> Value {

@@ -15,12 +15,13 @@ mod wires;
 mod world;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentlab_api::{JobRequest, JobState, JobView, RepositorySource, SandboxState};
 use agentlab_store::EventFilter;
 use jiff::Timestamp;
-use pve_sim::{Rates, Version};
+use pve_sim::{FAULTS, Rates, Version};
 use tokio::time::{sleep, timeout};
 
 use world::{Daemon, World};
@@ -345,7 +346,8 @@ fn play(part: u64) {
     let only = number("AGENTLAB_SEED");
     let seeds = number("AGENTLAB_SEEDS").unwrap_or(SEEDS);
     let chosen = |seed: &u64| seed % PARTS == part && only.is_none_or(|only| only == *seed);
-    let mut ends = std::collections::BTreeMap::<String, usize>::new();
+    let mut ends = BTreeMap::<String, usize>::new();
+    let mut struck: BTreeMap<&str, u64> = FAULTS.iter().map(|fault| (*fault, 0)).collect();
     for seed in (0..seeds.max(only.map_or(0, |only| only + 1))).filter(chosen) {
         println!("seed {seed}");
         let schedule = Schedule::new(seed);
@@ -353,8 +355,17 @@ fn play(part: u64) {
         for job in schedule.jobs.borrow().iter().flatten() {
             *ends.entry(format!("{:?}", job.state)).or_default() += 1;
         }
+        for (fault, times) in schedule.world.sim.audit().struck {
+            *struck.entry(fault).or_default() += times;
+        }
     }
     println!("{ends:?}");
+    println!("{struck:#?}");
+    let never: Vec<_> = struck.iter().filter(|(_, times)| **times == 0).collect();
+    assert!(
+        only.is_some() || seeds < SEEDS || never.is_empty(),
+        "{seeds} seeds never drew {never:?}"
+    );
 }
 
 macro_rules! parts {
