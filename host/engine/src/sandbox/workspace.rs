@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::driver::{Driver, intent};
 use super::inbox::WorkspaceChange;
-use super::machine::{Event, State};
+use super::machine::State;
 use super::perform::{chain, failure, stamp_of};
 use super::step::Step;
 use crate::event;
@@ -138,7 +138,10 @@ impl Driver {
                     report::clean_line(reason, 300)
                 ))]
             }
-            WorkspaceNews::Failed { reason } => return self.workspace_failed(&workspace, reason).await,
+            WorkspaceNews::Failed { reason } => {
+                self.workspace_failed(&workspace, reason).await;
+                return Ok(());
+            }
         };
         if !writes.is_empty() {
             let written = self.shared.journal.commit(Point::Workspace, writes).await;
@@ -155,14 +158,10 @@ impl Driver {
     }
 
     /// Nobody works in a sandbox that lacks the disk its work is to be on. A job's own report says the same.
-    async fn workspace_failed(
-        &mut self,
-        workspace: &WorkspaceRecord,
-        reason: &str,
-    ) -> Result<(), GuestRefusal> {
+    async fn workspace_failed(&mut self, workspace: &WorkspaceRecord, reason: &str) {
         self.parting.over = true;
         if self.job.is_some() {
-            return Ok(());
+            return;
         }
         let reason = report::clean(reason, 1000);
         let text = format!("Workspace `{}` cannot be used: {reason}", workspace.name);
@@ -171,11 +170,7 @@ impl Driver {
             "nothing was begun on another disk; `agentlab workspace snapshot restore {}` goes back to a snapshot",
             workspace.name
         ));
-        let applied = self.apply(&Event::GuestLost(cause), None, Vec::new()).await;
-        applied.map(drop).map_err(|error| {
-            tracing::error!(error = %chain(&error), "could not record");
-            GuestRefusal::Unavailable("try again".to_owned())
-        })
+        self.take_away(cause).await;
     }
 
     /// Whether its power must wait until the guest has let go of its workspace: not for one that is silent, and not for

@@ -10,10 +10,13 @@ use agentlab_api::{
 };
 use agentlab_backend::Template;
 use agentlab_backend::fake::Fake;
-use agentlab_protocol::message::{Heartbeat, Phase, RedeemAnswer, RedeemRequest, Report, ReportStatus};
+use agentlab_protocol::message::{
+    Heartbeat, HeartbeatAnswer, Phase, RedeemAnswer, RedeemRequest, Report, ReportStatus,
+};
 use agentlab_protocol::secret::{Secret32, SecretText};
 use agentlab_protocol::seed::Seed;
 use agentlab_protocol::session::{decode_secret, encode_secret};
+use agentlab_protocol::workspace::WorkspaceNews;
 use agentlab_store::{EventFilter, SandboxRecord, Store, StoreOptions};
 use async_trait::async_trait;
 
@@ -396,17 +399,23 @@ impl Guest {
     }
 
     pub(super) async fn beat(&self, lab: &Lab, phase: Phase) -> Result<bool, GuestRefusal> {
+        self.say(lab, phase, None).await.map(|answer| answer.cancel)
+    }
+
+    pub(super) async fn say(
+        &self,
+        lab: &Lab,
+        phase: Phase,
+        workspace: Option<WorkspaceNews>,
+    ) -> Result<HeartbeatAnswer, GuestRefusal> {
         let session = self.authenticate(lab).await?;
         let beat = Heartbeat {
             phase,
             message: String::new(),
             vitals: None,
-            workspace: None,
+            workspace,
         };
-        lab.engine()
-            .heartbeat(&session, beat)
-            .await
-            .map(|answer| answer.cancel)
+        lab.engine().heartbeat(&session, beat).await
     }
 
     pub(super) async fn upload(&self, lab: &Lab, name: &str, bytes: &[u8]) -> Result<(), GuestRefusal> {

@@ -5,6 +5,7 @@ mod lab;
 mod process;
 mod story;
 mod wires;
+mod workspace;
 
 mod failure;
 mod guest;

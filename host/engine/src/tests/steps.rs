@@ -31,8 +31,12 @@ fn asked(step: Step) -> Vec<Asked> {
         Step::Reserve => vec![Asked::Journal(Point::Reserve)],
         Step::Clone => vec![Asked::Backend(Call::CloneTemplate)],
         Step::Configure => vec![Asked::Backend(Call::Configure)],
-        // Nothing can be attached yet, and a token is made in memory; both are recorded.
-        Step::AttachWorkspace => vec![Asked::Journal(Point::Enter("AttachWorkspace"))],
+        Step::AttachWorkspace => vec![
+            Asked::Journal(Point::Enter("AttachWorkspace")),
+            Asked::Backend(Call::AttachVolume),
+            Asked::Backend(Call::GrowVolume),
+        ],
+        // A token is made in memory; that it is good is recorded.
         Step::IssueToken => vec![Asked::Journal(Point::Enter("Seed"))],
         Step::BindNetwork => vec![Asked::Network("attach", 0)],
         Step::Seed => vec![Asked::Backend(Call::PlaceSeed)],
@@ -51,7 +55,17 @@ fn asked_by_undo(step: Step) -> Vec<Asked> {
         Step::Seed => vec![Asked::Backend(Call::RemoveSeed)],
         Step::Reserve => vec![Asked::Journal(Point::Enter("DESTROYED"))],
         // Gone with the machine.
-        Step::Configure | Step::AttachWorkspace | Step::AwaitGuest => Vec::new(),
+        Step::Configure | Step::AwaitGuest => Vec::new(),
+        Step::AttachWorkspace => vec![Asked::Backend(Call::DetachVolume)],
+    }
+}
+
+/// In which story the step has something to do: how it ends, and how it ends when an operator wants it to.
+fn stories(step: Step) -> (Story, Story) {
+    if step == Step::AttachWorkspace {
+        (Story::Lasting, Story::Parted)
+    } else {
+        (Story::Completes, Story::Destroyed)
     }
 }
 
@@ -174,8 +188,9 @@ fn every_step_that_goes_wrong_is_repeated_or_undone() {
         for (asked, wrong) in asked.iter().flat_map(|asked| WRONGS.map(|wrong| (*asked, wrong))) {
             println!("{step}: {asked:?} {wrong:?}");
             let (state, cause) = expected(step, asked, wrong);
-            through(asked, wrong, Story::Completes, async |lab, memory| {
-                tell(lab, Story::Completes, memory).await;
+            let (story, _) = stories(step);
+            through(asked, wrong, story, async |lab, memory| {
+                tell(lab, story, memory).await;
                 judge_as(lab, memory, state, cause).await;
             });
         }
@@ -194,7 +209,8 @@ fn every_undo_that_goes_wrong_is_repeated_until_it_has_succeeded() {
             .iter()
             .flat_map(|asked| WRONGS.map(|wrong| (*asked, wrong)))
         {
-            for story in [Story::Completes, Story::Destroyed] {
+            let (completes, destroyed) = stories(step);
+            for story in [completes, destroyed] {
                 println!("undo of {step}: {asked:?} {wrong:?}, {story:?}");
                 steps += usize::from(through(asked, wrong, story, async |lab, memory| {
                     tell(lab, story, memory).await;

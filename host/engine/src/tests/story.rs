@@ -14,6 +14,7 @@ use agentlab_store::{EventFilter, JobRecord};
 use tokio::time::{sleep, timeout};
 
 use super::lab::{Guest, Lab, request, vmid};
+use super::workspace;
 use crate::sandbox::machine::Request;
 use crate::{GuestOrigin, GuestRefusal, IdleRules};
 
@@ -53,10 +54,14 @@ pub(super) enum Story {
     /// The sandbox outlives its job; an operator stops and starts it, pauses it, lets it go on, renews its lease, and
     /// leaves it alone until it is stopped for that.
     Used,
+    /// Its work lies on a workspace, which outlives it.
+    Lasting,
+    /// An operator destroys the sandbox under a job on a workspace.
+    Parted,
 }
 
 impl Story {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Completes,
         Self::AgentFails,
         Self::StepFails,
@@ -70,6 +75,8 @@ impl Story {
         Self::Stubborn,
         Self::Waits,
         Self::Used,
+        Self::Lasting,
+        Self::Parted,
     ];
 
     /// What the world must be like for it.
@@ -111,21 +118,29 @@ impl Story {
             | Self::Destroyed
             | Self::Cancelled
             | Self::LeaseEnds
-            | Self::Kept => {}
+            | Self::Kept
+            | Self::Lasting
+            | Self::Parted => {}
         }
     }
 
     /// How the job ends, and where when it did not complete.
     pub(super) fn end(self) -> (JobState, Option<(ErrorCode, &'static str)>) {
         match self {
-            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits | Self::Used => {
-                (JobState::Completed, None)
-            }
+            Self::Completes
+            | Self::Kept
+            | Self::Taken
+            | Self::Stubborn
+            | Self::Waits
+            | Self::Used
+            | Self::Lasting => (JobState::Completed, None),
             Self::AgentFails => (JobState::Failed, Some((ErrorCode::AgentFailed, "Agent"))),
             Self::StepFails => (JobState::Failed, Some((ErrorCode::BackendFailed, "Configure"))),
             Self::BootFails => (JobState::Failed, Some((ErrorCode::GuestSilent, "AwaitGuest"))),
             Self::MachineDies => (JobState::Failed, Some((ErrorCode::SandboxLost, ""))),
-            Self::Destroyed | Self::Cancelled => (JobState::Cancelled, Some((ErrorCode::Cancelled, ""))),
+            Self::Destroyed | Self::Cancelled | Self::Parted => {
+                (JobState::Cancelled, Some((ErrorCode::Cancelled, "")))
+            }
             Self::LeaseEnds => (JobState::Timeout, Some((ErrorCode::AgentTimeout, "Lease"))),
         }
     }
@@ -134,19 +149,33 @@ impl Story {
         JobRequest {
             ttl_minutes: (self == Self::LeaseEnds).then_some(1),
             keepalive: Some(matches!(self, Self::Kept | Self::Used)),
+            workspace: self.has_workspace().then(|| workspace::NAME.to_owned()),
             ..request()
         }
+    }
+
+    pub(super) fn has_workspace(self) -> bool {
+        matches!(self, Self::Lasting | Self::Parted)
     }
 
     /// Whether the guest has a last word.
     fn reports(self) -> Option<(ReportStatus, u8)> {
         match self {
-            Self::Completes | Self::Kept | Self::Taken | Self::Stubborn | Self::Waits | Self::Used => {
-                Some((ReportStatus::Completed, 0))
-            }
+            Self::Completes
+            | Self::Kept
+            | Self::Taken
+            | Self::Stubborn
+            | Self::Waits
+            | Self::Used
+            | Self::Lasting => Some((ReportStatus::Completed, 0)),
             Self::AgentFails => Some((ReportStatus::Failed, 7)),
             Self::Cancelled => Some((ReportStatus::Cancelled, 143)),
-            Self::StepFails | Self::BootFails | Self::MachineDies | Self::Destroyed | Self::LeaseEnds => None,
+            Self::StepFails
+            | Self::BootFails
+            | Self::MachineDies
+            | Self::Destroyed
+            | Self::Parted
+            | Self::LeaseEnds => None,
         }
     }
 }
@@ -222,6 +251,9 @@ pub(super) async fn tell(lab: &Lab, story: Story, memory: &Memory) {
 }
 
 async fn operator(lab: &Lab, story: Story, memory: &Memory) {
+    if story.has_workspace() && memory.job.borrow().is_none() {
+        workspace::make(lab).await;
+    }
     let ahead = if story == Story::Waits {
         Some(ask(lab, story, "ahead").await)
     } else {
@@ -234,7 +266,7 @@ async fn operator(lab: &Lab, story: Story, memory: &Memory) {
         let works = memory.guest.borrow().next > 4;
         asked = works
             && match story {
-                Story::Destroyed => {
+                Story::Destroyed | Story::Parted => {
                     let id = job.sandbox.unwrap().to_string();
                     lab.engine().destroy_sandbox(&id, false).await.is_ok()
                 }
@@ -252,7 +284,8 @@ async fn operator(lab: &Lab, story: Story, memory: &Memory) {
                 | Story::BootFails
                 | Story::LeaseEnds
                 | Story::Kept
-                | Story::Used => true,
+                | Story::Used
+                | Story::Lasting => true,
             };
         sleep(PACE).await;
     }
@@ -266,6 +299,9 @@ async fn operator(lab: &Lab, story: Story, memory: &Memory) {
             run_errands(lab, &job, memory).await;
         }
         gone(lab, &job).await;
+    }
+    if story.has_workspace() {
+        workspace::remove(lab).await;
     }
     // Gives reconciliation its turn.
     sleep(lab.settings.reconcile_interval * 4).await;
@@ -428,6 +464,7 @@ async fn say(
             let session = guest.authenticate(lab).await?;
             lab.engine().acknowledge(&session).await
         }
+        Word::Beat(phase) if story.has_workspace() => workspace::beat(guest, lab, phase).await,
         Word::Beat(phase) => guest.beat(lab, phase).await.map(drop),
         Word::FirstLog => logs(guest, lab, 0, &LINES[..2]).await,
         // Begins before what is known, as a runner does whose answer was lost.

@@ -85,6 +85,8 @@ killed! {
     a_machine_that_does_not_go_survives_a_kill_at_every_point: Stubborn,
     a_job_that_waits_for_a_place_survives_a_kill_at_every_point: Waits,
     a_sandbox_that_is_stopped_started_and_paused_survives_a_kill_at_every_point: Used,
+    a_job_on_a_workspace_survives_a_kill_at_every_point: Lasting,
+    a_workspace_is_free_again_after_a_kill_at_every_point_of_its_end: Parted,
 }
 
 /// Every point that there is, by name. One that is added must be met by a story.
@@ -107,6 +109,7 @@ fn all_points() -> BTreeSet<String> {
         .map(Point::Enter);
     let undone = [
         Step::PowerOn,
+        Step::AttachWorkspace,
         Step::Clone,
         Step::BindNetwork,
         Step::IssueToken,
@@ -114,6 +117,7 @@ fn all_points() -> BTreeSet<String> {
     ];
     let others = [
         Point::Reserve,
+        Point::Workspace,
         Point::Start,
         Point::ReserveAgain,
         Point::Left,
@@ -201,6 +205,8 @@ refused! {
     a_machine_that_does_not_go_is_waited_for_though_any_commit_is_refused: Stubborn,
     a_job_gets_its_place_though_any_commit_is_refused: Waits,
     a_sandbox_is_stopped_started_and_paused_though_any_commit_is_refused: Used,
+    a_job_on_a_workspace_completes_though_any_commit_is_refused: Lasting,
+    a_workspace_is_free_again_though_any_commit_is_refused: Parted,
 }
 
 #[test]
@@ -270,10 +276,26 @@ const CALLS: [Within; 12] = [
     Within::Backend(Call::RemoveSeed),
 ];
 
+/// The calls that a workspace adds.
+const WORKSPACE_CALLS: [Within; 5] = [
+    Within::Backend(Call::CreateVolume),
+    Within::Backend(Call::AttachVolume),
+    Within::Backend(Call::GrowVolume),
+    Within::Backend(Call::DetachVolume),
+    Within::Backend(Call::DestroyVolume),
+];
+
 #[test]
 fn a_process_killed_within_any_call_ends_the_job_in_the_same_place() {
-    for story in [Story::Completes, Story::Destroyed] {
-        for call in CALLS {
+    let of_jobs: &[Within] = &CALLS;
+    let all = [
+        (Story::Completes, of_jobs),
+        (Story::Destroyed, of_jobs),
+        (Story::Lasting, &WORKSPACE_CALLS),
+        (Story::Parted, &WORKSPACE_CALLS),
+    ];
+    for (story, calls) in all {
+        for call in calls {
             println!("{story:?}, killed in {call:?}");
             let mut world = World::new(|_| {});
             let memory = Memory::default();
@@ -281,7 +303,7 @@ fn a_process_killed_within_any_call_ends_the_job_in_the_same_place() {
                 tell(lab, story, &memory).await;
                 judge(lab, story, &memory).await;
             };
-            let (end, _) = match call {
+            let (end, _) = match *call {
                 Within::Backend(call) => {
                     let hang = world.lab().backend.hang_next(call);
                     world.process_until(Plan::Live, hang.reached(), whole)
