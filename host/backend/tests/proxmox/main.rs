@@ -2,6 +2,8 @@
 //! no other back end has.
 
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod examine;
 #[cfg(test)]
 mod ownership;
