@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::{Child, Stdio};
     use std::time::{Duration, Instant};
 
@@ -13,8 +14,6 @@ mod tests {
     /// An address that no rule takes for a private one; it exists in a namespace of the test's alone.
     const MODEL: &str = "45.76.0.1";
     const FIX: &str = "./test.sh && exit 1; sed -i 's/ - / + /' sum.sh && ./test.sh && git commit -qam 'Add, do not subtract'";
-    const PROFILE: &str = "name: claude\ntemplate_vmid: 9002\nnetwork: {mode: nat}\n\
-        resources: {cores: 2, memory_mb: 2048}\nbehavior: {agent: claude, deadline_seconds_default: 1500}\n";
 
     /// The Internet, as far as this test needs one: behind the lab's uplink, with the model in it.
     struct Internet {
@@ -72,13 +71,80 @@ mod tests {
         })
     }
 
+    /// What an operator says in a profile so that an agent asks the scripted model, beside the secrets it is given.
+    struct Case {
+        agent: &'static str,
+        behavior: &'static str,
+        environment: &'static [(&'static str, &'static str)],
+        transcript: &'static str,
+    }
+
+    const CLAUDE: Case = Case {
+        agent: "claude",
+        behavior: "",
+        environment: &[
+            ("ANTHROPIC_BASE_URL", "http://45.76.0.1:8080"),
+            ("ANTHROPIC_API_KEY", "sk-test"),
+        ],
+        transcript: "files/transcript/projects/",
+    };
+    const CODEX: Case = Case {
+        agent: "codex",
+        behavior: "  agent_args:\n  - -cmodel=\"gpt-5\"\n  - -cmodel_provider=\"scripted\"\n  - >-\n    \
+            -cmodel_providers.scripted={name=\"scripted\", base_url=\"http://45.76.0.1:8080/v1\", env_key=\"OPENAI_API_KEY\", \
+            wire_api=\"responses\"}\n",
+        environment: &[("OPENAI_API_KEY", "sk-test")],
+        transcript: "files/transcript/sessions/",
+    };
+    const OPENCODE: Case = Case {
+        agent: "opencode",
+        behavior: "",
+        environment: &[(
+            "OPENCODE_CONFIG_CONTENT",
+            r#"{"model": "scripted/m", "provider": {"scripted": {"npm": "@ai-sdk/openai-compatible", "name": "scripted",
+            "options": {"baseURL": "http://45.76.0.1:8080/v1", "apiKey": "sk-test"}, "models": {"m": {"name": "m"}}}}}"#,
+        )],
+        transcript: "files/transcript/",
+    };
+
     #[test]
     #[ignore = "takes the template of the recipe `agents` and minutes of emulation: make soak"]
     fn claude_code_fixes_a_test_and_its_patch_comes_back() -> Result<()> {
+        fixes_a_test(&CLAUDE)
+    }
+
+    #[test]
+    #[ignore = "takes the template of the recipe `agents` and minutes of emulation: make soak"]
+    fn codex_fixes_a_test_and_its_patch_comes_back() -> Result<()> {
+        fixes_a_test(&CODEX)
+    }
+
+    #[test]
+    #[ignore = "takes the template of the recipe `agents` and minutes of emulation: make soak"]
+    fn opencode_fixes_a_test_and_its_patch_comes_back() -> Result<()> {
+        fixes_a_test(&OPENCODE)
+    }
+
+    /// The agent as it comes from npm, told where its model is as an operator would: by the profile and its secrets.
+    fn fixes_a_test(case: &Case) -> Result<()> {
         if !vm_tier() {
             return Ok(());
         }
-        let mut lab = Lab::start_with(PROFILE, &emulator())?;
+        let desk = tempfile::tempdir()?;
+        let (dir, key) = (desk.path().join("secrets"), desk.path().join("age.key"));
+        let profile = format!(
+            "name: agent\ntemplate_vmid: 9002\nnetwork: {{mode: nat}}\nresources: {{cores: 2, memory_mb: 2048}}\n\
+             secrets: [env]\nbehavior:\n  agent: {}\n  deadline_seconds_default: 1500\n{}",
+            case.agent, case.behavior
+        );
+        let config = format!(
+            "{}secrets_dir: {}\nsecrets_age_key_path: {}\n",
+            emulator(),
+            dir.display(),
+            key.display()
+        );
+        let mut lab = Lab::start_with(&profile, &config)?;
+        give_environment(&lab, case, &dir, &key)?;
         let internet = Internet::behind(&lab)?;
         lab.stop_daemon()?;
         let config = lab.dir().join("config.yaml");
@@ -87,13 +153,6 @@ mod tests {
         lab.start_daemon()?;
 
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let settings = format!(
-            "{{\"env\": {{\"ANTHROPIC_BASE_URL\": \"http://{MODEL}:8080\", \"ANTHROPIC_API_KEY\": \"sk-test\"}}}}"
-        );
-        std::fs::create_dir(repository.path().join(".claude"))?;
-        std::fs::write(repository.path().join(".claude/settings.json"), settings)?;
-        repository.git(&["add", "."])?;
-        repository.git(&["commit", "-q", "-m", "Say where the model is"])?;
         let path = repository.path().display().to_string();
         let task = "Make the failing test pass, and commit.";
         let begun = Instant::now();
@@ -105,7 +164,7 @@ mod tests {
             "--task",
             task,
             "--profile",
-            "claude",
+            "agent",
         ])?;
         let shown = format!("{}{}", ran.stdout, ran.stderr);
         ensure!(ran.code() == Some(0), "{shown}\n{}", lab.daemon_log());
@@ -113,12 +172,13 @@ mod tests {
         let outcome = job.outcome.clone().context("no outcome")?;
         ensure!(
             job.state == JobState::Completed && outcome.commits == 1,
-            "{job:#?}"
+            "{job:#?}\n{shown}"
         );
         ensure!(shown.contains("It is fixed and committed."), "{shown}");
         let agent = Duration::from_millis(outcome.agent_milliseconds);
         println!(
-            "Claude Code ran {agent:?}; the whole job took {:?}",
+            "{} ran {agent:?}; the whole job took {:?}",
+            case.agent,
             begun.elapsed()
         );
 
@@ -128,8 +188,31 @@ mod tests {
         let diff = repository.git(&["diff", "HEAD..fixed"])?;
         ensure!(diff.contains(" + "), "{diff}");
         let artifacts = lab.json(&["job", "artifacts", &id])?.to_string();
-        ensure!(artifacts.contains("files/transcript/projects/"), "{artifacts}");
+        ensure!(artifacts.contains(case.transcript), "{artifacts}");
         drop(internet.namespace.path());
         lab.nothing_is_left()
+    }
+
+    fn give_environment(lab: &Lab, case: &Case, dir: &Path, key: &Path) -> Result<()> {
+        let lines: Vec<String> = case
+            .environment
+            .iter()
+            .map(|(name, value)| format!("{name}={}\n", value.replace('\n', " ")))
+            .collect();
+        let file = dir.with_file_name("environment");
+        std::fs::write(&file, lines.concat())?;
+        let [dir, key, file] = [dir, key, &file].map(|path| path.display().to_string());
+        let set = lab.agentlab(&[
+            "secrets",
+            "--dir",
+            &dir,
+            "--age-key",
+            &key,
+            "set-env",
+            "--from-file",
+            &file,
+        ])?;
+        ensure!(set.code() == Some(0), "{}", set.stderr);
+        Ok(())
     }
 }

@@ -1,11 +1,14 @@
 //! A model that always knows the answer: the first time it is asked it calls a shell command, the second time it says that
-//! it is done. Speaks as much of the messages API as Claude Code needs, streamed. `ADDRESS COMMAND`.
+//! it is done. Speaks as much as coding agents need, streamed, of the messages API (Claude Code), the responses API (Codex)
+//! and chat completions (OpenCode). `ADDRESS COMMAND`.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+
+const SAID: &str = "It is fixed and committed.";
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -22,12 +25,14 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// How a question is answered.
+type Answer = fn(&Value, &str) -> String;
+
 fn converse(stream: &TcpStream, command: &str) -> Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let (mut line, mut length) = (String::new(), 0);
         ensure!(reader.read_line(&mut line)? > 0, "the client is gone");
-        let is_question = line.starts_with("POST /v1/messages") && !line.contains("count_tokens");
         loop {
             let mut header = String::new();
             reader.read_line(&mut header)?;
@@ -42,11 +47,15 @@ fn converse(stream: &TcpStream, command: &str) -> Result<()> {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
-        let (kind, text) = if is_question {
-            let question: Value = serde_json::from_slice(&body)?;
-            ("text/event-stream", streamed(&question, command))
-        } else {
-            ("application/json", json!({"input_tokens": 10}).to_string())
+        let (kind, text) = match answer_of(&line) {
+            Some(answer) => {
+                let question: Value = serde_json::from_slice(&body)?;
+                ("text/event-stream", answer(&question, command))
+            }
+            None => (
+                "application/json",
+                json!({"input_tokens": 10, "data": []}).to_string(),
+            ),
         };
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",
@@ -56,16 +65,38 @@ fn converse(stream: &TcpStream, command: &str) -> Result<()> {
     }
 }
 
-/// The answer as events. A conversation in which a tool has answered is over.
-fn streamed(question: &Value, command: &str) -> String {
+fn answer_of(line: &str) -> Option<Answer> {
+    if line.starts_with("POST /v1/messages") && !line.contains("count_tokens") {
+        Some(messages)
+    } else if line.starts_with("POST /v1/responses ") {
+        Some(responses)
+    } else if line.starts_with("POST /v1/chat/completions ") {
+        Some(completions)
+    } else {
+        None
+    }
+}
+
+fn list<'a>(of: &'a Value, name: &str) -> &'a [Value] {
+    of[name].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// As events, each with its kind.
+fn events(events: &[Value]) -> String {
+    let one = |event: &Value| {
+        let kind = event["type"].as_str().unwrap_or_default();
+        format!("event: {kind}\ndata: {event}\n\n")
+    };
+    events.iter().map(one).collect()
+}
+
+/// A conversation in which a tool has answered is over.
+fn messages(question: &Value, command: &str) -> String {
     let is_result = |part: &Value| part["type"] == "tool_result";
-    let messages = question["messages"].as_array().map_or(&[][..], Vec::as_slice);
-    let done = messages
+    let done = list(question, "messages")
         .iter()
-        .filter_map(|message| message["content"].as_array())
-        .any(|parts| parts.iter().any(is_result));
-    let tools = question["tools"].as_array().map_or(&[][..], Vec::as_slice);
-    let may_call = tools.iter().any(|tool| tool["name"] == "Bash");
+        .any(|message| list(message, "content").iter().any(is_result));
+    let may_call = list(question, "tools").iter().any(|tool| tool["name"] == "Bash");
     let (start, delta, stop) = if may_call && !done {
         let input = json!({"command": command, "description": "Fix and commit"}).to_string();
         (
@@ -76,7 +107,7 @@ fn streamed(question: &Value, command: &str) -> String {
     } else {
         (
             json!({"type": "text", "text": ""}),
-            json!({"type": "text_delta", "text": "It is fixed and committed."}),
+            json!({"type": "text_delta", "text": SAID}),
             "end_turn",
         )
     };
@@ -84,7 +115,7 @@ fn streamed(question: &Value, command: &str) -> String {
         "id": "msg_01", "type": "message", "role": "assistant", "model": question["model"], "content": [],
         "stop_reason": null, "stop_sequence": null, "usage": {"input_tokens": 10, "output_tokens": 10},
     });
-    [
+    events(&[
         json!({"type": "message_start", "message": message}),
         json!({"type": "content_block_start", "index": 0, "content_block": start}),
         json!({"type": "content_block_delta", "index": 0, "delta": delta}),
@@ -94,11 +125,54 @@ fn streamed(question: &Value, command: &str) -> String {
             "usage": {"output_tokens": 10},
         }),
         json!({"type": "message_stop"}),
-    ]
-    .iter()
-    .map(|event| {
-        let kind = event["type"].as_str().unwrap_or_default();
-        format!("event: {kind}\ndata: {event}\n\n")
-    })
-    .collect()
+    ])
+}
+
+fn responses(question: &Value, command: &str) -> String {
+    let done = list(question, "input")
+        .iter()
+        .any(|item| item["type"] == "function_call_output");
+    let may_call = list(question, "tools")
+        .iter()
+        .any(|tool| tool["name"] == "exec_command");
+    let item = if may_call && !done {
+        let arguments = json!({"cmd": command}).to_string();
+        json!({"type": "function_call", "id": "fc_01", "call_id": "call_01", "name": "exec_command", "arguments": arguments})
+    } else {
+        json!({"type": "message", "id": "msg_01", "role": "assistant", "content": [{"type": "output_text", "text": SAID}]})
+    };
+    let usage = json!({
+        "input_tokens": 10, "input_tokens_details": null, "output_tokens": 10, "output_tokens_details": null, "total_tokens": 20,
+    });
+    events(&[
+        json!({"type": "response.created", "response": {"id": "resp_01"}}),
+        json!({"type": "response.output_item.done", "output_index": 0, "item": item}),
+        json!({"type": "response.completed", "response": {"id": "resp_01", "usage": usage}}),
+    ])
+}
+
+fn completions(question: &Value, command: &str) -> String {
+    let done = list(question, "messages")
+        .iter()
+        .any(|message| message["role"] == "tool");
+    let may_call = list(question, "tools")
+        .iter()
+        .any(|tool| tool["function"]["name"] == "bash");
+    let (delta, reason) = if may_call && !done {
+        let arguments = json!({"command": command, "description": "Fix and commit"}).to_string();
+        let call = json!({"index": 0, "id": "call_01", "type": "function", "function": {"name": "bash", "arguments": arguments}});
+        (json!({"role": "assistant", "tool_calls": [call]}), "tool_calls")
+    } else {
+        (json!({"role": "assistant", "content": SAID}), "stop")
+    };
+    let chunk = |delta: Value, reason: Value| {
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+        let chunk = json!({"id": "chat_01", "object": "chat.completion.chunk", "created": 1, "model": question["model"], "choices": [choice]});
+        format!("data: {chunk}\n\n")
+    };
+    format!(
+        "{}{}data: [DONE]\n\n",
+        chunk(delta, Value::Null),
+        chunk(json!({}), json!(reason))
+    )
 }
