@@ -10,7 +10,10 @@ use crate::bake::{Baking, bake};
 use crate::error::{During, Result, TemplateError};
 use crate::fingerprint::{self, Fingerprint};
 use crate::image::{self, Boot};
-use crate::manifest::{self, DiskRecord, FORMAT, FileRecord, KernelRecord, MANIFEST, Manifest, RunnerRecord};
+use crate::manifest::{
+    self, DiskRecord, FORMAT, FileRecord, KernelRecord, MANIFEST, Manifest, Package, RunnerRecord,
+    SourceRecord,
+};
 use crate::progress::{Progress, Step};
 use crate::recipe::Recipe;
 use crate::rootfs::{self, ARCHITECTURE, EPOCH};
@@ -68,7 +71,15 @@ pub fn input_id(recipe: &Recipe, runner_sha256: &str) -> String {
 /// # Errors
 /// When the store cannot be read.
 pub fn unchanged(templates: &TemplateStore, order: &Order<'_>) -> Result<Option<Template>> {
-    let wanted = input_id(order.recipe, &order.runner.sha256);
+    made_from(templates, order, &input_id(order.recipe, &order.runner.sha256))
+}
+
+/// The recipe's current image, when it is whole and was made from just this.
+pub(crate) fn made_from(
+    templates: &TemplateStore,
+    order: &Order<'_>,
+    input_id: &str,
+) -> Result<Option<Template>> {
     let found = templates.find_by_name(&order.recipe.name)?;
     let whole = |template: &Template| {
         template
@@ -77,7 +88,7 @@ pub fn unchanged(templates: &TemplateStore, order: &Order<'_>) -> Result<Option<
             .keys()
             .all(|name| template.dir.join(name).is_file())
     };
-    Ok(found.filter(|template| !order.force && template.manifest.input_id == wanted && whole(template)))
+    Ok(found.filter(|template| !order.force && template.manifest.input_id == input_id && whole(template)))
 }
 
 /// Builds, unless there is nothing to do.
@@ -88,37 +99,50 @@ pub fn build(templates: &TemplateStore, order: &Order<'_>, progress: &mut Progre
     if let Some(template) = unchanged(templates, order)? {
         return Ok(Outcome::Unchanged(template));
     }
+    under_lock(templates, order, progress, |workshop, image, progress| {
+        // Whoever we waited for may have built just this.
+        if let Some(template) = unchanged(templates, order)? {
+            return Ok(Outcome::Unchanged(template));
+        }
+        refuse_taken_vmid(templates, order.recipe)?;
+        let manifest = assemble(templates, order, (workshop, image), progress)?;
+        progress
+            .step(Step::Publish, "", || templates.publish(image, &manifest))
+            .map(Outcome::Built)
+    })
+}
+
+/// Lets `work` have the store, a work directory, and in it an empty one for the image's files.
+pub(crate) fn under_lock(
+    templates: &TemplateStore,
+    order: &Order<'_>,
+    progress: &mut Progress,
+    work: impl FnOnce(&Workshop<'_>, &Path, &mut Progress) -> Result<Outcome>,
+) -> Result<Outcome> {
     templates.create()?;
     let lock = match templates.try_lock()? {
         Some(lock) => lock,
         None => progress.step(Step::Wait, "", || templates.lock())?,
     };
-    // Whoever we waited for may have built just this.
-    if let Some(template) = unchanged(templates, order)? {
-        return Ok(Outcome::Unchanged(template));
-    }
-    refuse_taken_vmid(templates, order.recipe)?;
     for leftover in gc::leftovers(templates)? {
         progress.say(&format!("  clearing {leftover}, left by a build that died"));
         gc::remove(&templates.dir().join(leftover))?;
     }
-    let work = tempfile::Builder::new()
+    let scratch = tempfile::Builder::new()
         .prefix(BUILDING)
         .tempdir_in(templates.dir());
-    let work = work.during("make a work directory in", templates.dir())?;
+    let scratch = scratch.during("make a work directory in", templates.dir())?;
     // apt drops its rights for downloads and must still get through.
-    fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755)).during("open up", work.path())?;
-    let image = work.path().join("image");
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))
+        .during("open up", scratch.path())?;
+    let image = scratch.path().join("image");
     fs::create_dir(&image).during("create", &image)?;
     let workshop = Workshop {
         tools: order.tools,
-        scratch: work.path(),
+        scratch: scratch.path(),
         lock: &lock,
     };
-    let manifest = assemble(templates, order, (&workshop, &image), progress)?;
-    progress
-        .step(Step::Publish, "", || templates.publish(&image, &manifest))
-        .map(Outcome::Built)
+    work(&workshop, &image, progress)
 }
 
 fn refuse_taken_vmid(templates: &TemplateStore, recipe: &Recipe) -> Result<()> {
@@ -180,19 +204,9 @@ fn assemble(
     progress.step(Step::Image, &format!("{} MiB", recipe.size_mb), || {
         boot.write(workshop, &tree, image, (recipe, &input))
     })?;
-    let files = progress.step(Step::Hash, "", || hash_all(image))?;
-    let mut manifest = Manifest {
-        format: FORMAT,
-        id: String::new(),
+    let made = Made {
         input_id: input,
-        name: recipe.name.clone(),
-        shape: recipe.shape,
-        vmid: recipe.vmid,
-        architecture: ARCHITECTURE.to_owned(),
         suite: recipe.suite.clone(),
-        recipe_sha256: recipe.digest(),
-        created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        builder_version: env!("CARGO_PKG_VERSION").to_owned(),
         runner: RunnerRecord {
             version,
             sha256: runner.sha256.clone(),
@@ -202,16 +216,53 @@ fn assemble(
             version: boot.kernel.version,
             command_line: recipe.command_line(),
         },
+        disk_bytes: image::disk_bytes(recipe),
+        tree_key,
+        packages,
+        source: None,
+    };
+    progress.step(Step::Hash, "", || describe(image, recipe, made))
+}
+
+/// What was found out of an image while it was made.
+pub(crate) struct Made {
+    pub(crate) input_id: String,
+    pub(crate) suite: String,
+    pub(crate) runner: RunnerRecord,
+    pub(crate) kernel: KernelRecord,
+    pub(crate) disk_bytes: u64,
+    pub(crate) tree_key: String,
+    pub(crate) packages: Vec<Package>,
+    pub(crate) source: Option<SourceRecord>,
+}
+
+/// Hashes an image's files and writes its manifest beside them.
+pub(crate) fn describe(image: &Path, recipe: &Recipe, made: Made) -> Result<Manifest> {
+    let mut manifest = Manifest {
+        format: FORMAT,
+        id: String::new(),
+        input_id: made.input_id,
+        name: recipe.name.clone(),
+        shape: recipe.shape,
+        vmid: recipe.vmid,
+        architecture: ARCHITECTURE.to_owned(),
+        suite: made.suite,
+        recipe_sha256: recipe.digest(),
+        created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        builder_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runner: made.runner,
+        kernel: made.kernel,
         disk: DiskRecord {
             file: recipe.shape.disk_file().to_owned(),
             format: "raw".to_owned(),
-            size_bytes: image::disk_bytes(recipe),
+            size_bytes: made.disk_bytes,
             device: recipe.shape.disk_device().to_owned(),
         },
-        files,
-        tree_key,
-        packages,
+        files: hash_all(image)?,
+        tree_key: made.tree_key,
+        packages: made.packages,
         npm: recipe.npm.clone(),
+        source: made.source,
     };
     manifest.id = store::image_id(&manifest);
     let path = image.join(MANIFEST);
@@ -219,7 +270,7 @@ fn assemble(
     Ok(manifest)
 }
 
-fn fetch_npm(
+pub(crate) fn fetch_npm(
     templates: &TemplateStore,
     recipe: &Recipe,
     workshop: &Workshop<'_>,
@@ -244,4 +295,4 @@ fn hash_all(image: &Path) -> Result<BTreeMap<String, FileRecord>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -45,10 +45,47 @@ struct TemplateFile<'a> {
 /// When the tree is not a Debian root tree or the file system refuses.
 pub fn bake(tree: &Tree, baking: &Baking<'_>) -> Result<()> {
     let recipe = baking.recipe;
+    runner(tree, baking)?;
+    tune(tree, recipe)?;
+    for (path, text) in recipe.shape.files() {
+        tree.write(path, text.as_bytes(), 0o644)?;
+    }
+    for unit in recipe.shape.units() {
+        tree.link(&wanted(tuning::TARGET, unit), &format!("../{unit}"))?;
+    }
+    recipe_files(tree, recipe, tuning::TARGET)
+}
+
+/// Bakes what goes into a system that somebody else has tuned for its own way to boot. The tree holds its account files
+/// and `/etc/skel`, and nothing else of it.
+///
+/// # Errors
+/// When an account of the system is in the way, or the file system refuses.
+pub fn bake_into_foreign(tree: &Tree, baking: &Baking<'_>) -> Result<()> {
+    runner(tree, baking)?;
+    for (path, text) in tuning::FOREIGN_FILES {
+        tree.write(path, text.as_bytes(), 0o644)?;
+    }
+    tree.link(
+        &wanted(tuning::FOREIGN_TARGET, tuning::RUNNER_UNIT),
+        &format!("../{}", tuning::RUNNER_UNIT),
+    )?;
+    // Empty and present: made anew at the first boot of each clone.
+    tree.write("/etc/machine-id", b"", 0o444)?;
+    recipe_files(tree, baking.recipe, tuning::FOREIGN_TARGET)
+}
+
+/// The runner, its unit, its account, and what says where they come from.
+fn runner(tree: &Tree, baking: &Baking<'_>) -> Result<()> {
+    let recipe = baking.recipe;
     tree.write(tuning::RUNNER_PATH, baking.runner, 0o755)?;
+    tree.write(
+        &format!("{UNITS}/{}", tuning::RUNNER_UNIT),
+        tuning::RUNNER_SERVICE.as_bytes(),
+        0o644,
+    )?;
     accounts(tree)?;
     home(tree, baking.home_owner)?;
-    tune(tree, recipe)?;
     let digest = recipe.digest();
     let about = TemplateFile {
         format: 1,
@@ -58,17 +95,14 @@ pub fn bake(tree: &Tree, baking: &Baking<'_>) -> Result<()> {
         runner_version: baking.runner_version,
         runner_sha256: baking.runner_sha256,
     };
-    tree.write(TEMPLATE_FILE, &crate::manifest::to_json(&about)?, 0o644)?;
-    for (path, text) in recipe.shape.files() {
-        tree.write(path, text.as_bytes(), 0o644)?;
-    }
-    for unit in recipe.shape.units() {
-        tree.link(&wanted(unit), &format!("../{unit}"))?;
-    }
+    tree.write(TEMPLATE_FILE, &crate::manifest::to_json(&about)?, 0o644)
+}
+
+fn recipe_files(tree: &Tree, recipe: &Recipe, target: &str) -> Result<()> {
     for unit in &recipe.units {
         tree.write(&format!("{UNITS}/{}", unit.name), &unit.content, 0o644)?;
         if unit.enabled {
-            tree.link(&wanted(&unit.name), &format!("../{}", unit.name))?;
+            tree.link(&wanted(target, &unit.name), &format!("../{}", unit.name))?;
         }
     }
     for file in &recipe.files {
@@ -77,9 +111,9 @@ pub fn bake(tree: &Tree, baking: &Baking<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The link by which the machine's target starts a unit.
-fn wanted(unit: &str) -> String {
-    format!("{UNITS}/{}.wants/{unit}", tuning::TARGET)
+/// The link by which a target starts a unit.
+fn wanted(target: &str, unit: &str) -> String {
+    format!("{UNITS}/{target}.wants/{unit}")
 }
 
 fn accounts(tree: &Tree) -> Result<()> {
@@ -141,11 +175,6 @@ fn tune(tree: &Tree, recipe: &Recipe) -> Result<()> {
         )?;
     }
     tree.write(
-        &format!("{UNITS}/{}", tuning::RUNNER_UNIT),
-        tuning::RUNNER_SERVICE.as_bytes(),
-        0o644,
-    )?;
-    tree.write(
         &format!("{UNITS}/{}", tuning::TARGET),
         tuning::TARGET_UNIT.as_bytes(),
         0o644,
@@ -153,7 +182,7 @@ fn tune(tree: &Tree, recipe: &Recipe) -> Result<()> {
     tree.link(&format!("{UNITS}/default.target"), tuning::TARGET)?;
     // Grows the file system of a machine that got a larger disk than the template's.
     tree.link(
-        &wanted("systemd-growfs-root.service"),
+        &wanted(tuning::TARGET, "systemd-growfs-root.service"),
         "/usr/lib/systemd/system/systemd-growfs-root.service",
     )
 }

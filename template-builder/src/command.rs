@@ -31,7 +31,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Build an image; one that is already as its recipe says is left alone
-    Build(build::Arguments),
+    Build(Box<build::Arguments>),
     /// List images
     #[command(alias = "ls")]
     List,

@@ -58,13 +58,27 @@ pub struct Manifest {
     pub disk: DiskRecord,
     /// Every other file of the directory, by name.
     pub files: BTreeMap<String, FileRecord>,
-    /// The kept root tree it was made from.
+    /// The kept root tree it was made from, or the checksum of the kept image.
     pub tree_key: String,
     /// Installed packages.
     pub packages: Vec<Package>,
     /// Packages of npm, with version and hash.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub npm: Vec<NpmPackage>,
+    /// The image of somebody else that it was made from, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceRecord>,
+}
+
+/// An image that somebody else published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Where it was fetched.
+    pub url: String,
+    /// What it was compared with before anything looked into it.
+    pub sha256: String,
+    /// Whether the runner and the recipe were put into it.
+    pub customised: bool,
 }
 
 /// The runner inside an image.
@@ -200,6 +214,7 @@ pub(crate) fn example(name: &str, vmid: u32) -> Manifest {
         tree_key: "4".repeat(64),
         packages: Vec::new(),
         npm: Vec::new(),
+        source: None,
     }
 }
 

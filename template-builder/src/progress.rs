@@ -14,10 +14,16 @@ pub enum Step {
     Bootstrap,
     /// Packages of npm come.
     Fetch,
+    /// An image that others publish comes.
+    Download,
     /// A root tree kept from last time is unpacked.
     Unpack,
+    /// The image of others becomes a raw disk.
+    Convert,
     /// Identity out, runner in.
     Bake,
+    /// The same in an image of others.
+    Customise,
     /// Kernel and initrd.
     Kernel,
     /// The file system image.
@@ -38,8 +44,11 @@ impl fmt::Display for Step {
             Self::Wait => "wait for another build",
             Self::Bootstrap => "bootstrap the root tree",
             Self::Fetch => "fetch packages of npm",
+            Self::Download => "download and verify the image",
             Self::Unpack => "unpack the kept root tree",
+            Self::Convert => "unpack the image",
             Self::Bake => "strip identity, bake the runner in",
+            Self::Customise => "put the runner and the recipe into the image",
             Self::Kernel => "kernel and initrd",
             Self::Image => "file system image",
             Self::Hash => "hash and write the manifest",

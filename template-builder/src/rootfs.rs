@@ -169,7 +169,7 @@ pub fn installed(tree: &Tree) -> Result<Vec<Package>> {
     Ok(parse_status(&String::from_utf8_lossy(&status)))
 }
 
-fn parse_status(status: &str) -> Vec<Package> {
+pub(crate) fn parse_status(status: &str) -> Vec<Package> {
     let mut packages = Vec::new();
     for stanza in status.split("\n\n") {
         let field = |name: &str| {

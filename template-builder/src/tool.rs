@@ -22,6 +22,10 @@ pub struct Toolbox {
     pub tar: PathBuf,
     /// Fetches packages of npm, for recipes that have any.
     pub npm: PathBuf,
+    /// Fetches images that others publish.
+    pub curl: PathBuf,
+    /// Looks whether a file system is sound.
+    pub e2fsck: PathBuf,
     /// Converts disks between formats.
     pub qemu_img: PathBuf,
 }
@@ -34,6 +38,8 @@ impl Default for Toolbox {
             debugfs: "debugfs".into(),
             tar: "tar".into(),
             npm: "npm".into(),
+            curl: "curl".into(),
+            e2fsck: "e2fsck".into(),
             qemu_img: "qemu-img".into(),
         }
     }

@@ -184,6 +184,19 @@ impl Tree {
             .during("give away", &self.shown(path))
     }
 
+    /// Sets the mode of a file.
+    ///
+    /// # Errors
+    /// When there is none, it is a link, or the file system refuses.
+    pub fn protect(&self, path: &str, mode: u32) -> Result<()> {
+        let shown = self.shown(path);
+        let (parent, name) = self.parent(path)?;
+        let parent = parent.during("open the directory of", &shown)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&parent, &name, flags, Mode::empty()).during("open", &shown)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).during("set the mode of", &shown)
+    }
+
     /// Removes a file, link or directory with all in it. Absent is success.
     ///
     /// # Errors

@@ -183,6 +183,27 @@ pub const FILES: [(&str, &str); 8] = [
     ("/etc/resolv.conf", "# The runner names the DNS server here.\n"),
 ];
 
+/// What starts the runner in an image that somebody else made.
+pub const FOREIGN_TARGET: &str = "multi-user.target";
+
+/// Files that go into an image that somebody else made, as `(path, text)`.
+pub const FOREIGN_FILES: [(&str, &str); 3] = [
+    (
+        "/etc/systemd/system/agent-runner.service.d/image.conf",
+        "# The image's own initrd leaves the root file system read-only.\n\
+         [Unit]\nAfter=systemd-remount-fs.service local-fs.target\n",
+    ),
+    (
+        "/etc/systemd/network/00-agentlab.network",
+        "# The runner sets the address.\n[Match]\nDriver=virtio_net\n\n[Link]\nUnmanaged=yes\n",
+    ),
+    (
+        "/etc/cloud/cloud.cfg.d/99-agentlab.cfg",
+        "# The runner sets the address, and nothing is upgraded behind the agent's back.\n\
+         network: {config: disabled}\npackage_upgrade: false\n",
+    ),
+];
+
 /// Hash of all of it.
 #[must_use]
 pub fn digest() -> String {
@@ -193,6 +214,7 @@ pub fn digest() -> String {
         .with("target", TARGET_UNIT.as_bytes());
     FILES
         .iter()
+        .chain(&FOREIGN_FILES)
         .fold(start, |print, (path, text)| print.with(path, text.as_bytes()))
         .finish()
 }

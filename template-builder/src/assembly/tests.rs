@@ -9,14 +9,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 /// A lab with a store and a stand-in that answers with a tiny root tree, and counts how often it was asked.
-struct Lab {
-    dir: tempfile::TempDir,
-    tools: Toolbox,
-    runner: Runner,
+pub(crate) struct Lab {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) tools: Toolbox,
+    pub(crate) runner: Runner,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let tree = Tree::open(&{
             let path = dir.path().join("tree");
@@ -34,6 +34,7 @@ impl Lab {
             ("/boot/vmlinuz-6.12-test", "kernel"),
             ("/usr/bin/busybox", "busybox"),
             ("/boot/core.img", &"core".repeat(9000)),
+            ("/usr/lib/os-release", "ID=debian\nVERSION_CODENAME=trixie\n"),
             (&format!("{base}/modules.dep"), "kernel/virtio_blk.ko:\n"),
             (
                 &format!("{base}/modules.builtin"),
@@ -68,13 +69,13 @@ impl Lab {
         lab
     }
 
-    fn stand_in(&self, name: &str, script: &str) {
+    pub(crate) fn stand_in(&self, name: &str, script: &str) {
         let path = self.dir.path().join(name);
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    fn store(&self) -> TemplateStore {
+    pub(crate) fn store(&self) -> TemplateStore {
         TemplateStore::open(&self.dir.path().join("store"))
     }
 

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::{line, print, summary, text};
 use crate::account::AGENT_ID;
 use crate::assembly::{self, Order, Outcome};
+use crate::cloud;
+use crate::download::Source;
 use crate::error::{Result, TemplateError};
 use crate::progress::Progress;
 use crate::publish::{self, Node, Way};
@@ -42,7 +44,46 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N")]
     vmid: Option<Vmid>,
     #[command(flatten)]
+    image: CloudImage,
+    #[command(flatten)]
     target: Target,
+}
+
+/// An image to start from instead of Debian packages.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Starting from a published image")]
+struct CloudImage {
+    /// Start from this cloud image of Debian or Ubuntu (qcow2 or raw) instead of packages
+    #[arg(long, value_name = "URL")]
+    image_url: Option<String>,
+    /// Its SHA-256
+    #[arg(
+        long,
+        value_name = "HEX",
+        requires = "image_url",
+        conflicts_with = "image_sha256_url"
+    )]
+    image_sha256: Option<String>,
+    /// List of checksums that has it, such as SHA256SUMS; https only
+    #[arg(long, value_name = "URL", requires = "image_url")]
+    image_sha256_url: Option<String>,
+    /// Put nothing into it: no runner, no account, nothing of the recipe
+    #[arg(long, requires = "image_url")]
+    skip_customize: bool,
+}
+
+impl CloudImage {
+    fn source(&self) -> Result<Option<Source>> {
+        let Some(url) = &self.image_url else {
+            return Ok(None);
+        };
+        Source::new(
+            url,
+            self.image_sha256.as_deref(),
+            self.image_sha256_url.as_deref(),
+        )
+        .map(Some)
+    }
 }
 
 /// Where a template is published.
@@ -74,17 +115,8 @@ struct Target {
 
 pub(super) fn run(store: &TemplateStore, arguments: &Arguments, json: bool) -> Result<ExitCode> {
     let target = &arguments.target;
-    let shape = match (arguments.shape, &target.storage) {
-        (Some(Shape::Local), Some(_)) => {
-            return Err(TemplateError::Settings {
-                problem: "A local image does not boot by itself, so that no node can start it".to_owned(),
-                hint: Some("leave out --shape, or say --shape proxmox".to_owned()),
-            });
-        }
-        (Some(shape), _) => shape,
-        (None, Some(_)) => Shape::Proxmox,
-        (None, None) => Shape::Local,
-    };
+    let source = arguments.image.source()?;
+    let shape = shape(arguments, source.is_some())?;
     let mut recipe = recipe::load(&arguments.recipe)?.in_shape(shape);
     if let Some(vmid) = arguments.vmid {
         recipe.vmid = vmid.into();
@@ -101,7 +133,13 @@ pub(super) fn run(store: &TemplateStore, arguments: &Arguments, json: bool) -> R
     };
     let begun = Instant::now();
     let mut progress = Progress::new(true);
-    let outcome = make(store, &order, &mut progress)?;
+    let outcome = match &source {
+        None => make(store, &order, &mut progress)?,
+        Some(source) => {
+            let customise = !arguments.image.skip_customize;
+            make_from(store, &order, (source, customise), &mut progress)?
+        }
+    };
     let (template, word) = match &outcome {
         Outcome::Unchanged(template) => (template, "unchanged"),
         Outcome::Built(template) => (template, "built"),
@@ -133,6 +171,41 @@ pub(super) fn run(store: &TemplateStore, arguments: &Arguments, json: bool) -> R
     answer["seconds"] = json!(seconds);
     answer["steps"] = json!(steps);
     print(&line(&answer))
+}
+
+/// What is published boots by itself, and so does what others have published.
+fn shape(arguments: &Arguments, from_image: bool) -> Result<Shape> {
+    let boots_by_itself = from_image || arguments.target.storage.is_some();
+    match (arguments.shape, boots_by_itself) {
+        (Some(Shape::Local), true) => Err(TemplateError::Settings {
+            problem: "A local image does not boot by itself: no node can start it, and no cloud image is one"
+                .to_owned(),
+            hint: Some("leave out --shape, or say --shape proxmox".to_owned()),
+        }),
+        (Some(shape), _) => Ok(shape),
+        (None, true) => Ok(Shape::Proxmox),
+        (None, false) => Ok(Shape::Local),
+    }
+}
+
+fn make_from(
+    store: &TemplateStore,
+    order: &Order<'_>,
+    (source, customise): (&Source, bool),
+    progress: &mut Progress,
+) -> Result<Outcome> {
+    if !customise {
+        progress.say("warning: --skip-customize leaves the image as its makers published it:");
+        for lost in cloud::UNCUSTOMISED {
+            progress.say(&format!("warning:   {lost}"));
+        }
+    }
+    progress.say(&format!(
+        "Building template {} from {}",
+        order.recipe.name,
+        source.url()
+    ));
+    cloud::build(store, order, (source, customise), progress)
 }
 
 fn make(store: &TemplateStore, order: &Order<'_>, progress: &mut Progress) -> Result<Outcome> {
