@@ -5,6 +5,7 @@
 
 mod layers;
 mod licences;
+mod proofs;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
@@ -24,13 +25,16 @@ enum Command {
     Layers,
     /// Licences, banned crates and sources of all dependencies.
     Licences,
+    /// That the tests which docs/security.md names are there.
+    Proofs,
 }
 
 fn main() -> Result<()> {
     let findings = match Arguments::parse().command {
-        Command::Check => [layers::check()?, licences::check()?].concat(),
+        Command::Check => [layers::check()?, licences::check()?, proofs::check()?].concat(),
         Command::Layers => layers::check()?,
         Command::Licences => licences::check()?,
+        Command::Proofs => proofs::check()?,
     };
     report(&findings)
 }
@@ -45,7 +49,7 @@ fn report(findings: &[String]) -> Result<()> {
         eprintln!("error: {finding}");
     }
     if findings.is_empty() {
-        println!("xtask: layers, licences, bans and sources are in order");
+        println!("xtask: layers, licences, bans, sources and proofs are in order");
         return Ok(());
     }
     bail!("{} finding(s)", findings.len())
