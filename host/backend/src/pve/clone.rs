@@ -25,18 +25,24 @@ impl<W: Wire> Pve<W> {
             Found::Nothing => return Ok(None),
             Found::Container => return Err(taken("a container has it".to_owned())),
             Found::Hidden(refusal) => {
-                return if self.may_be_making(spec).await? {
-                    Err(being_made(spec.vmid).into())
-                } else {
-                    Err(taken(refusal.words))
-                };
+                return Err(
+                    if self.begun().contains(&spec.vmid) || self.is_cloning(spec).await? {
+                        under_way(spec.vmid).into()
+                    } else {
+                        taken(refusal.words)
+                    },
+                );
             }
             Found::Here(record) => record,
         };
         let label = record.label();
         // While PVE makes it, nothing may stand there that says whose it will be.
         if record.is_being_made() && label.as_ref().is_none_or(|label| label.stamp == spec.stamp) {
-            return Err(being_made(spec.vmid).into());
+            return Err(if self.is_cloning(spec).await? {
+                under_way(spec.vmid).into()
+            } else {
+                being_made(spec.vmid).into()
+            });
         }
         match label {
             None => Err(taken("a machine without a stamp of ours has it".to_owned())),
@@ -54,12 +60,9 @@ impl<W: Wire> Pve<W> {
         }
     }
 
-    /// Whether a machine that we may not see can be the one of this spec, on its way into our pool: its clone's answer was
-    /// lost, or an earlier process of ours asked for it and PVE is still at it.
-    async fn may_be_making(&self, spec: &CloneSpec) -> Attempt<bool> {
-        if self.begun().contains(&spec.vmid) {
-            return Ok(true);
-        }
+    /// Whether a clone is under way that this process does not know: an earlier one asked for it, or its answer was lost.
+    /// It may be the one of this spec, which nobody can read before it joins our pool.
+    async fn is_cloning(&self, spec: &CloneSpec) -> Attempt<bool> {
         let node = self.template(spec.template).await?.node;
         let tasks = Read::new(format!("/nodes/{node}/tasks"))
             .with("source", "active")
@@ -245,4 +248,9 @@ impl<W: Wire> Pve<W> {
         }
         answer.map(drop)
     }
+}
+
+/// It takes as long as a clone takes.
+fn under_way(vmid: Vmid) -> Refusal {
+    Refusal::new(Kind::BeingMade, format!("PVE is still making VM {vmid}"))
 }

@@ -210,12 +210,18 @@ impl<W: Wire> Pve<W> {
     where
         F: Future<Output = std::result::Result<T, Trouble>>,
     {
-        let until = Instant::now() + self.options.lock_patience;
+        let began = Instant::now();
+        let patience = |refusal: &Refusal| match refusal.kind == Kind::BeingMade {
+            true => self.options.clone_patience,
+            false => self.options.lock_patience,
+        };
         let mut wait = Duration::from_millis(200);
         loop {
             match attempt().await {
                 Ok(done) => return Ok(done),
-                Err(Trouble::Refused(refusal)) if refusal.is_busy() && Instant::now() < until => {
+                Err(Trouble::Refused(refusal))
+                    if refusal.is_busy() && began.elapsed() < patience(&refusal) =>
+                {
                     tracing::debug!(%vmid, action, %refusal, "waiting for others");
                     sleep(with_jitter(wait)).await;
                     wait = wait.saturating_mul(2).min(Duration::from_secs(3));

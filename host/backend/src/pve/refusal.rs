@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     LockTimeout,
     /// The machine's configuration says that somebody works on it: `backup`, `clone`, `snapshot` ...
     Locked(String),
+    /// A worker of PVE's is making it, and says when it is done.
+    BeingMade,
     /// The configuration was changed since it was read.
     Digest,
     /// A privilege is missing. Path and privileges where PVE names them, `|` between alternatives.
@@ -252,7 +254,7 @@ impl Refusal {
     pub(crate) fn is_busy(&self) -> bool {
         matches!(
             self.kind,
-            Kind::LockTimeout | Kind::Locked(_) | Kind::Digest | Kind::Running
+            Kind::LockTimeout | Kind::Locked(_) | Kind::BeingMade | Kind::Digest | Kind::Running
         )
     }
 
@@ -265,7 +267,7 @@ impl Refusal {
                 vmid,
                 reason: self.words,
             },
-            Kind::LockTimeout | Kind::Locked(_) | Kind::Digest => BackendError::Busy {
+            Kind::LockTimeout | Kind::Locked(_) | Kind::BeingMade | Kind::Digest => BackendError::Busy {
                 action,
                 vmid,
                 reason: self.words,
@@ -370,6 +372,7 @@ impl Refusal {
             Kind::NoMachine
             | Kind::Taken
             | Kind::LockTimeout
+            | Kind::BeingMade
             | Kind::Digest
             | Kind::Locked(_)
             | Kind::NoSnapshot

@@ -108,7 +108,7 @@ async fn a_clone_that_an_earlier_process_began_is_awaited_by_name_and_without_it
         let task = book.tasks.lock().unwrap().pop().unwrap();
         let mut patient = options();
         patient.node = None;
-        patient.lock_patience = PATIENCE;
+        patient.clone_patience = PATIENCE;
         let second = connect(settings(&node, patient)).unwrap();
         if by_name {
             let soon = second.await_task(&task.id, Duration::ZERO).await.unwrap();
