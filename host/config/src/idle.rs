@@ -80,7 +80,6 @@ mod tests {
         for text in [
             "idle_stop_cpu_threshold: 1.5",
             "idle_stop_cpu_threshold: -0.1",
-            "idle_stop_cpu_threshold: .nan",
             "idle_stop_interval: 0s",
             "idle_stop_minutes_default: 99999",
         ] {
