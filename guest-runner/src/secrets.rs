@@ -267,10 +267,12 @@ pub fn secret_values(answer: &RedeemAnswer) -> Vec<&str> {
         .iter()
         .flat_map(|git| [git.token.as_ref(), git.ssh_private_key.as_ref()])
         .flatten();
+    let tailnet = answer.tailnet.as_ref().map(|login| &login.authkey);
     answer
         .environment
         .values()
         .chain(git)
+        .chain(tailnet)
         .map(SecretText::expose)
         .collect()
 }

@@ -69,6 +69,9 @@ pub struct RedeemAnswer {
     /// Public keys that may log in as the agent user.
     #[serde(default)]
     pub authorized_keys: Vec<String>,
+    /// The operator's tailnet, where the profile lets the machine join it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tailnet: Option<TailnetLogin>,
     /// Bounds.
     pub limits: Limits,
     /// Seconds between heartbeats.
@@ -188,6 +191,22 @@ pub struct GitCredentials {
     /// Known hosts for it.
     #[serde(default)]
     pub known_hosts: Option<String>,
+}
+
+/// For `tailscale up`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TailnetLogin {
+    /// Lets one machine join.
+    pub authkey: SecretText,
+    /// What the machine is called there.
+    pub hostname: String,
+    /// What it is there.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Further arguments.
+    #[serde(default)]
+    pub extra_args: Vec<String>,
 }
 
 /// Bounds the guest keeps by itself; the host enforces them again.

@@ -24,6 +24,7 @@ mod push;
 mod render;
 mod repository;
 mod sandbox;
+mod tailnet;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -278,6 +279,7 @@ impl<H: HostLink> Job<'_, H> {
         let environment = secrets
             .write_environment(&self.answer.environment)
             .map_err(idle)?;
+        self.join_tailnet(&secrets).await;
         let claude_settings = self.answer.claude_settings.as_ref();
         let claude_settings = claude_settings
             .map(|settings| secrets.write("claude-settings.json", settings.expose().as_bytes()))
@@ -316,6 +318,16 @@ impl<H: HostLink> Job<'_, H> {
         let end = ended.map_err(|error| Stop::Failed(Phase::Agent, error.to_string()))?;
         self.note_end(&end, report);
         Ok(access)
+    }
+
+    /// A machine that has not joined does its job all the same.
+    async fn join_tailnet(&self, secrets: &SecretDir) {
+        let Some(login) = &self.answer.tailnet else { return };
+        let text = match tailnet::join(login, secrets, self.layout).await {
+            Ok(()) => format!("The machine joined the tailnet as {}", login.hostname),
+            Err(words) => format!("The tailnet was not joined: {words}"),
+        };
+        self.log.runner(&text);
     }
 
     /// What the profile asks for, unless the template switches it off.

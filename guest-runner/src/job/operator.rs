@@ -1,13 +1,13 @@
 //! What a person finds in a sandbox without a job: directories, secrets, git's settings and the way in by SSH.
 
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use agentlab_protocol::message::RedeemAnswer;
+use agentlab_protocol::message::{RedeemAnswer, TailnetLogin};
 
 use super::git::Git;
-use super::{AgentUser, Layout, repository};
+use super::{AgentUser, Layout, repository, tailnet};
 use crate::secrets::SecretDir;
 
 /// Does all of it; the error names the first thing that failed.
@@ -36,7 +36,19 @@ pub async fn prepare_for_operator(answer: &RedeemAnswer, layout: &Layout) -> Res
     let git = Git::of_agent(&layout.user, &access.environment);
     repository::configure(&git, layout, &access)
         .await
-        .map_err(|error| words(&error))
+        .map_err(|error| words(&error))?;
+    match &answer.tailnet {
+        Some(login) => tailnet::join(login, &secrets, layout)
+            .await
+            .map_err(|words| without(login, &words)),
+        None => Ok(()),
+    }
+}
+
+/// The console of a machine is kept and shown: what a program says of its key is not for it.
+fn without(login: &TailnetLogin, words: &str) -> String {
+    let words = words.replace(login.authkey.expose().trim(), "[redacted]");
+    format!("the tailnet was not joined: {words}")
 }
 
 /// Lets the holders of these keys log in as the agent. What a template put there stays.
@@ -48,7 +60,10 @@ pub(crate) fn authorize(keys: &[String], user: &AgentUser) -> std::io::Result<()
     }
     let directory = user.home.join(".ssh");
     let path = directory.join("authorized_keys");
-    std::fs::create_dir_all(&directory)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)?;
     let known = std::fs::read_to_string(&path).unwrap_or_default();
     let mut file = std::fs::OpenOptions::new()
         .append(true)

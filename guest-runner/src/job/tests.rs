@@ -4,6 +4,7 @@ mod agents;
 mod endings;
 mod origin;
 mod push;
+mod tailnet;
 mod work;
 mod workspace;
 
@@ -232,6 +233,7 @@ impl Lab {
             )]),
             claude_settings: None,
             authorized_keys: Vec::new(),
+            tailnet: None,
             limits: Limits {
                 max_file_bytes: 10_000_000,
                 max_total_bytes: 50_000_000,

@@ -283,6 +283,7 @@ fn redeemed(body: &[u8]) -> String {
         environment: [("KEY".to_owned(), SecretText::new("value".to_owned()))].into(),
         claude_settings: None,
         authorized_keys: Vec::new(),
+        tailnet: None,
         limits: Limits {
             max_file_bytes: 1,
             max_total_bytes: 2,

@@ -21,6 +21,8 @@ pub enum SecretName {
     Claude,
     /// `ssh.keys` or `ssh.keys.NAME`: public keys that may log in.
     SshKeys(Option<String>),
+    /// `tailscale`: the machine joins the operator's tailnet.
+    Tailscale,
 }
 
 /// Why a name is refused.
@@ -28,7 +30,7 @@ pub enum SecretName {
 pub enum SecretNameError {
     /// No such key in a bundle.
     #[error(
-        "`{0}` names no secret: expected env, env.NAME, git, git.token, git.ssh_private_key, claude, ssh.keys or ssh.keys.NAME"
+        "`{0}` names no secret: expected env, env.NAME, git, git.token, git.ssh_private_key, claude, ssh.keys, ssh.keys.NAME or tailscale"
     )]
     Unknown(String),
     /// A key that bundles have and sandboxes do not get.
@@ -68,7 +70,8 @@ impl FromStr for SecretName {
             "git.ssh_private_key" => Self::GitSshKey,
             "claude" | "claude.settings" => Self::Claude,
             "ssh.keys" => Self::SshKeys(None),
-            _ if text == "tailscale" || text == "artifact" => return Err(SecretNameError::Kept(shown())),
+            "tailscale" | "tailscale.authkey" => Self::Tailscale,
+            _ if text == "artifact" => return Err(SecretNameError::Kept(shown())),
             _ if text.starts_with("tailscale.") || text.starts_with("artifact.") => {
                 return Err(SecretNameError::Kept(shown()));
             }
@@ -99,6 +102,7 @@ impl fmt::Display for SecretName {
             Self::GitSshKey => f.pad("git.ssh_private_key"),
             Self::Claude => f.pad("claude"),
             Self::SshKeys(None) => f.pad("ssh.keys"),
+            Self::Tailscale => f.pad("tailscale"),
         }
     }
 }
@@ -132,6 +136,7 @@ mod tests {
             "claude",
             "ssh.keys",
             "ssh.keys.me@home",
+            "tailscale",
         ] {
             assert_eq!(text.parse::<SecretName>().unwrap().to_string(), text);
         }
@@ -154,7 +159,7 @@ mod tests {
             );
         }
         assert!(matches!(
-            "tailscale.authkey".parse::<SecretName>(),
+            "tailscale.admin_api_key".parse::<SecretName>(),
             Err(SecretNameError::Kept(_))
         ));
     }

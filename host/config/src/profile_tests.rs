@@ -275,7 +275,7 @@ fn secrets_are_named_as_a_bundle_names_them_and_nothing_else() {
     for (line, words) in [
         ("secrets: [env.A-B]\n", "`env.A-B` names no secret"),
         ("secrets: [all]\n", "`all` names no secret"),
-        ("secrets: [tailscale]\n", "not given to sandboxes"),
+        ("secrets: [tailscale.admin_api_key]\n", "not given to sandboxes"),
         ("secrets: git\n", "p.yaml:3:"),
         (
             "secrets_bundle: ci\n",

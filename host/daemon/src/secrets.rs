@@ -53,6 +53,7 @@ impl Secrets for Bundles {
                 environment: scoped.environment,
                 claude_settings: scoped.claude_settings,
                 authorized_keys: scoped.authorized_keys,
+                tailnet: scoped.tailnet,
                 names: scoped.names,
                 bundle: name,
                 fingerprint: opened.fingerprint,

@@ -42,7 +42,9 @@ pub(crate) fn check(
     }
     let credential = |name: &SecretName| match name {
         SecretName::Git | SecretName::GitToken | SecretName::GitSshKey => true,
-        SecretName::Environment(_) | SecretName::Claude | SecretName::SshKeys(_) => false,
+        SecretName::Environment(_) | SecretName::Claude | SecretName::SshKeys(_) | SecretName::Tailscale => {
+            false
+        }
     };
     if !profile.secrets.iter().any(credential) {
         let text = format!("Profile `{}` gives its guests no git credentials", profile.name);

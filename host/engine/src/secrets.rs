@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentlab_api::{ErrorCode, Problem, Profile};
-use agentlab_protocol::message::GitCredentials;
+use agentlab_protocol::message::{GitCredentials, TailnetLogin};
 use agentlab_protocol::secret::SecretText;
 use async_trait::async_trait;
 use tokio::time::timeout;
@@ -26,6 +26,8 @@ pub struct Delivery {
     pub claude_settings: Option<SecretText>,
     /// Public keys that may log in.
     pub authorized_keys: Vec<String>,
+    /// For Tailscale; in the name, `{vmid}` and `{name}` stand for the sandbox's.
+    pub tailnet: Option<TailnetLogin>,
     /// What was given, by name: for the record.
     pub names: Vec<String>,
     /// The bundle it came from, with what identifies its contents.

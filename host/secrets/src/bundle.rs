@@ -61,7 +61,7 @@ impl fmt::Debug for SshKey {
     }
 }
 
-/// For Tailscale. Kept here for what manages a tailnet; sandboxes are not given it.
+/// For Tailscale. A sandbox whose profile names it is given what joins a tailnet, and never the key of the admin API.
 #[derive(Debug, Clone, Default)]
 pub struct Tailscale {
     /// Key that lets a node join.

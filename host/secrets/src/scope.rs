@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use agentlab_api::SecretName;
-use agentlab_protocol::message::GitCredentials;
+use agentlab_protocol::message::{GitCredentials, TailnetLogin};
 use agentlab_protocol::secret::SecretText;
 
 use crate::{Bundle, SecretsError};
 
 /// User name that the large forges take together with a token.
 const TOKEN_USER: &str = "x-access-token";
+/// What a machine is called in a tailnet, unless the bundle says it.
+const HOSTNAME: &str = "{name}";
 
 /// What one sandbox is given.
 #[derive(Debug, Default)]
@@ -22,6 +24,8 @@ pub struct Scoped {
     pub claude_settings: Option<SecretText>,
     /// Public keys that may log in.
     pub authorized_keys: Vec<String>,
+    /// For Tailscale.
+    pub tailnet: Option<TailnetLogin>,
     /// What was given, one name each: for the record.
     pub names: Vec<String>,
 }
@@ -94,7 +98,23 @@ impl Bundle {
                 }
                 given
             }
+            SecretName::Tailscale => self.give_tailnet(scoped),
         }
+    }
+
+    fn give_tailnet(&self, scoped: &mut Scoped) -> bool {
+        let Some(authkey) = &self.tailscale.authkey else {
+            return false;
+        };
+        let hostname = self.tailscale.hostname_template.as_ref();
+        scoped.tailnet = Some(TailnetLogin {
+            authkey: authkey.clone(),
+            hostname: hostname.map_or(HOSTNAME, SecretText::expose).to_owned(),
+            tags: self.tailscale.tags.clone(),
+            extra_args: self.tailscale.extra_args.clone(),
+        });
+        scoped.names.push("tailscale.authkey".to_owned());
+        true
     }
 
     fn give_token(&self, scoped: &mut Scoped) -> bool {

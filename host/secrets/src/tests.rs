@@ -122,6 +122,32 @@ fn a_whole_bundle_is_read_and_what_is_written_of_it_reads_the_same() {
 }
 
 #[test]
+fn a_tailnet_is_joined_by_those_that_name_it_and_its_admin_key_stays() {
+    let bundle = Bundle::parse(WHOLE.as_bytes(), "b").unwrap();
+    let scoped = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| name.parse().unwrap()).collect();
+        bundle.scoped(&names, "b").unwrap()
+    };
+    assert!(scoped(&["env", "git", "claude", "ssh.keys"]).tailnet.is_none());
+    let given = scoped(&["tailscale"]);
+    let login = given.tailnet.unwrap();
+    assert_eq!(
+        (login.authkey.expose(), login.hostname.as_str()),
+        ("tskey-1", "{name}")
+    );
+    assert_eq!(
+        (login.tags, login.extra_args),
+        (vec!["tag:a".to_owned()], vec!["--ssh".to_owned()])
+    );
+    assert_eq!(given.names, ["tailscale.authkey"]);
+    assert!(
+        "tailscale.admin_api_key"
+            .parse::<agentlab_api::SecretName>()
+            .is_err()
+    );
+}
+
+#[test]
 fn json_is_read_like_yaml_with_characters_that_yaml_cannot_escape() {
     let json = "{\n\t\"version\": 0,\n\t\"env\": {\"A\": \"\\ud83d\\ude00 x\", \"B\": 1}\n}";
     let bundle = Bundle::parse(json.as_bytes(), "b").unwrap();

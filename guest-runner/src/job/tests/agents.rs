@@ -10,7 +10,7 @@ use super::Lab;
 use crate::requirement::skipped_without_root;
 
 /// A program of this name in the agent's search path that does what `script` says.
-fn install(lab: &Lab, name: &str, script: &str) {
+pub(super) fn install(lab: &Lab, name: &str, script: &str) {
     let home = &lab.layout.user.home;
     let path = home.join("bin").join(name);
     std::fs::create_dir_all(home.join("bin")).unwrap();

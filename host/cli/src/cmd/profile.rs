@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use agentlab_api::{AllowEntry, Profile, ProfileList};
+use agentlab_api::{AllowEntry, ArtifactRules, Profile, ProfileList};
 use clap::{Args, Subcommand};
 
 use crate::output::{Fields, Table, cell, size};
@@ -127,10 +127,9 @@ fn fields(profile: &Profile) -> String {
         .add("template", profile.template_vmid)
         .add("agent", profile.agent())
         .add("its mode", format!("{:?}", behavior.mode).to_lowercase())
-        .add_some(
-            "its command",
-            (!behavior.agent_command.is_empty()).then(|| behavior.agent_command.join(" ")),
-        )
+        .add_some("its command", joined(&behavior.agent_command, " "))
+        .add_some("further arguments", joined(&behavior.agent_args, " "))
+        .add_some("may push to", joined(&behavior.push, ", "))
         .add("network", network.mode)
         .add_some(
             "allowed",
@@ -174,26 +173,29 @@ fn fields(profile: &Profile) -> String {
             "inner sandbox",
             format!("{:?}", behavior.inner_sandbox).to_lowercase(),
         )
-        .add_some(
-            "its arguments",
-            (!behavior.inner_sandbox_args.is_empty()).then(|| behavior.inner_sandbox_args.join(" ")),
-        )
-        .add_some(
-            "secrets",
-            (!profile.secrets.is_empty()).then(|| {
-                let names: Vec<String> = profile.secrets.iter().map(ToString::to_string).collect();
-                names.join(", ")
-            }),
-        )
+        .add_some("its arguments", joined(&behavior.inner_sandbox_args, " "))
+        .add_some("secrets", joined(&profile.secrets, ", "))
         .add_some("of bundle", profile.secrets_bundle.as_ref())
-        .add(
-            "artifacts",
-            format!(
-                "at most {} files, {} each, {} together",
-                artifacts.max_files,
-                size(artifacts.max_file_bytes),
-                size(artifacts.max_total_bytes)
-            ),
-        );
+        .add("artifacts", kept(artifacts));
     fields.render()
+}
+
+/// Nothing for an empty list.
+fn joined<T: ToString>(list: &[T], between: &str) -> Option<String> {
+    let texts: Vec<String> = list.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(between))
+}
+
+fn kept(artifacts: &ArtifactRules) -> String {
+    let bounds = format!(
+        "at most {} files, {} each, {} together",
+        artifacts.max_files,
+        size(artifacts.max_file_bytes),
+        size(artifacts.max_total_bytes)
+    );
+    match artifacts.retention_days {
+        None => bounds,
+        Some(0) => format!("{bounds}; kept for ever"),
+        Some(days) => format!("{bounds}; kept for {days} days"),
+    }
 }

@@ -76,7 +76,7 @@ enum Verb {
         #[arg(long)]
         name: String,
     },
-    /// Set what joins a tailnet; kept in the bundle and not given to sandboxes
+    /// Set what joins a tailnet; given to sandboxes whose profile names `tailscale`
     SetTailscale(SetTailscale),
     /// Remove all of Tailscale's
     ClearTailscale,

@@ -6,7 +6,7 @@ use agentlab_api::{AgentMode, ErrorCode, InnerSandbox, JobState, LogStream, Repo
 use agentlab_protocol::agent::AgentKind;
 use agentlab_protocol::message::{
     Heartbeat, HeartbeatAnswer, JobOrder, Limits, LogBatch, Order, Phase, RedeemAnswer, Report, Repository,
-    Stream,
+    Stream, TailnetLogin,
 };
 use agentlab_protocol::session::{derive, encode_secret};
 use agentlab_store::{ArtifactRecord, JobRecord, StoreError, TokenRecord, Write};
@@ -281,6 +281,13 @@ impl Driver {
             environment: delivery.environment,
             claude_settings: delivery.claude_settings,
             authorized_keys: [settings.operator_keys.clone(), delivery.authorized_keys].concat(),
+            tailnet: delivery.tailnet.map(|login| TailnetLogin {
+                hostname: login
+                    .hostname
+                    .replace("{vmid}", &self.record.vmid.to_string())
+                    .replace("{name}", &self.record.name),
+                ..login
+            }),
             limits: Limits {
                 max_file_bytes: rules.max_file_bytes,
                 max_total_bytes: rules.max_total_bytes,

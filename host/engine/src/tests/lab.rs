@@ -44,11 +44,12 @@ impl Secrets for Bundles {
             ..Delivery::default()
         };
         for name in &profile.secrets {
-            let name = match name {
-                SecretName::Environment(Some(name)) => name,
-                // That it is there is enough.
-                SecretName::GitToken => continue,
-                other => panic!("{other}"),
+            // That it is there is enough.
+            if *name == SecretName::GitToken {
+                continue;
+            }
+            let SecretName::Environment(Some(name)) = name else {
+                panic!("{name}")
             };
             let value = variables.get(name).ok_or_else(|| SecretsUnavailable {
                 reason: format!("default.age has no env.{name}"),

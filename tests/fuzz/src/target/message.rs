@@ -139,6 +139,9 @@ fn hide_answer(copy: &mut RedeemAnswer) {
         git.token = git.token.as_ref().map(|_| other());
         git.ssh_private_key = git.ssh_private_key.as_ref().map(|_| other());
     }
+    if let Some(login) = &mut copy.tailnet {
+        login.authkey = other();
+    }
     if let Order::Job(job) = &copy.order {
         assert!(!format!("{job:?}").is_empty());
     }
