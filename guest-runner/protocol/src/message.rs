@@ -562,9 +562,7 @@ impl FromStr for ArtifactName {
             return Err(ArtifactNameError::Depth);
         }
         if text.split('/').any(is_git_directory) {
-            return Err(ArtifactNameError::Git(
-                text.escape_debug().take(80).collect(),
-            ));
+            return Err(ArtifactNameError::Git(text.escape_debug().take(80).collect()));
         }
         Ok(Self(text.to_owned()))
     }
@@ -650,10 +648,7 @@ mod tests {
             "files/.g\u{200c}it/config",
         ] {
             let error = text.parse::<ArtifactName>().unwrap_err();
-            assert!(
-                matches!(error, ArtifactNameError::Git(_)),
-                "{text:?}: {error}"
-            );
+            assert!(matches!(error, ArtifactNameError::Git(_)), "{text:?}: {error}");
         }
         for text in [
             "files/.gitignore",
