@@ -279,7 +279,10 @@ async fn what_a_profile_says_of_its_jobs_stands_above_what_the_daemon_says() {
     };
     let (plain, short, always) = (ended(), of_days(Some(2)), of_days(Some(0)));
     for job in [&plain, &short, &always] {
-        store.commit(vec![Write::Job(Box::new(job.clone()))]).await.unwrap();
+        store
+            .commit(vec![Write::Job(Box::new(job.clone()))])
+            .await
+            .unwrap();
     }
     let end = plain.finished_at.unwrap();
     let (days, never) = (|count: i64| end + (count * 24).hours(), end - 1.hour());
