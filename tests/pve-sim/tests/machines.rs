@@ -211,3 +211,46 @@ async fn a_machine_is_on_one_node_and_a_clone_goes_elsewhere_on_shared_storage_o
         assert_eq!(there["name"], "Copy-of-VM-tmpl");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn zfs_goes_back_to_its_youngest_snapshot_only_and_memory_goes_where_the_machine_says() {
+    let mut setup = Setup::lab(Version::V9, Scale(1.0));
+    setup.template.remove("protection");
+    setup.template.insert("vmstatestorage".into(), "labdir".into());
+    setup.storages.push(("tank".into(), Plugin::Zfs, false));
+    setup.template_storage = "tank".into();
+    let node = Asker::of(setup);
+    let spec = json!({ "newid": 100, "pool": "agentlab" });
+    let denied = node.ask("POST", "{node}/qemu/9000/clone", spec).await;
+    assert_eq!(
+        reason(&denied),
+        (
+            403,
+            "Permission check failed (/storage/labdir, Datastore.AllocateSpace)"
+        )
+    );
+    let node = node.as_root();
+    assert_eq!(node.clone(100).await, "OK");
+    let start = "{node}/qemu/100/status/start";
+    assert_eq!(node.task("POST", start, json!({})).await, "OK");
+    for name in ["first", "second"] {
+        let snapshot = json!({ "snapname": name, "vmstate": 1 });
+        assert_eq!(
+            node.task("POST", "{node}/qemu/100/snapshot", snapshot).await,
+            "OK"
+        );
+    }
+    let of = |name: &str| format!("{{node}}/qemu/100/snapshot/{name}");
+    let config = node
+        .data("GET", &format!("{}/config", of("first")), Value::Null)
+        .await;
+    assert_eq!(config["vmstate"], "labdir:100/vm-100-state-first.raw");
+    let back = |name: &str| format!("{}/rollback", of(name));
+    let end = node.task("POST", &back("first"), json!({})).await;
+    let disk = "base-9000-disk-0/vm-100-disk-0";
+    assert_eq!(
+        end,
+        format!("can't rollback, 'first' is not most recent snapshot on '{disk}'")
+    );
+    assert_eq!(node.task("POST", &back("second"), json!({})).await, "OK");
+}

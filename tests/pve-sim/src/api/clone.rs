@@ -137,14 +137,17 @@ pub(crate) fn bridge_of(net: &str) -> Option<String> {
     })
 }
 
+/// Storages that a clone puts something on, the one that its memory may go to among them.
 fn storages(world: &World, vm: &Vm, wanted: Option<String>) -> Vec<String> {
-    match wanted {
-        Some(storage) => vec![storage],
-        None => Vm::drives(&vm.config)
+    let of_disks = || {
+        Vm::drives(&vm.config)
             .filter_map(|(_, volid)| world.volumes.get(volid))
             .map(|volume| volume.storage.clone())
-            .collect(),
-    }
+            .collect()
+    };
+    let mut storages: Vec<String> = wanted.map_or_else(of_disks, |storage| vec![storage]);
+    storages.extend(vm.config.get("vmstatestorage").cloned());
+    storages
 }
 
 async fn cloning(worker: Worker, spec: Spec) -> Result<(), String> {

@@ -47,6 +47,36 @@ pub(crate) fn insert_volume(world: &mut World, who: &Identity, volid: &str, made
     world.changes_volume(who, volid, "create");
 }
 
+/// Makes the volume that a machine's memory goes to: on the storage that is asked for, the one its configuration names,
+/// or `local`.
+pub(crate) fn insert_state(
+    world: &mut World,
+    worker: &Worker,
+    vmid: u32,
+    name: &str,
+    asked: Option<String>,
+) -> Result<String, String> {
+    let vm = world.vm(&worker.node, vmid)?;
+    let size = vm.number("memory", 512) << 20;
+    let storage = asked
+        .or_else(|| vm.config.get("vmstatestorage").cloned())
+        .unwrap_or_else(|| "local".into());
+    let plugin = world
+        .storages
+        .get(&storage)
+        .map(|storage| storage.plugin)
+        .ok_or_else(|| format!("storage '{storage}' does not exist"))?;
+    let volid = storage::volid(&storage, plugin, vmid, &format!("vm-{vmid}-state-{name}"), "raw");
+    let state = Made {
+        node: &worker.node,
+        owner: vmid,
+        format: "raw",
+        size,
+    };
+    insert_volume(world, &worker.who, &volid, &state);
+    Ok(volid)
+}
+
 /// A drive's value with its size as it now is.
 pub(crate) fn with_size(value: &str, size: u64) -> String {
     let kept: Vec<&str> = value

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::drive::{Made, insert_volume};
+use super::drive::insert_state;
 use super::{status, unanswered};
 use crate::access::Identity;
 use crate::boot::Powered;
@@ -52,8 +52,10 @@ fn suspend(call: &Call, vmid: u32) -> Answer {
         return call.fork("qmpause", &vmid.to_string(), |worker| pause(worker, vmid, true));
     }
     call.require(&format!("/vms/{vmid}"), &["VM.Config.Disk"])?;
-    let storage = call.text("statestorage").unwrap_or_else(|| "local".into());
-    call.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+    let storage = call.text("statestorage");
+    if let Some(storage) = &storage {
+        call.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+    }
     if call.world().vm(&call.node(), vmid)?.ha {
         return Err(Refusal::died("Cannot suspend VM to disk if it is managed by HA."));
     }
@@ -243,7 +245,7 @@ async fn pause(worker: Worker, vmid: u32, paused: bool) -> Result<(), String> {
     Ok(())
 }
 
-async fn hibernate(worker: Worker, vmid: u32, storage: String) -> Result<(), String> {
+async fn hibernate(worker: Worker, vmid: u32, storage: Option<String>) -> Result<(), String> {
     let _guard = worker.core.lock_vm(vmid).await?;
     let volid = {
         let mut world = worker.world();
@@ -251,15 +253,7 @@ async fn hibernate(worker: Worker, vmid: u32, storage: String) -> Result<(), Str
         if vm.run.is_none() {
             return Err(format!("VM {vmid} not running"));
         }
-        let size = vm.number("memory", 512) << 20;
-        let volid = format!("{storage}:{vmid}/vm-{vmid}-state-suspend-2026-11-21.raw");
-        let state = Made {
-            node: &worker.node,
-            owner: vmid,
-            format: "raw",
-            size,
-        };
-        insert_volume(&mut world, &worker.who, &volid, &state);
+        let volid = insert_state(&mut world, &worker, vmid, "suspend-2026-11-21", storage)?;
         let vm = world.vm_mut(&worker.node, vmid)?;
         vm.config.insert("lock".into(), "suspending".into());
         vm.config.insert("vmstate".into(), volid.clone());

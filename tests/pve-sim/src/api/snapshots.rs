@@ -2,13 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::drive::{Made, insert_volume};
+use super::drive::insert_state;
 use super::status::can_snapshot;
 use super::{power, unanswered};
 use crate::Version;
 use crate::call::{Call, Worker};
+use crate::storage::{Plugin, Volume};
 use crate::wire::{Answer, Refusal};
-use crate::world::{Snapshot, Vm, shown, volume_of};
+use crate::world::{Snapshot, Vm, World, shown, volume_of};
 
 pub(crate) fn perform(call: &Call) -> Answer {
     match call.method.name.as_str() {
@@ -117,14 +118,7 @@ async fn taking(
     let time = world.seconds();
     let mut vmstate = None;
     if with_memory && running {
-        let volid = format!("local:{vmid}/vm-{vmid}-state-{name}.raw");
-        let state = Made {
-            node: &worker.node,
-            owner: vmid,
-            format: "raw",
-            size: 1 << 30,
-        };
-        insert_volume(&mut world, &worker.who, &volid, &state);
+        let volid = insert_state(&mut world, &worker, vmid, &name, None)?;
         vmstate = Some(volid);
     }
     let vm = world.vm_mut(&worker.node, vmid)?;
@@ -167,6 +161,7 @@ async fn rolling_back(
         if !vm.snapshots.contains_key(&name) {
             return Err(format!("snapshot '{name}' does not exist"));
         }
+        may_go_back(&world, vm, &name)?;
     }
     worker.pass(300).await;
     let cleans_up = {
@@ -202,6 +197,29 @@ async fn rolling_back(
         );
     }
     Ok(())
+}
+
+/// ZFS forgets whatever is younger than what it goes back to, so that PVE lets it go back to the youngest only.
+fn may_go_back(world: &World, vm: &Vm, name: &str) -> Result<(), String> {
+    let is_zfs = |volume: &&Volume| {
+        world
+            .storages
+            .get(&volume.storage)
+            .is_some_and(|storage| storage.plugin == Plugin::Zfs)
+    };
+    let stuck = Vm::drives(&vm.config).find(|(_, volid)| {
+        let volume = world.volumes.get(*volid).filter(is_zfs);
+        volume.is_some_and(|volume| volume.snapshots.last().is_some_and(|last| last != name))
+    });
+    match stuck {
+        Some((_, volid)) => {
+            let volume = volid.split_once(':').map_or(volid, |(_, volume)| volume);
+            Err(format!(
+                "can't rollback, '{name}' is not most recent snapshot on '{volume}'"
+            ))
+        }
+        None => Ok(()),
+    }
 }
 
 /// After such a rollback the event daemon of release 9 holds the machine's lock for up to 30 s.
