@@ -19,6 +19,14 @@ pub(super) struct Begun {
     awaited: Vec<TaskId>,
 }
 
+/// Calls behind which there is a task, with what it is called.
+const TASKS: &[(Call, &str)] = &[
+    (Call::CloneTemplate, "clone"),
+    (Call::PowerOn, "start"),
+    (Call::PowerOff, "stop"),
+    (Call::Destroy, "destroy"),
+];
+
 impl Fake {
     /// Gives what makes, starts, stops and destroys machines the name of a task from here on.
     pub fn hand_out_tasks(&self) {
@@ -32,12 +40,8 @@ impl Fake {
 
     /// Tells of the task behind a call that has taken effect.
     pub(super) async fn tell_task(&self, call: Call, vmid: Vmid) {
-        let action = match call {
-            Call::CloneTemplate => "clone",
-            Call::PowerOn => "start",
-            Call::PowerOff => "stop",
-            Call::Destroy => "destroy",
-            _ => return,
+        let Some((_, action)) = TASKS.iter().find(|(known, _)| *known == call) else {
+            return;
         };
         let told = {
             let begun = &mut self.world().begun;
