@@ -84,7 +84,8 @@ impl Daemon {
         let artifacts = GuestListener::bind(config.artifact_listen).await?;
 
         let stopping = CancellationToken::new();
-        let door = SerialDoor::new(stopping.clone());
+        let commands = Commands::new(stopping.clone());
+        let door = SerialDoor::new(Arc::clone(&commands), stopping.clone());
         let mut told = settings::engine(config);
         told.operator_keys = config.operator_keys().map_err(StartError::Login)?;
         told.bootstrap = dialled(told.bootstrap, bootstrap.address());
@@ -123,7 +124,6 @@ impl Daemon {
             _lock: lock,
         };
         let limits = Arc::new(Limits::default());
-        let commands = Commands::new(stopping.clone());
         let edge = GuestEdge {
             engine: Arc::clone(&engine),
             limits: Arc::clone(&limits),

@@ -78,6 +78,13 @@ pub(crate) fn waits_for_turn(record: &SandboxRecord, ahead: usize) -> Write {
     event(EventKind::SandboxStep, record, message, data)
 }
 
+/// A step is asked for again and again, because nobody answers.
+pub(crate) fn waits_for_backend(record: &SandboxRecord, step: Step, reason: &str) -> Write {
+    let message = format!("{step} waits for the back end: {reason}");
+    let data = json!({"step": step.as_str(), "outcome": "waiting", "vmid": record.vmid});
+    event(EventKind::SandboxStep, record, message, data)
+}
+
 /// A sandbox shows another state.
 pub(crate) fn state(record: &SandboxRecord, previous: SandboxState) -> Write {
     let mut message = format!("Sandbox {} is {}", record.vmid, record.state);

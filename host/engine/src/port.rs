@@ -169,4 +169,8 @@ pub trait Network: Send + Sync {
 pub trait GuestDoor: Send + Sync {
     /// Serves the guest routes to this sandbox until the stream ends.
     async fn serve(&self, sandbox: SandboxId, stream: Box<dyn ByteStream>);
+
+    /// Has the guest write what it holds in memory to its disks, before its machine is switched off. Returns when it has,
+    /// or when it will not. The default has no way to.
+    async fn write_back(&self, _sandbox: SandboxId) {}
 }

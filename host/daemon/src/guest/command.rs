@@ -157,6 +157,24 @@ impl Commands {
         Some((opened.sandbox, self.bounded(opened.output)))
     }
 
+    /// Has a guest write what it holds in memory to its disks.
+    pub(crate) async fn write_back(&self, sandbox: SandboxId) -> Result<(), Problem> {
+        let sync = CommandRequest {
+            words: vec!["sync".to_owned()],
+            user: CommandUser::Root,
+            directory: None,
+            terminal: None,
+        };
+        let id = self.create(sandbox, sync).await?;
+        // An operator who goes takes his command along.
+        let stays = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::convert::Infallible>>());
+        if let Some((_, output)) = self.follow(&id, stays) {
+            let mut output = output.into_data_stream();
+            while output.next().await.is_some() {}
+        }
+        Ok(())
+    }
+
     /// A body that ends when the daemon does.
     fn bounded(&self, body: Body) -> Body {
         let stop = self.stopping.clone().cancelled_owned();

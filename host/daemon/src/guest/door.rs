@@ -13,6 +13,7 @@ use axum::Router;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::Commands;
 use crate::connection::{self, Http, Stop};
 
 /// Serves guests over serial channels, once the engine is there to answer them: the engine needs the door to start,
@@ -20,14 +21,16 @@ use crate::connection::{self, Http, Stop};
 #[derive(Debug)]
 pub(crate) struct SerialDoor {
     router: watch::Sender<Option<Router>>,
+    commands: Arc<Commands>,
     stopping: CancellationToken,
 }
 
 impl SerialDoor {
     /// A door that lets guests wait.
-    pub(crate) fn new(stopping: CancellationToken) -> Arc<Self> {
+    pub(crate) fn new(commands: Arc<Commands>, stopping: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             router: watch::Sender::new(None),
+            commands,
             stopping,
         })
     }
@@ -40,6 +43,12 @@ impl SerialDoor {
 
 #[async_trait]
 impl GuestDoor for SerialDoor {
+    async fn write_back(&self, sandbox: SandboxId) {
+        if let Err(problem) = self.commands.write_back(sandbox).await {
+            tracing::debug!(%sandbox, reason = problem.detail, "The guest was not asked to write back");
+        }
+    }
+
     async fn serve(&self, sandbox: SandboxId, stream: Box<dyn ByteStream>) {
         let mut waiting = self.router.subscribe();
         let router = match waiting.wait_for(|router| router.is_some()).await {

@@ -393,7 +393,7 @@ impl Driver {
         let shared = self.shared.clone();
         self.begin(async move {
             let began = Instant::now();
-            let result = super::perform::step(shared, step, kit).await;
+            let result = super::attempt::step(shared, step, kit).await;
             Done::Step {
                 step,
                 took: began.elapsed(),

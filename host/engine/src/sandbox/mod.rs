@@ -3,11 +3,12 @@
 //! ```text
 //!   machine, step, reserve                  pure decisions
 //!   driver ─ asked ─ pursue ─ outcome ─ unwind ─ session     one task: inbox, clocks, commits
-//!   perform, watch                          calls to the back end and the network
+//!   attempt, perform, watch                          calls to the back end and the network
 //! ```
 
 mod again;
 pub(crate) mod asked;
+mod attempt;
 pub(crate) mod clocks;
 pub(crate) mod driver;
 pub(crate) mod inbox;

@@ -13,18 +13,18 @@ use agentlab_backend::{
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::{Seed, SeedChannel};
 use agentlab_store::{SandboxRecord, Write};
-use tokio::time::error::Elapsed;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::timeout;
 
+use super::attempt::{takes_changes, takes_no_changes};
 use super::step::{Seen, Step};
-use crate::event;
 use crate::journal::Point;
 use crate::port::{NetworkError, Port, Trust};
 use crate::shared::Shared;
 
 /// Changes of the packet policy are a netlink transaction: short, or something is wrong.
 const NETWORK: Duration = Duration::from_secs(15);
-/// What a guest has to write down what it holds in memory.
+/// What a guest has to write down what it holds in memory, and then to switch itself off.
+const WRITE_BACK: Duration = Duration::from_secs(5);
 const SHUT_DOWN: Duration = Duration::from_secs(20);
 /// A look at one machine.
 const LOOK: Duration = Duration::from_secs(30);
@@ -33,10 +33,6 @@ const STANDING: Duration = Duration::from_secs(4);
 /// A look at a console, and how much of it.
 const CONSOLE: Duration = Duration::from_secs(2);
 const CONSOLE_BYTES: usize = 1500;
-/// Between two looks at the line of machines that wait for their start.
-const TURN: Duration = Duration::from_millis(500);
-/// Tries of a step whose answer was lost; every step is safe to repeat.
-const TRIES: u32 = 3;
 
 /// What a step made that later steps need. It lives in the driver's memory only.
 #[derive(Debug)]
@@ -126,85 +122,8 @@ pub(crate) fn network_failure(stage: &str, error: &NetworkError) -> Failure {
     failure(ErrorCode::NetworkUnenforced, stage, error.to_string())
 }
 
-/// Does one step. The deadline covers one try.
-pub(crate) async fn step(shared: Arc<Shared>, step: Step, kit: Kit) -> Result<Produced, StepError> {
-    let record = kit.record.clone();
-    let mut kit = kit;
-    let mut tries = 1;
-    loop {
-        let deadline = step.deadline(&shared.settings);
-        let work = once(&shared, step, &mut kit);
-        let error = match in_turn(&shared, step, &record, deadline, work).await {
-            Ok(Ok(produced)) => return Ok(produced),
-            Ok(Err(StepTrouble::Backend(error))) if error.is_transient() && tries < TRIES => {
-                tracing::warn!(sandbox = %record.id, %step, tries, error = %chain(&error), "answer lost, repeating");
-                tries += 1;
-                sleep(shared.settings.teardown_retry_first).await;
-                continue;
-            }
-            Ok(Err(StepTrouble::Backend(error @ BackendError::Conflict { .. }))) if step == Step::Clone => {
-                return Err(StepError::Taken(backend_failure(step.as_str(), &error)));
-            }
-            Ok(Err(StepTrouble::Backend(error))) => backend_failure(step.as_str(), &error),
-            Ok(Err(StepTrouble::Network(error))) => network_failure(step.as_str(), &error),
-            Ok(Err(StepTrouble::Own(reason))) => failure(ErrorCode::Internal, step.as_str(), reason),
-            Err(_) => Failure {
-                hint: Some("a slow host or storage needs a longer `provisioning_timeout`".to_owned()),
-                ..failure(
-                    ErrorCode::BackendUnreachable,
-                    step.as_str(),
-                    format!(
-                        "{step} of VM {} did not end within {} s",
-                        record.vmid,
-                        deadline.as_secs()
-                    ),
-                )
-            },
-        };
-        return Err(StepError::Failed(error));
-    }
-}
-
-/// Bounds one try of a step. Waiting for a turn to start does not count, and is told once.
-async fn in_turn<T>(
-    shared: &Shared,
-    step: Step,
-    record: &SandboxRecord,
-    deadline: Duration,
-    work: impl Future<Output = T>,
-) -> Result<T, Elapsed> {
-    if step != Step::PowerOn {
-        return timeout(deadline, work).await;
-    }
-    let mut work = std::pin::pin!(work);
-    let (mut until, mut told) = (Instant::now() + deadline, false);
-    loop {
-        // A look now and then costs nothing; that a turn has come is heard from the call itself.
-        let look = until.min(Instant::now() + TURN);
-        match timeout_at(look, work.as_mut()).await {
-            Ok(done) => return Ok(done),
-            Err(elapsed) => match shared.backend.starts_before(record.vmid) {
-                Some(ahead) => {
-                    until = Instant::now() + deadline;
-                    if !std::mem::replace(&mut told, true) {
-                        tell_turn(shared, record, ahead).await;
-                    }
-                }
-                None if Instant::now() >= until => return Err(elapsed),
-                None => {}
-            },
-        }
-    }
-}
-
-async fn tell_turn(shared: &Shared, record: &SandboxRecord, ahead: usize) {
-    let told = vec![event::waits_for_turn(record, ahead)];
-    if let Err(error) = shared.journal.commit(Point::Told, told).await {
-        tracing::warn!(sandbox = %record.id, error = %chain(&error), "that it waits could not be recorded");
-    }
-}
-
-enum StepTrouble {
+/// Why one try of a step did not take effect.
+pub(super) enum StepTrouble {
     Backend(BackendError),
     Network(NetworkError),
     Own(String),
@@ -222,7 +141,8 @@ impl From<NetworkError> for StepTrouble {
     }
 }
 
-async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, StepTrouble> {
+/// One try of a step.
+pub(super) async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<Produced, StepTrouble> {
     let record = &kit.record;
     let stamp = stamp_of(record);
     match step {
@@ -361,9 +281,13 @@ async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Resul
                 // The plug is pulled next, which seals it better.
                 tracing::warn!(sandbox = %record.id, %error, "could not seal before power-off");
             }
-            gone_is_fine(record, shared.backend.power_off(record.vmid, &stamp).await)
+            gone_is_fine(
+                shared,
+                record,
+                shared.backend.power_off(record.vmid, &stamp).await,
+            )
         }
-        Step::Clone => gone_is_fine(record, shared.backend.destroy(record.vmid, &stamp).await),
+        Step::Clone => gone_is_fine(shared, record, shared.backend.destroy(record.vmid, &stamp).await),
         Step::BindNetwork => shared
             .network
             .detach(record.vmid)
@@ -378,23 +302,41 @@ async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Resul
                 .map(drop)
                 .map_err(|error| chain(&error))
         }
-        Step::Seed => gone_is_fine(record, shared.backend.remove_seed(record.vmid, &stamp).await),
-        Step::AttachWorkspace => gone_is_fine(record, super::workspace::detach(shared, record, &stamp).await),
+        Step::Seed => gone_is_fine(
+            shared,
+            record,
+            shared.backend.remove_seed(record.vmid, &stamp).await,
+        ),
+        Step::AttachWorkspace => gone_is_fine(
+            shared,
+            record,
+            super::workspace::detach(shared, record, &stamp).await,
+        ),
         Step::Reserve | Step::Configure | Step::AwaitGuest => Ok(()),
     }
 }
 
-fn gone_is_fine(record: &SandboxRecord, result: Result<(), BackendError>) -> Result<(), String> {
+fn gone_is_fine(
+    shared: &Shared,
+    record: &SandboxRecord,
+    result: Result<(), BackendError>,
+) -> Result<(), String> {
     match result {
-        Ok(()) | Err(BackendError::NoSuchMachine { .. }) => Ok(()),
+        Ok(()) | Err(BackendError::NoSuchMachine { .. }) => {
+            takes_changes(shared);
+            Ok(())
+        }
         Err(error @ BackendError::NotOurs { .. }) => {
             tracing::warn!(sandbox = %record.id, vmid = %record.vmid, error = %chain(&error), "left alone");
             Ok(())
         }
-        Err(error) => Err(match error.hint() {
-            Some(hint) => format!("{}; {hint}", chain(&error)),
-            None => chain(&error),
-        }),
+        Err(error) => {
+            takes_no_changes(shared, &error);
+            Err(match error.hint() {
+                Some(hint) => format!("{}; {hint}", chain(&error)),
+                None => chain(&error),
+            })
+        }
     }
 }
 
@@ -494,6 +436,9 @@ pub(crate) async fn power(
     let call = async {
         match change {
             PowerChange::ShutDown => {
+                if timeout(WRITE_BACK, shared.door.write_back(record.id)).await.is_err() {
+                    tracing::warn!(sandbox = %record.id, "the guest did not write back in time");
+                }
                 let patience = SHUT_DOWN.min(deadline / 2);
                 shared.backend.shut_down(record.vmid, &stamp, patience).await
             }

@@ -205,6 +205,44 @@ async fn a_call_that_never_ends_fails_at_its_own_deadline() {
     assert_undone(&lab, "Configure", ErrorCode::BackendUnreachable).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_back_end_that_takes_no_changes_is_shown_waited_for_and_given_up_in_the_end() {
+    let lab = Lab::with(|settings| settings.teardown_retry_first = Duration::from_millis(500)).await;
+    let no_quorum = || BackendError::Unreachable {
+        backend: "fake",
+        action: "clone",
+        reason: "the cluster is not quorate".into(),
+    };
+    for _ in 0..6 {
+        lab.backend.fail_next(Call::CloneTemplate, no_quorum());
+    }
+    let job = lab.run().await;
+    let is_shown = async || {
+        let alarms = lab.engine().status().await.unwrap().alarms;
+        alarms
+            .iter()
+            .any(|alarm| alarm.contains("takes no changes") && alarm.contains("not quorate"))
+    };
+    while !is_shown().await {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    lab.running(&job).await;
+    assert!(!is_shown().await, "it takes them again");
+    let told = lab.messages(&job).await;
+    let waits = told.iter().filter(|line| line.contains("Clone waits for the back end"));
+    assert_eq!(waits.count(), 1, "{told:#?}");
+
+    for _ in 0..1000 {
+        lab.backend.fail_next(Call::CloneTemplate, no_quorum());
+    }
+    let job = lab.run().await;
+    tokio::time::sleep(lab.settings.provisioning_timeout / 2).await;
+    assert_eq!(lab.job(&job.id).await.state, JobState::Queued);
+    let failed = lab.until_job(&job, JobState::Failed).await.failure.unwrap();
+    assert_eq!(failed.code, ErrorCode::BackendUnreachable);
+    assert!(failed.message.contains("not quorate"), "{failed}");
+}
+
 #[tokio::test]
 async fn a_vmid_somebody_else_has_is_left_alone_and_another_is_taken() {
     let lab = Lab::new().await;
