@@ -14,6 +14,7 @@ pub mod job;
 pub mod link;
 pub mod machine_setup;
 pub mod redact;
+pub mod remains;
 #[cfg(test)]
 mod requirement;
 pub mod secrets;

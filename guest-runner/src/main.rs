@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use agent_runner::arguments::{self, Arguments, Command};
@@ -9,11 +10,17 @@ use agent_runner::command;
 use agent_runner::console::say;
 use agent_runner::hold::{hold, stay};
 use agent_runner::job::{self, Layout};
-use agent_runner::link::{Link, Ways};
+use agent_runner::link::Ways;
 use agent_runner::machine_setup;
+use agent_runner::remains::{self, Keeper, Remains};
+use agent_runner::secrets;
 use agent_runner::seed::{self, Found};
 use agentlab_protocol::message::Order;
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a killed runner leaves: root's alone, and memory.
+const KEPT_AT: &str = "/run/agentlab-runner";
 
 fn main() -> ExitCode {
     let arguments = match arguments::parse(std::env::args_os().skip(1)) {
@@ -33,8 +40,9 @@ fn main() -> ExitCode {
         .build()
         .context("Runtime could not be started")
         .and_then(|runtime| runtime.block_on(run(arguments)));
+    forget_secrets();
     match ended {
-        Ok(never) => match never {},
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(format_args!("{error:#}"));
             ExitCode::FAILURE
@@ -42,10 +50,22 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
-    let found = match &arguments.seed_path {
-        Some(path) => seed::from_file(path)?,
-        None => seed::from_carriers().await?,
+/// Ends when it is told to; everything else that ends it is an error.
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let keeper = if arguments.machine_setup {
+        Keeper::open(Path::new(KEPT_AT))
+    } else {
+        Keeper::nowhere()
+    };
+    let left = keeper.found();
+    if left.is_some() {
+        say("an earlier runner was killed");
+        forget_secrets();
+    }
+    let found = match (&left, &arguments.seed_path) {
+        (Some(left), _) => Found::before(left.seed()?),
+        (None, Some(path)) => seed::from_file(path)?,
+        (None, None) => seed::from_carriers().await?,
     };
     let seed = &found.seed;
     say(format_args!(
@@ -55,22 +75,30 @@ async fn run(arguments: Arguments) -> anyhow::Result<Infallible> {
         seed.hostname
     ));
     let settled = !arguments.machine_setup || machine_setup::begin(seed);
-    let work = work(&found, &arguments);
+    let remains = left.map_or_else(|| Remains::first(seed), Ok)?;
+    let work = work(&found, remains, &keeper, &arguments);
     let network = async {
         if !settled {
             machine_setup::finish(seed).await;
         }
         std::future::pending::<Infallible>().await
     };
+    let mut told = signal(SignalKind::terminate()).context("SIGTERM cannot be heard")?;
     tokio::select! {
-        ended = work => ended,
+        ended = work => ended.map(|never| match never {}),
         never = network => match never {},
+        _ = told.recv() => Ok(()),
     }
 }
 
-async fn work(found: &Found, arguments: &Arguments) -> anyhow::Result<Infallible> {
+async fn work(
+    found: &Found,
+    mut remains: Remains,
+    keeper: &Keeper,
+    arguments: &Arguments,
+) -> anyhow::Result<Infallible> {
     let ways = Ways::new(&found.seed, arguments.line_path.clone()).context("TLS could not be set up")?;
-    let (link, answer) = Link::redeem(&found.seed, ways).await?;
+    let (link, answer) = remains::session(&mut remains, keeper, ways).await?;
     found.forget();
     let layout = Layout::default();
     let commands = command::serve(link.clone(), layout.clone());
@@ -78,9 +106,13 @@ async fn work(found: &Found, arguments: &Arguments) -> anyhow::Result<Infallible
         match answer.order.clone() {
             Order::Hold => Ok(hold(&link, &answer, &layout).await?),
             Order::Job(order) => {
-                let outcome = job::run(*order, &answer, link.clone(), layout).await;
-                if let Err(error) = outcome.delivered {
-                    say(format_args!("report was not delivered: {error}"));
+                if !remains.ended {
+                    let outcome = job::run(*order, &answer, link.clone(), layout, remains.deaths).await;
+                    if let Err(error) = outcome.delivered {
+                        say(format_args!("report was not delivered: {error}"));
+                    }
+                    remains.ended = true;
+                    keeper.keep(&remains);
                 }
                 if answer.workspace.is_some() {
                     // Somebody may go on working here, and is to let go of it in the end.
@@ -94,6 +126,13 @@ async fn work(found: &Found, arguments: &Arguments) -> anyhow::Result<Infallible
     tokio::select! {
         ended = work => ended,
         never = commands => match never {},
+    }
+}
+
+/// Whatever ended the runner.
+fn forget_secrets() {
+    if let Err(error) = secrets::wipe(&Layout::default().run) {
+        say(error);
     }
 }
 

@@ -12,7 +12,7 @@
 //! with it, but a disk is copied, snapshotted and kept by people who do not know what is on it: hence no swap either.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -159,6 +159,38 @@ impl SecretDir {
         Ok(path)
     }
 
+    /// Reads one file; `None` when there is none.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let mut bytes = Vec::new();
+        std::fs::File::from(file)
+            .take(TMPFS_BYTES)
+            .read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// Writes one file as [`SecretDir::write`] does, and puts it in the place of an older one in one step.
+    ///
+    /// # Errors
+    /// As [`SecretDir::write`].
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), SecretsError> {
+        let new = format!(".{name}");
+        let path = self.write(&new, bytes)?;
+        rustix::fs::renameat(&self.directory, &new, &self.directory, name).map_err(|errno| SecretsError::Io {
+            action: "renaming",
+            path,
+            source: errno.into(),
+        })
+    }
+
     /// Writes the environment as a file for `.` of a POSIX shell; nothing when there is none.
     ///
     /// # Errors
@@ -234,6 +266,36 @@ impl SecretDir {
         }
         Ok(access)
     }
+}
+
+/// Removes every secret below `path`: when a job has ended, and before anything else where a runner was killed. A path that
+/// is not on a tmpfs of its own never held one, and is left alone.
+///
+/// # Errors
+/// The kernel refused.
+pub fn wipe(path: &Path) -> Result<(), SecretsError> {
+    let failed = |source| SecretsError::Io {
+        action: "wiping",
+        path: path.to_owned(),
+        source,
+    };
+    match SecretDir::verified(path, 0, 0) {
+        Ok(_) => {}
+        Err(SecretsError::NotTmpfs(_)) => return Ok(()),
+        Err(SecretsError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let is_dir = entry.file_type().map_err(failed)?.is_dir();
+        let removed = if is_dir {
+            std::fs::remove_dir_all(entry.path())
+        } else {
+            std::fs::remove_file(entry.path())
+        };
+        removed.map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// How `git` finds its credentials. Holds paths, no secret.

@@ -72,6 +72,12 @@ pub struct Found {
 }
 
 impl Found {
+    /// One that an earlier runner found.
+    #[must_use]
+    pub fn before(seed: Seed) -> Self {
+        Self { seed, file: None }
+    }
+
     /// Removes a file that carried the seed: for when its token is redeemed. The other carriers are the host's.
     pub fn forget(&self) {
         if let Some(path) = &self.file

@@ -13,15 +13,23 @@ const TMPFS_MAGIC: i128 = 0x0102_1994;
 
 /// Mounts a tmpfs over `path`, without setuid, devices or execution.
 pub(crate) fn mount_tmpfs(path: &Path, mode: u32, bytes: u64) -> io::Result<()> {
-    let options = CString::new(format!("mode={mode:04o},size={bytes}")).map_err(io::Error::other)?;
-    rustix::mount::mount(
-        "agentlab",
-        path,
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        options.as_c_str(),
-    )?;
-    Ok(())
+    let mount = |options: String| -> io::Result<()> {
+        let options = CString::new(options).map_err(io::Error::other)?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        Ok(rustix::mount::mount(
+            "agentlab",
+            path,
+            "tmpfs",
+            flags,
+            options.as_c_str(),
+        )?)
+    };
+    let options = format!("mode={mode:04o},size={bytes}");
+    match mount(format!("{options},noswap")) {
+        // Linux before 6.4; that no swap is active was looked at before.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => mount(options),
+        done => done,
+    }
 }
 
 /// The file is on a tmpfs. Asked of the open file, so that no path can change between question and use.

@@ -124,7 +124,8 @@ pub const MASKED_GENERATORS: [&str; 15] = [
 ];
 
 /// The runner's unit. It depends on nothing: PID 1 has mounted /run, and the initrd everything else. A runner that
-/// ends takes its job with it, so that it is not started again: its token is used up. `OOMPolicy=continue` because
+/// gives up has used up its token and is not started again; one that is killed goes on from what it kept in memory. The
+/// agent's processes are ended with it. `OOMPolicy=continue` because
 /// an agent that eats all memory must end itself and not the runner that reports it.
 pub const RUNNER_SERVICE: &str = "\
 [Unit]
@@ -132,11 +133,14 @@ Description=AgentLab runner
 DefaultDependencies=no
 Conflicts=shutdown.target
 Before=shutdown.target basic.target
+StartLimitIntervalSec=60
+StartLimitBurst=5
 
 [Service]
 Type=simple
 ExecStart=/usr/lib/agentlab/agent-runner
-Restart=no
+Restart=on-abnormal
+RestartSec=200ms
 KillMode=mixed
 TimeoutStopSec=10
 OOMPolicy=continue

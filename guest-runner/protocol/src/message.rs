@@ -297,6 +297,8 @@ pub enum FailureCause {
     Workspace,
     /// The origin did not take the commits.
     Push,
+    /// The runner was killed under the agent.
+    Lost,
 }
 
 /// Sent every `heartbeat_seconds`, and at once when the phase changes.

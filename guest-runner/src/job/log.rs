@@ -27,8 +27,10 @@ use crate::redact::{Needles, Redactor};
 
 /// Largest piece.
 const PIECE_BYTES: usize = 8 * 1024;
-/// An unfinished line is sent after this time, and batches are this far apart.
-const PACE: Duration = Duration::from_millis(200);
+/// An unfinished line is sent after this time.
+const UNFINISHED: Duration = Duration::from_millis(200);
+/// Batches are this far apart: somebody watches.
+const PACE: Duration = Duration::from_millis(25);
 /// Text of one batch: written as JSON it grows up to sixfold, and the host takes bodies of 1 MiB.
 const BATCH_BYTES: usize = 128 * 1024;
 /// What a piece weighs beside its text.
@@ -78,10 +80,20 @@ struct State {
 }
 
 impl JobLog {
-    /// Creates the file. `limit` bounds its size and the live stream alike.
-    pub(crate) fn create(path: &Path, needles: Arc<Needles>, limit: u64) -> io::Result<Self> {
-        let file = File::create(path)?;
-        Ok(Self {
+    /// Creates the file. `limit` bounds its size and the live stream alike; `first` is the number of its first piece.
+    pub(crate) fn create(path: &Path, needles: Arc<Needles>, limit: u64, first: u64) -> io::Result<Self> {
+        Ok(Self::of(File::create(path)?, path, needles, (limit, first)))
+    }
+
+    /// Goes on with a file that is there; what is in it counts.
+    pub(crate) fn go_on(path: &Path, needles: Arc<Needles>, limit: u64, first: u64) -> io::Result<Self> {
+        let file = File::options().append(true).create(true).open(path)?;
+        let left = limit.saturating_sub(file.metadata()?.len());
+        Ok(Self::of(file, path, needles, (left, first)))
+    }
+
+    fn of(file: File, path: &Path, needles: Arc<Needles>, (limit, first): (u64, u64)) -> Self {
+        Self {
             needles,
             path: path.to_owned(),
             state: Arc::new(Mutex::new(State {
@@ -94,14 +106,14 @@ impl JobLog {
                 dead: false,
                 behind: false,
                 dropped: 0,
-                next: 0,
+                next: first,
                 written: 0,
                 first_words: String::new(),
             })),
             filled: Arc::new(Notify::new()),
             taken: Arc::new(Notify::new()),
             hurry: Arc::new(Notify::new()),
-        })
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -383,7 +395,7 @@ impl Tap {
         if self.text.is_empty() {
             self.due = None;
         } else {
-            self.due.get_or_insert_with(|| Instant::now() + PACE);
+            self.due.get_or_insert_with(|| Instant::now() + UNFINISHED);
         }
     }
 
@@ -460,6 +472,7 @@ mod tests {
             &directory.path().join("log"),
             Arc::new(Needles::new([])),
             u64::MAX,
+            0,
         )
         .unwrap();
         for index in 0..20_000 {
@@ -485,7 +498,7 @@ mod tests {
     fn a_full_log_is_cut_once_and_the_runner_still_has_a_word() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let log = JobLog::create(&path, Arc::new(Needles::new([])), RUNNER_RESERVE + 100).unwrap();
+        let log = JobLog::create(&path, Arc::new(Needles::new([])), RUNNER_RESERVE + 100, 0).unwrap();
         for _ in 0..50 {
             log.state().append(Stream::Stdout, "0123456789".to_owned());
         }

@@ -17,6 +17,7 @@ mod files;
 mod git;
 mod heartbeat;
 mod host;
+mod life;
 mod log;
 mod operator;
 pub(crate) mod process;
@@ -46,15 +47,16 @@ use self::agent::{AgentEnd, AgentSpec, Ending};
 use self::collect::Work;
 use self::files::Tree;
 pub use self::host::HostLink;
+use self::life::Life;
 pub(crate) use self::log::JobLog;
 pub use self::operator::prepare_for_operator;
-pub(crate) use self::process::end_user;
 pub use self::process::AgentUser;
+pub(crate) use self::process::end_user;
 use self::sandbox::InnerSandbox;
 use self::upload::Upload;
 use crate::link::LinkError;
 use crate::redact::Needles;
-use crate::secrets::{GitAccess, SecretDir, SecretsError, secret_values, settings_values};
+use crate::secrets::{self, GitAccess, SecretDir, SecretsError, secret_values, settings_values};
 use crate::vitals;
 use crate::workspace::{self as disk, WorkspaceError};
 
@@ -127,23 +129,25 @@ pub struct JobOutcome {
 }
 
 /// Runs the job to its end and hands the report over. Every secret of `answer` is kept out of all output; of the
-/// agent's processes none is left.
-pub async fn run<H: HostLink>(order: JobOrder, answer: &RedeemAnswer, host: H, layout: Layout) -> JobOutcome {
+/// agent's processes none is left. `deaths` are the runners of this machine that were killed: after one, an agent that had
+/// begun does not begin again.
+pub async fn run<H: HostLink>(
+    order: JobOrder,
+    answer: &RedeemAnswer,
+    host: H,
+    layout: Layout,
+    deaths: u32,
+) -> JobOutcome {
     let settings = settings_values(answer);
     let secret = secret_values(answer)
         .into_iter()
         .chain(settings.iter().map(SecretText::expose))
         .chain(url_secret(&order.repository));
     let needles = Arc::new(Needles::new(secret));
-    let created = repository::prepare_spool(&layout.spool)
-        .map_err(|error| error.to_string())
-        .and_then(|()| {
-            let path = layout.spool.join("agent.log");
-            JobLog::create(&path, needles, answer.limits.max_log_bytes).map_err(|error| error.to_string())
-        });
+    let begun = life::begin(&layout, needles, answer.limits.max_log_bytes, deaths);
     let mut report = empty_report(&order);
-    let log = match created {
-        Ok(log) => log,
+    let (log, life) = match begun {
+        Ok(begun) => begun,
         Err(words) => {
             fail(
                 &mut report,
@@ -168,7 +172,7 @@ pub async fn run<H: HostLink>(order: JobOrder, answer: &RedeemAnswer, host: H, l
         oom_kills: vitals::oom_kills(),
     };
     tokio::select! {
-        outcome = job.perform(report) => outcome,
+        outcome = job.perform(report, life) => outcome,
         never = heartbeat::beat(&host, &layout, &log, every, phases, &cancel) => match never {},
         never = log.ship(&host) => match never {},
     }
@@ -195,32 +199,15 @@ enum Stop {
 }
 
 impl<H: HostLink> Job<'_, H> {
-    async fn perform(mut self, mut report: Report) -> JobOutcome {
-        let work = match self.agent_phases(&mut report).await {
-            Ok(access) => {
-                let work = self.collect(&mut report).await;
-                self.push(&mut report, &work, &access).await;
-                work
-            }
-            Err(Stop::Failed(phase, words)) => {
-                fail(&mut report, phase, words);
-                Work::default()
-            }
-            Err(Stop::Workspace(error)) => {
-                fail(
-                    &mut report,
-                    Phase::Idle,
-                    format!("The workspace cannot be used: {error}"),
-                );
-                report.cause = Some(FailureCause::Workspace);
-                Work::default()
-            }
-            Err(Stop::Cancelled) => {
-                report.status = ReportStatus::Cancelled;
-                report.message = Some("Cancelled before the agent began".to_owned());
-                Work::default()
-            }
+    async fn perform(mut self, mut report: Report, life: Life) -> JobOutcome {
+        let work = match life {
+            Life::First => self.live(&mut report).await,
+            Life::Next { base } => self.salvage(&mut report, base).await,
         };
+        // Nobody works with them any more, and what is uploaded from here on comes from elsewhere.
+        if let Err(error) = secrets::wipe(&self.layout.run) {
+            self.log.runner(&format!("The secrets were not wiped: {error}"));
+        }
         report.cause = cause::of(
             &report,
             vitals::disk(&self.layout.work),
@@ -233,6 +220,28 @@ impl<H: HostLink> Job<'_, H> {
         upload::fit_message(&mut report);
         let delivered = self.host.report(&report).await;
         JobOutcome { report, delivered }
+    }
+
+    /// Repository, agent, and what it made.
+    async fn live(&mut self, report: &mut Report) -> Work {
+        match self.agent_phases(report).await {
+            Ok(access) => {
+                let work = self.collect(report).await;
+                self.push(report, &work, &access).await;
+                return work;
+            }
+            Err(Stop::Failed(phase, words)) => fail(report, phase, words),
+            Err(Stop::Workspace(error)) => {
+                let words = format!("The workspace cannot be used: {error}");
+                fail(report, Phase::Idle, words);
+                report.cause = Some(FailureCause::Workspace);
+            }
+            Err(Stop::Cancelled) => {
+                report.status = ReportStatus::Cancelled;
+                report.message = Some("Cancelled before the agent began".to_owned());
+            }
+        }
+        Work::default()
     }
 
     /// Before the report, because the machine's power goes soon after it.
@@ -296,6 +305,9 @@ impl<H: HostLink> Job<'_, H> {
             }
         };
         report.base_commit = prepared.map_err(|error| Stop::Failed(Phase::Repository, error.to_string()))?;
+        life::note_base(&layout.spool, report.base_commit.as_deref()).map_err(|error| {
+            Stop::Failed(Phase::Repository, format!("Its base could not be noted: {error}"))
+        })?;
         workspace::import_previous(layout, self.log).await;
 
         self.enter(Phase::Agent);

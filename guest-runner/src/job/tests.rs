@@ -31,6 +31,8 @@ use crate::link::LinkError;
 struct Seen {
     phases: Vec<Phase>,
     pieces: Vec<LogPiece>,
+    /// Number of the next one.
+    next: u64,
     artifacts: BTreeMap<String, (ArtifactRole, Vec<u8>)>,
     report: Option<Report>,
     bundle: Vec<u8>,
@@ -85,11 +87,8 @@ impl HostLink for FakeHost {
             std::future::pending::<()>().await;
         }
         let mut seen = self.0.lock().unwrap();
-        assert_eq!(
-            batch.first,
-            u64::try_from(seen.pieces.len()).unwrap(),
-            "pieces are numbered in order"
-        );
+        assert_eq!(batch.first, seen.next, "pieces are numbered in order");
+        seen.next += u64::try_from(batch.pieces.len()).unwrap();
         assert!(batch.pieces.iter().all(|piece| piece.text.len() <= 9000));
         seen.pieces.extend(batch.pieces.iter().cloned());
         Ok(())
@@ -150,6 +149,8 @@ struct Lab {
     host: FakeHost,
     order: JobOrder,
     answer: RedeemAnswer,
+    /// Runners that were killed before.
+    deaths: u32,
 }
 
 impl Drop for Lab {
@@ -253,6 +254,7 @@ impl Lab {
             host,
             order,
             answer,
+            deaths: 0,
         }
     }
 
@@ -274,6 +276,7 @@ impl Lab {
             &self.answer,
             self.host.clone(),
             self.layout.clone(),
+            self.deaths,
         );
         let JobOutcome { report, delivered } = job.await;
         delivered.unwrap();

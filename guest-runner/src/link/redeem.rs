@@ -15,22 +15,16 @@ use super::{Link, LinkError};
 const REDEEM: &str = "redemption";
 
 impl Link {
-    /// Redeems the seed's token and acknowledges the answer. Repeats both for as long as the host is away.
+    /// Redeems the seed's token with a key that nobody else has. Repeats it for as long as the host is away. The answer is
+    /// to be acknowledged: until then the same key gets it again.
     ///
     /// # Errors
     /// The host refused, or gave an answer this runner does not understand.
-    pub async fn redeem(seed: &Seed, ways: Ways) -> Result<(Self, RedeemAnswer), LinkError> {
-        let refused = |reason: String| LinkError::Refused {
-            action: REDEEM.to_owned(),
-            status: 200,
-            reason,
-        };
-        let mut key = [0u8; 32];
-        getrandom::fill(&mut key).map_err(|error| refused(format!("no random bytes: {error}")))?;
+    pub async fn redeem(seed: &Seed, key: &Secret32, ways: Ways) -> Result<(Self, RedeemAnswer), LinkError> {
         let request = RedeemRequest {
             vmid: seed.vmid,
             token: encode_secret(&seed.token),
-            runner_key: encode_secret(&Secret32::new(key)),
+            runner_key: encode_secret(key),
             runner_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         // Written once: every repetition is the same, key included.
@@ -45,18 +39,38 @@ impl Link {
                 "answer is not one of protocol version 1 (at line {line} column {column})"
             ))
         })?;
+        Ok((Self::of(&answer, ways)?, answer))
+    }
+
+    /// The session of an answer.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn of(answer: &RedeemAnswer, ways: Ways) -> Result<Self, LinkError> {
         let session = decode_secret(answer.session.expose())
             .and_then(|_| bearer(answer.session.expose()))
             .ok_or_else(|| refused("session is not 32 bytes of base64url".to_owned()))?;
-        call(
-            "acknowledgement",
-            ACKNOWLEDGE_PATH,
-            Some(session.clone()),
-            Content::Nothing,
-        )
-        .run(&ways, Accepted)
-        .await?;
-        Ok((Self::new(ways, session), answer))
+        Ok(Self::new(ways, session))
+    }
+
+    /// Tells the host that its answer arrived: the token is dead from then on. Repeats it for as long as the host is away,
+    /// and may be repeated itself.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub async fn acknowledge(&self) -> Result<(), LinkError> {
+        let session = Some(self.session.clone());
+        call("acknowledgement", ACKNOWLEDGE_PATH, session, Content::Nothing)
+            .run(&self.ways, Accepted)
+            .await
+    }
+}
+
+fn refused(reason: String) -> LinkError {
+    LinkError::Refused {
+        action: REDEEM.to_owned(),
+        status: 200,
+        reason,
     }
 }
 

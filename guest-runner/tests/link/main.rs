@@ -7,8 +7,10 @@ mod tests {
     use std::time::Duration;
 
     use agent_runner::link::{Link, LinkError, Ways};
+    use agent_runner::remains::{self, Keeper, Remains, RemainsError};
     use agentlab_protocol::message::{
-        ArtifactRole, Heartbeat, LogBatch, LogPiece, Phase, RedeemRequest, Report, ReportStatus, Stream,
+        ArtifactRole, Heartbeat, LogBatch, LogPiece, Phase, RedeemAnswer, RedeemRequest, Report,
+        ReportStatus, Stream,
     };
     use agentlab_protocol::seed::SeedChannel;
     use tokio::time::timeout;
@@ -17,8 +19,20 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
+    /// As a runner that was never killed, and keeps nothing.
+    async fn begun(host: &Host, ways: Ways) -> Result<(Link, RedeemAnswer), LinkError> {
+        let mut remains = Remains::first(&host.seed).unwrap();
+        let begun = remains::session(&mut remains, &Keeper::nowhere(), ways).await;
+        begun.map_err(|error| match error {
+            RemainsError::Link(error) => error,
+            other @ (RemainsError::Random(_) | RemainsError::Seed(_) | RemainsError::Damaged(_)) => {
+                panic!("{other}")
+            }
+        })
+    }
+
     async fn redeem(host: &Host, ways: Ways) -> Result<Link, LinkError> {
-        let redeemed = timeout(PATIENCE, Link::redeem(&host.seed, ways))
+        let redeemed = timeout(PATIENCE, begun(host, ways))
             .await
             .expect("redemption hangs");
         redeemed.map(|(link, answer)| {
@@ -165,7 +179,7 @@ mod tests {
     async fn a_host_with_another_key_is_told_nothing() {
         let mut host = Host::start().await;
         host.seed.spki_sha256[31] ^= 1;
-        let trying = timeout(Duration::from_secs(2), Link::redeem(&host.seed, host.ways())).await;
+        let trying = timeout(Duration::from_secs(2), begun(&host, host.ways())).await;
         assert!(trying.is_err(), "redeemed at a host that is not ours");
         assert!(host.failed_handshakes() >= 2, "{}", host.failed_handshakes());
         assert!(host.asked().is_empty());
@@ -174,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_certificate_shown_by_somebody_without_its_key_is_worth_nothing() {
         let host = Host::start_impostor().await;
-        let trying = timeout(Duration::from_secs(2), Link::redeem(&host.seed, host.ways())).await;
+        let trying = timeout(Duration::from_secs(2), begun(&host, host.ways())).await;
         assert!(trying.is_err(), "redeemed at an impostor");
         assert!(host.failed_handshakes() >= 2, "{}", host.failed_handshakes());
         assert!(host.asked().is_empty());

@@ -56,7 +56,7 @@ pub enum ErrorCode {
     PushRefused,
     /// The workspace's file system cannot be used in the guest; nothing was begun on another disk instead.
     WorkspaceUnusable,
-    /// The VM went away under a running job.
+    /// The VM, or the runner in it, went away under a running job.
     SandboxLost,
     /// An operator cancelled it.
     Cancelled,

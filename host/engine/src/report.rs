@@ -160,6 +160,7 @@ fn code_of(cause: Option<FailureCause>, phase: Phase) -> ErrorCode {
         (Some(FailureCause::Oom), _) => ErrorCode::OutOfMemory,
         (Some(FailureCause::DiskFull), _) => ErrorCode::GuestDiskFull,
         (Some(FailureCause::Policy), _) => ErrorCode::PolicyUnenforced,
+        (Some(FailureCause::Lost), _) => ErrorCode::SandboxLost,
         (Some(FailureCause::Workspace), _) => ErrorCode::WorkspaceUnusable,
         (Some(FailureCause::Push), _) | (None, Phase::Push) => ErrorCode::PushRefused,
         (Some(FailureCause::AgentExit), _)

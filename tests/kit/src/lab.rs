@@ -335,6 +335,18 @@ impl Lab {
         Ok(job)
     }
 
+    /// Waits until a job's log holds a text.
+    ///
+    /// # Errors
+    /// It does not within the time; the daemon's log is in the error.
+    pub fn wait_for_log(&self, id: &str, within: Duration, text: &str) -> Result<()> {
+        let heard = wait_for(within, || {
+            Ok(self.agentlab(&["job", "logs", id])?.stdout.contains(text))
+        })?;
+        ensure!(heard, "`{text}` was not heard:\n{}", self.daemon_log());
+        Ok(())
+    }
+
     /// QEMU processes of this lab.
     #[must_use]
     pub fn qemu_processes(&self) -> Vec<u32> {

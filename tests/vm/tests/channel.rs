@@ -80,17 +80,7 @@ mod tests {
             "over-vsock",
         ])?;
         let id = begun["id"].as_str().context("id")?.to_owned();
-        let waits = |lab: &Lab| -> Result<bool> {
-            Ok(lab.agentlab(&["job", "logs", &id])?.stdout.contains("waiting"))
-        };
-        ensure!(
-            (0..300).any(|_| {
-                std::thread::sleep(Duration::from_secs(1));
-                waits(&lab).unwrap_or(false)
-            }),
-            "the agent was not heard\n{}",
-            lab.daemon_log()
-        );
+        lab.wait_for_log(&id, Duration::from_secs(300), "waiting")?;
         ensure!(
             lab.job(&id)?.channel == Some(ChannelKind::Vsock),
             "{:#?}",

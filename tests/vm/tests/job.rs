@@ -6,7 +6,7 @@ mod tests {
     use std::process::Stdio;
     use std::time::{Duration, Instant};
 
-    use agentlab_api::{ChannelKind, JobState};
+    use agentlab_api::{ChannelKind, ErrorCode, JobState};
     use agentlab_testkit::{Lab, Repository, vm_tier};
     use anyhow::{Context, Result, ensure};
 
@@ -164,6 +164,46 @@ echo "the agent is user $(id -un)"
             "lines six seconds apart arrived within {apart:?}"
         );
         Ok(())
+    }
+
+    #[test]
+    fn a_runner_that_is_killed_is_followed_by_one_that_hands_over_what_was_made() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let lab = Lab::start(&profiles())?;
+        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let path = repository.path().display().to_string();
+        let task = "echo more > more; git add more; git commit -qm more; echo waiting; sleep 600";
+        let begun = lab.json(&[
+            "job",
+            "run",
+            "--detach",
+            "--repo",
+            &path,
+            "--task",
+            task,
+            "--profile",
+            "over-serial",
+        ])?;
+        let id = begun["id"].as_str().context("id")?.to_owned();
+        lab.wait_for_log(&id, Duration::from_secs(300), "waiting")?;
+        // The command is a child of the runner's, and its connection ends with it.
+        lab.agentlab(&["exec", "-u", "root", "1000", "--", "sh", "-c", "kill -KILL $PPID"])?;
+        let job = lab.wait_for_job(&id, Duration::from_secs(120), |job| job.state == JobState::Failed)?;
+        let failure = job.failure.context("no failure")?;
+        ensure!(
+            failure.code == ErrorCode::SandboxLost && failure.message.contains("runner was killed"),
+            "{failure:#?}\n{}",
+            lab.daemon_log()
+        );
+        let outcome = job.outcome.context("no outcome")?;
+        ensure!(outcome.commits == 1, "{outcome:#?}");
+        let said = lab.agentlab(&["job", "logs", &id])?.stdout;
+        ensure!(said.contains("waiting") && said.contains("was killed"), "{said}");
+        let events = lab.agentlab(&["job", "show", &id])?.stdout;
+        ensure!(!events.contains("ALARM"), "{events}");
+        lab.nothing_is_left()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agentlab_protocol::message::{Phase, ReportStatus, Stream};
+use agentlab_protocol::message::{FailureCause, Phase, ReportStatus, Stream};
 
 use super::Lab;
 use crate::requirement::skipped_without_root;
@@ -137,4 +137,111 @@ async fn a_host_that_takes_no_log_does_not_hold_the_agent() {
         log.len() > 4_000_000 && log.contains("\nend\n"),
         "the file has everything"
     );
+}
+
+#[tokio::test]
+async fn an_agent_whose_runner_was_killed_is_ended_and_what_it_made_is_handed_over() {
+    if skipped_without_root() {
+        return;
+    }
+    let task = "echo more >> a.txt; git commit -qam more; echo made > \"$AGENTLAB_ARTIFACTS_DIR/f\"\n\
+                echo begun; sleep 600";
+    let mut lab = Lab::new(task).await;
+    let first = super::super::run(
+        lab.order.clone(),
+        &lab.answer,
+        lab.host.clone(),
+        lab.layout.clone(),
+        0,
+    );
+    let begun = async {
+        while !lab.host.text(Stream::Stdout).contains("begun") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // Dropped in the middle, as a SIGKILL would end it.
+    tokio::select! {
+        _ = first => panic!("the agent ended by itself"),
+        () = begun => {}
+    }
+    let secret = lab.layout.run.join("environment");
+    assert!(secret.exists());
+    lab.deaths = 1;
+    lab.host(|seen| seen.next = 1 << 32);
+    let report = lab.run().await;
+    assert_eq!(
+        (report.status, report.cause, report.failed_phase),
+        (ReportStatus::Failed, Some(FailureCause::Lost), Some(Phase::Agent))
+    );
+    assert!(report.message.unwrap().contains("was killed"));
+    assert_eq!(report.commits, 1);
+    assert!(lab.host.artifact("work.bundle").is_some() && lab.host.artifact("files/f").is_some());
+    let log = String::from_utf8(lab.host.artifact("agent.log").unwrap()).unwrap();
+    assert!(log.contains("begun") && log.contains("was killed"), "{log}");
+    assert!(!secret.exists(), "a secret is left");
+
+    // Killed before the agent began: nothing to collect, and the host hears why.
+    std::fs::remove_file(lab.layout.spool.join("base")).unwrap();
+    lab.deaths = 2;
+    lab.host(|seen| seen.next = 2 << 32);
+    let report = lab.run().await;
+    assert_eq!(
+        (report.cause, report.failed_phase, report.commits),
+        (Some(FailureCause::Lost), Some(Phase::Repository), 0)
+    );
+    // Killed before the job began: as if nothing had been.
+    std::fs::remove_dir_all(&lab.layout.spool).unwrap();
+    std::fs::remove_dir_all(&lab.layout.work).unwrap();
+    lab.order.task = "echo fresh".to_owned();
+    lab.host(|seen| seen.next = 2 << 32);
+    assert_eq!(lab.run().await.status, ReportStatus::Completed);
+}
+
+#[tokio::test]
+async fn two_hundred_thousand_files_are_bounded_counted_and_reported() {
+    if skipped_without_root() {
+        return;
+    }
+    let task = "cd \"$AGENTLAB_ARTIFACTS_DIR\"; for d in $(seq 20); do mkdir $d; (cd $d; seq 10000 | xargs touch); done\n\
+                cd \"$AGENTLAB_REPO_DIR\"; echo more >> a.txt; git commit -qam more";
+    let lab = Lab::new(task).await;
+    let before = resident_kib();
+    let report = lab.run().await;
+    assert_eq!(report.status, ReportStatus::Completed, "{:?}", report.message);
+    assert!(lab.host.artifact("work.bundle").is_some(), "the work comes first");
+    assert!(report.artifacts.len() <= 100 && report.artifacts.len() > 90);
+    let left_out = report.left_out.join("\n");
+    assert!(
+        left_out.contains("more than 100 artifacts") && left_out.contains("entries"),
+        "{left_out}"
+    );
+    assert!(
+        report.left_out.len() < 300,
+        "{} lines about what was left out",
+        report.left_out.len()
+    );
+    let grown = resident_kib().saturating_sub(before);
+    assert!(grown < 96 * 1024, "grew by {grown} KiB");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_the_tmpfs_ends_the_job_before_its_agent_in_the_kernels_words() {
+    if skipped_without_root() {
+        return;
+    }
+    let mut lab = Lab::new("echo never").await;
+    lab.order.task = format!("echo never {}", "x".repeat(17 << 20));
+    let report = lab.run().await;
+    assert_eq!(
+        (report.status, report.failed_phase),
+        (ReportStatus::Failed, Some(Phase::Idle))
+    );
+    let words = report.message.unwrap();
+    assert!(
+        words.contains("run/task") && words.contains("No space left on device"),
+        "{words}"
+    );
+    assert!(!lab.host.text(Stream::Stdout).contains("never"));
+    let left = std::fs::read_dir(&lab.layout.run).unwrap().count();
+    assert_eq!(left, 0, "something is left of the secrets");
 }
