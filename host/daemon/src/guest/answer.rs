@@ -177,3 +177,59 @@ pub(super) async fn in_time<T>(limit: Duration, wait: impl Future<Output = T>) -
         .await
         .map_err(|_| Refused::new(StatusCode::REQUEST_TIMEOUT, "nothing came for too long"))
 }
+
+#[cfg(test)]
+mod tests {
+    use agentlab_protocol::message::Heartbeat;
+    use axum::body::{Body, Bytes};
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+
+    async fn refusal(body: Body) -> Refused {
+        let request = Request::new(body);
+        Message::<Heartbeat>::from_request(request, &())
+            .await
+            .unwrap_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_sends_a_byte_now_and_then_is_not_waited_for() {
+        let begun = tokio::time::Instant::now();
+        let drops = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b" ")), ()))
+        });
+        let refused = refusal(Body::from_stream(drops)).await;
+        assert_eq!(refused.status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(begun.elapsed(), BODY_TIMEOUT);
+        let silent = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(refusal(silent).await.status, StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn a_message_without_end_is_cut_off_at_its_bound_and_no_refusal_repeats_what_was_sent() {
+        let endless = stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 4096])));
+        let refused = refusal(Body::from_stream(endless)).await;
+        assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
+        let broken = stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]).boxed();
+        assert_eq!(
+            refusal(Body::from_stream(broken)).await.status,
+            StatusCode::BAD_REQUEST
+        );
+        for body in [
+            r#"{"phase": "s3cr3t"}"#,
+            r#"{"phase": "agent", "s3cr3t": 1}"#,
+            "s3cr3t",
+            "",
+        ] {
+            let refused = refusal(Body::from(body)).await;
+            assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+            assert!(
+                !refused.text.contains("s3cr3t") || body.contains("\"s3cr3t\":"),
+                "{}",
+                refused.text
+            );
+        }
+    }
+}
