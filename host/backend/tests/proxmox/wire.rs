@@ -297,6 +297,18 @@ async fn a_200_whose_task_failed_proves_nothing_and_the_description_decides() {
 }
 
 #[tokio::test]
+async fn a_task_whose_name_cannot_be_read_is_not_taken_for_done() {
+    let clone = Reply::data(json!("UPID:pve8:odd"));
+    let server = Server::start(node(Arc::default(), clone)).await;
+    let error = backend(&server).clone_template(&spec()).await.unwrap_err();
+    assert!(
+        unreachable(&error).contains("cannot be followed: `UPID:pve8:odd`"),
+        "{error:?}"
+    );
+    assert_eq!(server.changes(), ["POST /nodes/pve8/qemu/9000/clone"]);
+}
+
+#[tokio::test]
 async fn a_change_whose_answer_is_lost_is_not_repeated_and_its_effect_is_looked_for() {
     for lost in [
         Reply::Cut(Vec::new()),
