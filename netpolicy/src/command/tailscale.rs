@@ -1,13 +1,16 @@
 //! Has this host's tailscaled advertise the agent subnet, beside whatever it advertises already.
 
+mod approval;
+
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
+use self::approval::ApiArguments;
 use super::host::HostArguments;
 use crate::Cidr;
 
@@ -22,6 +25,8 @@ pub(super) struct TailscaleArguments {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    api: ApiArguments,
     /// The program
     #[arg(long, value_name = "PATH", default_value = "tailscale", hide = true)]
     program: PathBuf,
@@ -34,6 +39,12 @@ pub(super) fn run(
     output: &mut Vec<u8>,
 ) -> Result<()> {
     let subnet = given.policy_here()?.bridge.subnet();
+    let standard_input = Some(Path::new("-"));
+    ensure!(
+        arguments.auth_key_file.as_deref() != standard_input
+            || arguments.api.api_key_file.as_deref() != standard_input,
+        "both keys cannot come from standard input: name a file for one of them"
+    );
     let status: Value = serde_json::from_str(&tailscale(arguments, &["status", "--json"], None)?)
         .context("`tailscale status --json` printed something else")?;
     let running = status.get("BackendState").and_then(Value::as_str) == Some("Running");
@@ -61,9 +72,12 @@ pub(super) fn run(
             advertised(&after).join(", ")
         );
     }
+    let approval = approve(arguments, subnet)?;
     if as_json {
-        let document =
-            json!({ "subnet": subnet, "routes": routes, "changed": changed, "dry_run": arguments.dry_run });
+        let document = json!({
+            "subnet": subnet, "routes": routes, "changed": changed, "approval": approval.word(),
+            "dry_run": arguments.dry_run,
+        });
         return Ok(writeln!(output, "{document}")?);
     }
     let word = match (changed, arguments.dry_run) {
@@ -72,16 +86,59 @@ pub(super) fn run(
         (false, _) => "Advertises already",
     };
     writeln!(output, "{word} {}", routes.join(", "))?;
-    Ok(writeln!(
-        output,
-        "Approve {subnet} in the admin console where routes are not approved by themselves; devices need \
-         `tailscale set --accept-routes`"
-    )?)
+    let devices = "devices need `tailscale set --accept-routes`";
+    match approval {
+        Approval::LeftToYou => writeln!(
+            output,
+            "Approve {subnet} in the admin console where routes are not approved by themselves, or give --api-key-file; \
+             {devices}"
+        )?,
+        Approval::Given => writeln!(output, "Approved {subnet} in the tailnet; {devices}")?,
+        Approval::Stood => writeln!(output, "{subnet} was approved in the tailnet already; {devices}")?,
+    }
+    Ok(())
 }
 
-/// The key reaches tailscale as the name of a descriptor, not as an argument that every user can read.
-fn log_in(arguments: &TailscaleArguments, routes: &str) -> Result<()> {
-    let path = arguments.auth_key_file.as_deref().context("there is no key")?;
+/// Whether the tailnet takes the route.
+#[derive(Debug, Clone, Copy)]
+enum Approval {
+    /// Nobody asked for it here.
+    LeftToYou,
+    /// It does from now on.
+    Given,
+    /// It did before.
+    Stood,
+}
+
+impl Approval {
+    fn word(self) -> &'static str {
+        match self {
+            Self::LeftToYou => "left_to_you",
+            Self::Given => "given",
+            Self::Stood => "stood",
+        }
+    }
+}
+
+fn approve(arguments: &TailscaleArguments, subnet: Cidr) -> Result<Approval> {
+    let Some(path) = arguments
+        .api
+        .api_key_file
+        .as_deref()
+        .filter(|_| !arguments.dry_run)
+    else {
+        return Ok(Approval::LeftToYou);
+    };
+    let key = key_in(path)?;
+    let status: Value = serde_json::from_str(&tailscale(arguments, &["status", "--json"], None)?)?;
+    let device = status.pointer("/Self/ID").and_then(Value::as_str);
+    let device = device.context("`tailscale status --json` does not say which device this is")?;
+    let given = approval::approve(&arguments.api, &key, device, subnet)?;
+    Ok(if given { Approval::Given } else { Approval::Stood })
+}
+
+/// The key in a file, or on standard input with `-`.
+fn key_in(path: &Path) -> Result<String> {
     let mut key = String::new();
     if path.as_os_str() == "-" {
         std::io::stdin()
@@ -91,14 +148,22 @@ fn log_in(arguments: &TailscaleArguments, routes: &str) -> Result<()> {
         key = std::fs::read_to_string(path)
             .with_context(|| format!("reading the key in {}", path.display()))?;
     }
-    ensure!(!key.trim().is_empty(), "the key is empty");
+    let key = key.trim();
+    ensure!(!key.is_empty(), "the key is empty");
+    Ok(key.to_owned())
+}
+
+/// The key reaches tailscale as the name of a descriptor, not as an argument that every user can read.
+fn log_in(arguments: &TailscaleArguments, routes: &str) -> Result<()> {
+    let path = arguments.auth_key_file.as_deref().context("there is no key")?;
+    let key = key_in(path)?;
     let mut line = vec!["up", "--auth-key=file:/dev/stdin", routes];
     let hostname = arguments
         .hostname
         .as_ref()
         .map(|name| format!("--hostname={name}"));
     line.extend(hostname.as_deref());
-    tailscale(arguments, &line, Some(key.trim())).map(drop)
+    tailscale(arguments, &line, Some(&key)).map(drop)
 }
 
 fn tailscale(arguments: &TailscaleArguments, line: &[&str], input: Option<&str>) -> Result<String> {
