@@ -1,5 +1,6 @@
 //! What a person finds in a sandbox without a job: directories, secrets, git's settings and the way in by SSH.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -65,13 +66,14 @@ pub(crate) fn authorize(keys: &[String], user: &AgentUser) -> std::io::Result<()
         .mode(0o700)
         .create(&directory)?;
     let known = std::fs::read_to_string(&path).unwrap_or_default();
+    let mut known: BTreeSet<&str> = known.lines().map(str::trim).collect();
     let mut file = std::fs::OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
         .open(&path)?;
     for key in keys {
-        if !known.lines().any(|line| line.trim() == key.trim()) {
+        if known.insert(key.trim()) {
             writeln!(file, "{}", key.trim())?;
         }
     }
@@ -95,7 +97,12 @@ mod tests {
             home: home.path().to_owned(),
             path: String::new(),
         };
-        let keys = ["ssh-ed25519 AAAA me".to_owned(), "x\ncommand=\"y\" z".to_owned()];
+        let keys = [
+            "ssh-ed25519 AAAA me",
+            "x\ncommand=\"y\" z",
+            "ssh-ed25519 AAAA me ",
+        ]
+        .map(str::to_owned);
         authorize(&keys, &user).unwrap();
         authorize(&keys, &user).unwrap();
         let text = std::fs::read_to_string(home.path().join(".ssh/authorized_keys")).unwrap();
