@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use agentlab_api::JobState;
+use agentlab_api::{JobState, SandboxRequest, SandboxState};
+use agentlab_store::EventFilter;
 use bytes::Bytes;
 use pve_sim::{PveSim, Request};
 use serde_json::{Value, json};
@@ -18,6 +19,66 @@ fn a_hundred_jobs_asked_for_at_once_all_complete_and_no_lock_is_mentioned() {
     assert_eq!(jobs.len(), 100);
     for job in jobs.iter().flatten() {
         assert_eq!(job.state, JobState::Completed, "{job:#?}");
+    }
+    let refusals = schedule.world.sim.audit().refusals;
+    let locked: Vec<_> = refusals
+        .keys()
+        .filter(|refusal| refusal.contains("lock"))
+        .collect();
+    assert!(
+        locked.is_empty(),
+        "the node's own queue is never fallen back on: {locked:?}"
+    );
+    schedule.world.process(None, async |daemon| {
+        let told = daemon.store.events(&EventFilter::default(), 0, 100_000).await;
+        for event in told.unwrap() {
+            assert!(!event.message.contains("lock"), "{event:#?}");
+        }
+    });
+}
+
+/// Calls of clients so far.
+fn calls(schedule: &Schedule) -> u64 {
+    schedule.world.sim.audit().calls.values().sum()
+}
+
+#[test]
+fn an_idle_daemon_asks_a_node_ten_questions_a_minute_at_most_however_many_sandboxes_run() {
+    for count in [1, 30] {
+        let schedule = Schedule::fair(Version::V9, 0);
+        let finished = schedule.world.process(None, async |daemon| {
+            let asked = async {
+                for _ in 0..count {
+                    let request = SandboxRequest {
+                        profile: "demo".into(),
+                        name: None,
+                        ttl_minutes: None,
+                        workspace: None,
+                    };
+                    daemon.engine.create_sandbox(request).await.unwrap();
+                }
+                let running = async || {
+                    let all = daemon.store.sandboxes(false).await.unwrap();
+                    all.iter()
+                        .filter(|one| one.state == SandboxState::Running)
+                        .count()
+                };
+                while running().await < count {
+                    sleep(Duration::from_secs(1)).await;
+                }
+                sleep(Duration::from_secs(120)).await;
+                let before = calls(&schedule);
+                sleep(Duration::from_secs(600)).await;
+                calls(&schedule) - before
+            };
+            let asked = tokio::select! {
+                asked = asked => asked,
+                () = schedule.surroundings(daemon) => unreachable!(),
+            };
+            println!("{count} sandboxes, idle: {asked} calls in ten minutes");
+            assert!(asked <= 100, "{:#?}", schedule.world.sim.audit().calls);
+        });
+        assert!(finished);
     }
 }
 

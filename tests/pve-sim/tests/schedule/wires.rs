@@ -1,6 +1,6 @@
 //! The packet policy in memory: which ports stand, and whether every machine that runs has one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use agentlab_api::{Profile, SandboxId, Vmid};
@@ -54,6 +54,10 @@ impl Network for Wires {
     async fn detach(&self, vmid: Vmid) -> Result<(), NetworkError> {
         self.0.lock().unwrap().remove(&vmid);
         Ok(())
+    }
+
+    async fn reached(&self) -> Result<BTreeSet<Vmid>, NetworkError> {
+        Ok(BTreeSet::new())
     }
 
     async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {

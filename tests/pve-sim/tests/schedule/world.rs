@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentlab_engine::{Clock, Engine, Parts, Settings};
+use agentlab_engine::{Clock, Engine, IdleRules, Parts, Settings};
 use agentlab_protocol::secret::Secret32;
 use agentlab_store::{Store, StoreOptions};
 use jiff::Timestamp;
@@ -93,6 +93,12 @@ impl World {
             vmid_first: vmid(1000),
             vmid_last: vmid(1999),
             max_sandboxes: 128,
+            // Looked for, and longer than any test: whoever is told of nobody stops nothing.
+            idle: Some(IdleRules {
+                interval: Duration::from_secs(60),
+                window: Duration::from_secs(48 * 3600),
+                cpu_share: 0.05,
+            }),
             artifact_disk_floor: 0,
             ..Settings::default()
         };
