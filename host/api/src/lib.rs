@@ -37,7 +37,7 @@ pub use job::{
 pub use log::{LogRecord, LogStream};
 pub use profile::{
     AGENTS, AgentMode, ArtifactRules, Behavior, ChannelKind, InnerSandbox, Network, NetworkMode, Profile,
-    ProfileList, Resources, Storage,
+    ProfileList, Resources, Storage, WorkspaceUse,
 };
 pub use route::{Method, Permission, ROUTES, Route};
 pub use sandbox::{

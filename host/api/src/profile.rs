@@ -143,6 +143,19 @@ impl Default for Resources {
 pub struct Storage {
     /// Grow the root disk to this many GiB; the template's own size when absent. Never shrinks.
     pub root_size_gb: Option<u32>,
+    /// Whether its sandboxes have a workspace; whoever asks for one says so when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceUse>,
+}
+
+/// `storage.workspace:` of a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkspaceUse {
+    /// Never.
+    None,
+    /// Always: nobody is to work on a disk that goes with the machine.
+    Attach,
 }
 
 /// Whether the agent runs inside a sandbox of its own within the guest.

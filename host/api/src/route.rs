@@ -169,6 +169,11 @@ pub const ROUTES: &[Route] = &[
     ),
     route(
         Method::Post,
+        "/v1/workspaces/{workspace}/rebind",
+        Permission::WorkspaceWrite,
+    ),
+    route(
+        Method::Post,
         "/v1/workspaces/{workspace}/fork",
         Permission::WorkspaceWrite,
     ),

@@ -164,6 +164,9 @@ pub struct WorkspaceView {
     /// The VMID of that sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmid: Option<Vmid>,
+    /// The new sandbox that it is being handed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_to: Option<SandboxId>,
     /// Its snapshots, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<WorkspaceSnapshotView>,

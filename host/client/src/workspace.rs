@@ -1,7 +1,7 @@
 //! Workspaces. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRequest, WorkspaceResize,
+    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,
     WorkspaceSnapshotRequest, WorkspaceView,
 };
 use serde::Serialize;
@@ -106,6 +106,14 @@ impl Client {
     /// See [`crate::ClientError`].
     pub async fn fork_workspace(&self, selector: &str, fork: &WorkspaceFork) -> Result<WorkspaceView> {
         self.change(selector, "fork", fork).await
+    }
+
+    /// Has a new sandbox made and the workspace handed to it; answered at once.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn rebind_workspace(&self, selector: &str, rebind: &WorkspaceRebind) -> Result<WorkspaceView> {
+        self.change(selector, "rebind", rebind).await
     }
 
     async fn change(&self, selector: &str, verb: &str, body: &impl Serialize) -> Result<WorkspaceView> {

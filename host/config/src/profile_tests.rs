@@ -153,7 +153,6 @@ fn an_allowlist_is_read_entry_by_entry_and_what_is_wrong_is_named_where_it_stand
 #[test]
 fn documented_keys_that_nothing_enforces_are_refused_by_name() {
     for (block, key) in [
-        ("storage:\n  workspace: attach\n", "storage.workspace"),
         (
             "resources:\n  cpu_over_commit: 2.0\n",
             "resources.cpu_over_commit",

@@ -39,7 +39,6 @@ const PROFILE: &[(&str, &str)] = &[
     ),
     ("resources.allow_burst", "there is no resource pool in this build"),
     ("storage.scsihw", "the disk controller is the back end's choice"),
-    ("storage.workspace", "workspaces are not supported by this build"),
     (
         "storage.storage",
         "disks are where the back end keeps its sandboxes",

@@ -51,7 +51,7 @@ impl Engine {
         self.enforceable(&profile).await?;
         self.secrets_are_there(&profile).await?;
         let occupied = self.inventory(&profile).await?;
-        let workspace = workspace::free(&self.shared, request.workspace.as_deref()).await?;
+        let workspace = workspace::free(&self.shared, request.workspace.as_deref(), &profile).await?;
         let given = workspace.as_ref().map(|free| free.id);
         let job = self.draft(&request, profile, settled, given)?;
         // Nobody removes the bundle between the look and the record that needs it.

@@ -40,6 +40,7 @@ mod upload;
 mod view;
 mod vigil;
 mod workspace;
+mod workspace_rebind;
 mod workspace_task;
 
 pub use engine::{Engine, StartError};

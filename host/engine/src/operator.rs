@@ -1,8 +1,8 @@
 //! Sandboxes as a person handles them: made without a job, started and stopped, paused, and pruned.
 
 use agentlab_api::{
-    CommandRequest, ErrorCode, Problem, PruneRequest, PruneView, SandboxId, SandboxRequest, SandboxState,
-    SandboxView,
+    CommandRequest, ErrorCode, Problem, Profile, PruneRequest, PruneView, SandboxId, SandboxRequest,
+    SandboxState, SandboxView, WorkspaceId,
 };
 use agentlab_store::Waiting;
 
@@ -24,20 +24,32 @@ impl Engine {
     pub async fn create_sandbox(&self, request: SandboxRequest) -> Result<SandboxView, Problem> {
         self.accepting()?;
         let profile = request::profile(&self.shared.tunable().profiles, &request.profile)?.clone();
+        let workspace = workspace::free(&self.shared, request.workspace.as_deref(), &profile).await?;
+        let given = workspace.as_ref().map(|free| free.id);
+        let made = self.new_sandbox(request, profile, given).await;
+        drop(workspace);
+        made
+    }
+
+    /// The same with a workspace that nobody else can be given meanwhile.
+    pub(crate) async fn new_sandbox(
+        &self,
+        request: SandboxRequest,
+        profile: Profile,
+        workspace: Option<WorkspaceId>,
+    ) -> Result<SandboxView, Problem> {
         let ttl_minutes = request::sandbox(&request, &profile)?;
         self.enforceable(&profile).await?;
         self.secrets_are_there(&profile).await?;
         let occupied = self.inventory(&profile).await?;
-        let workspace = workspace::free(&self.shared, request.workspace.as_deref()).await?;
         let waiting = Waiting {
-            workspace: workspace.as_ref().map(|free| free.id),
+            workspace,
             profile,
             ttl_minutes,
             // Nothing but its lease, or a person, ends it.
             keepalive: true,
         };
         let made = queue::admit_sandbox(&self.shared, &waiting, request.name, occupied).await;
-        drop(workspace);
         let record = made.map_err(|error| store_problem(&error))?.map_err(|reason| {
             Problem::new(ErrorCode::LimitReached, reason)
                 .with_stage(Step::Reserve.as_str())

@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use agentlab_api::{
-    ErrorCode, Problem, SandboxId, SandboxView, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceRequest,
-    WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
+    ErrorCode, Problem, Profile, SandboxId, SandboxView, WorkspaceFork, WorkspaceId, WorkspaceList,
+    WorkspaceRequest, WorkspaceSnapshotView, WorkspaceState, WorkspaceUse, WorkspaceView,
 };
 use agentlab_store::{SandboxRecord, StoreError, WorkspaceRecord, WorkspaceTask, Write};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
@@ -118,6 +118,7 @@ fn fresh(shared: &Shared, name: &str, size_gb: u32, task: WorkspaceTask) -> Work
         formatted: false,
         snapshots: Vec::new(),
         task: Some(task),
+        mounted_in: None,
         rebind: None,
         trouble: None,
         created_at: now,
@@ -140,8 +141,9 @@ pub(crate) struct Free<'a> {
 pub(crate) async fn free<'a>(
     shared: &'a Shared,
     selector: Option<&str>,
+    profile: &Profile,
 ) -> Result<Option<Free<'a>>, Problem> {
-    let Some(selector) = selector else {
+    let Some(selector) = suits(selector, profile)? else {
         return Ok(None);
     };
     let alone = shared.workspaces.alone().await;
@@ -153,13 +155,29 @@ pub(crate) async fn free<'a>(
     }))
 }
 
+/// What is asked for, if the profile goes with it.
+pub(crate) fn suits<'a>(selector: Option<&'a str>, profile: &Profile) -> Result<Option<&'a str>, Problem> {
+    match (selector, profile.storage.workspace) {
+        (None, Some(WorkspaceUse::Attach)) => {
+            let text = format!("Profile `{}` works on a workspace only", profile.name);
+            Err(invalid("/workspace", text)
+                .with_hint("name one with --workspace; its key is `storage.workspace`"))
+        }
+        (Some(_), Some(WorkspaceUse::None)) => {
+            let text = format!("Profile `{}` works on no workspace", profile.name);
+            Err(invalid("/workspace", text).with_hint("its key is `storage.workspace`"))
+        }
+        (selector, _) => Ok(selector),
+    }
+}
+
 /// Refuses what somebody has, waits for, or is at work on.
 async fn at_rest(shared: &Shared, record: &WorkspaceRecord) -> Result<(), Problem> {
     let name = &record.name;
     let conflict = |text: String| Problem::new(ErrorCode::StateConflict, text);
-    if record.task.is_some() || record.volume.is_none() {
+    if record.task.is_some() || record.rebind.is_some() || record.volume.is_none() {
         return Err(conflict(format!(
-            "Workspace `{name}` is not ready: its volume is being worked on"
+            "Workspace `{name}` is not ready: its volume, or who has it, is being changed"
         ))
         .with_hint(format!("`agentlab workspace show {name}` says what is under way")));
     }
@@ -193,7 +211,7 @@ async fn at_rest(shared: &Shared, record: &WorkspaceRecord) -> Result<(), Proble
 }
 
 /// One workspace by UUID or name.
-async fn select(shared: &Shared, selector: &str) -> Result<WorkspaceRecord, Problem> {
+pub(crate) async fn select(shared: &Shared, selector: &str) -> Result<WorkspaceRecord, Problem> {
     let all = shared.store.workspaces().await;
     let all = all.map_err(|error| store_problem(&error))?;
     let id = selector.parse::<WorkspaceId>().ok();
@@ -231,13 +249,14 @@ fn shown(record: WorkspaceRecord, live: &[SandboxRecord]) -> WorkspaceView {
         sandbox: holder.map(|sandbox| sandbox.id),
         vmid: holder.map(|sandbox| sandbox.vmid),
         snapshots: snapshots.collect(),
+        moving_to: record.rebind.map(|rebind| rebind.to),
         trouble: record.trouble,
         created_at: record.created_at,
         updated_at: record.updated_at,
     }
 }
 
-async fn view_of(shared: &Shared, record: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
+pub(crate) async fn view_of(shared: &Shared, record: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
     let live = shared.store.sandboxes(false).await;
     Ok(shown(record, &live.map_err(|error| store_problem(&error))?))
 }
@@ -409,7 +428,7 @@ impl Engine {
         if sandbox.workspace == Some(record.id) {
             return view_of(&self.shared, record).await;
         }
-        let free = free(&self.shared, Some(selector)).await?;
+        let free = free(&self.shared, Some(selector), &sandbox.profile).await?;
         let id = free.as_ref().map_or(record.id, |free| free.id);
         self.change_workspace_of(sandbox.id, WorkspaceChange::Take(id))
             .await?;
@@ -423,6 +442,10 @@ impl Engine {
     /// The sandbox is not stopped.
     pub async fn detach_workspace(&self, selector: &str) -> Result<WorkspaceView, Problem> {
         let record = select(&self.shared, selector).await?;
+        if record.rebind.is_some() {
+            let text = format!("Workspace `{}` is on its way to another sandbox", record.name);
+            return Err(Problem::new(ErrorCode::StateConflict, text).with_hint("wait until it is there"));
+        }
         let live = self.shared.store.sandboxes(false).await;
         let live = live.map_err(|error| store_problem(&error))?;
         if let Some(sandbox) = holder(&live, record.id) {
@@ -544,6 +567,18 @@ fn snapshot<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_may_demand_a_workspace_or_forbid_one() {
+        let profile = |key: &str| -> Profile {
+            let value =
+                serde_json::json!({"name": "p", "template_vmid": 9000, "storage": {"workspace": key}});
+            serde_json::from_value(value).unwrap()
+        };
+        let (demands, forbids) = (profile("attach"), profile("none"));
+        assert!(suits(None, &demands).is_err() && suits(Some("w"), &forbids).is_err());
+        assert!(suits(Some("w"), &demands).is_ok() && suits(None, &forbids).is_ok());
+    }
 
     #[test]
     fn a_name_can_be_typed_and_stand_in_a_path() {

@@ -15,6 +15,7 @@ use crate::event;
 use crate::journal::Point;
 use crate::sandbox::perform::{backend_failure, chain};
 use crate::shared::Shared;
+use crate::workspace_rebind;
 
 /// An empty volume is made, and one removed, in no time; a copy takes as long as its bytes.
 const DEADLINE: Duration = Duration::from_secs(60 * 60);
@@ -33,9 +34,15 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
         match shared.store.workspaces().await {
             Ok(records) => {
-                for record in records.into_iter().filter(|record| record.task.is_some()) {
-                    if under_way.insert(record.id) {
+                for record in records {
+                    let has_work = record.task.is_some() || record.rebind.is_some();
+                    if !has_work || !under_way.insert(record.id) {
+                        continue;
+                    }
+                    if record.task.is_some() {
                         tasks.spawn(until_done(shared.clone(), record.id));
+                    } else {
+                        tasks.spawn(workspace_rebind::until_done(shared.clone(), record.id));
                     }
                 }
             }

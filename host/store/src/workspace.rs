@@ -25,6 +25,9 @@ pub struct WorkspaceRecord {
     pub snapshots: Vec<WorkspaceSnapshot>,
     /// What is to be done with its volume, and may have been begun. Nobody can have it meanwhile.
     pub task: Option<WorkspaceTask>,
+    /// The sandbox whose guest has said that it is mounted, and not since that it is not.
+    #[serde(default)]
+    pub mounted_in: Option<SandboxId>,
     /// It goes from one sandbox to another.
     pub rebind: Option<Rebind>,
     /// Why the task, or what was asked for last, was not done.

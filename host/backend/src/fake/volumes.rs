@@ -25,6 +25,19 @@ fn absent(volume: &str) -> BackendError {
     }
 }
 
+/// As the real ones take them.
+fn check_name(name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !name.is_empty() && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(BackendError::Storage {
+        action: "naming a volume",
+        path: name.escape_debug().to_string(),
+        source: std::io::ErrorKind::InvalidInput.into(),
+    })
+}
+
 impl Fake {
     /// What a guest wrote to a volume.
     pub fn write_volume(&self, volume: &str, content: u64) {
@@ -78,6 +91,7 @@ impl Fake {
 impl Volumes for Fake {
     async fn create_volume(&self, name: &str, size_gb: u32) -> Result<String> {
         self.perform(Call::CreateVolume, None, || {
+            check_name(name)?;
             let mut world = self.world();
             let made = world.volumes.entry(name.to_owned());
             made.or_insert_with(|| Volume {
@@ -145,11 +159,14 @@ impl Volumes for Fake {
     }
 
     async fn destroy_volume(&self, volume: &str) -> Result<()> {
-        self.perform(Call::DestroyVolume, None, || match self.holder(volume) {
-            Some(holder) => Err(refused("destroy_volume", holder, "it has the volume")),
-            None => {
-                self.world().volumes.remove(volume);
-                Ok(())
+        self.perform(Call::DestroyVolume, None, || {
+            check_name(volume)?;
+            match self.holder(volume) {
+                Some(holder) => Err(refused("destroy_volume", holder, "it has the volume")),
+                None => {
+                    self.world().volumes.remove(volume);
+                    Ok(())
+                }
             }
         })
         .await

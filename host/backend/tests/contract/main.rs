@@ -25,6 +25,8 @@ mod qemu;
 mod shell;
 #[cfg(test)]
 mod suite;
+#[cfg(test)]
+mod volumes;
 
 #[cfg(test)]
 suite::contract!(fake_keeps, crate::fake::FakeRig::open());

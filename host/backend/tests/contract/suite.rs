@@ -14,6 +14,9 @@ pub(crate) use crate::disks::{
     a_volume_goes_to_one_machine_at_a_time_and_outlives_it,
     snapshots_with_memory_and_without_are_gone_back_to,
 };
+pub(crate) use crate::volumes::{
+    a_state_of_a_volume_is_kept_or_said_to_be_out_of_reach, a_volume_of_somebody_else_is_never_touched,
+};
 
 /// The template every rig has.
 pub(crate) const TEMPLATE: u32 = 9000;
@@ -480,7 +483,9 @@ macro_rules! contract {
             a_disk_only_grows_and_an_unshaped_machine_does_not_start,
             the_console_shows_the_end_of_what_the_guest_wrote,
             a_volume_goes_to_one_machine_at_a_time_and_outlives_it,
-            snapshots_with_memory_and_without_are_gone_back_to
+            snapshots_with_memory_and_without_are_gone_back_to,
+            a_volume_of_somebody_else_is_never_touched,
+            a_state_of_a_volume_is_kept_or_said_to_be_out_of_reach
         );
     };
     (@tests $name:ident, $rig:expr, $marks:tt, $($test:ident),+) => {

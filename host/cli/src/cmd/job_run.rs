@@ -8,6 +8,7 @@ use agentlab_client::ClientError;
 use clap::Args;
 use jiff::SignedDuration;
 
+use super::workspace;
 use crate::error::CommandError;
 use crate::git::bundle;
 use crate::{CommandResult, Context, ExitStatus, follow};
@@ -54,9 +55,12 @@ pub(crate) struct Run {
     /// profile must allow it, and neither the default branch nor a forced push is ever done
     #[arg(long, value_name = "BRANCH")]
     push: Option<String>,
-    /// Workspace that the job works in: its disk is /work, and it outlives the VM
+    /// Workspace to have at /work, which outlives the VM; `new:NAME` makes it first
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
+    /// Size of a workspace that is made
+    #[arg(long, value_name = "SIZE", default_value = "80G", value_parser = workspace::gibibytes)]
+    workspace_size: u32,
     /// Print the job's id and exit
     #[arg(long, short)]
     detach: bool,
@@ -74,6 +78,7 @@ impl Run {
         };
         let push = self.push_target().await?;
         let (repository, reference) = self.repository(context).await?;
+        let workspace = workspace::named(context, self.workspace, self.workspace_size).await?;
         let request = JobRequest {
             repository,
             reference,
@@ -84,7 +89,7 @@ impl Run {
             ttl_minutes: self.ttl.map(|seconds| seconds.div_ceil(60)),
             keepalive: self.keepalive,
             push,
-            workspace: self.workspace,
+            workspace,
         };
         let printer = &context.printer;
         let job = create(context, &request, &key).await?;

@@ -246,6 +246,7 @@ pub(super) fn show(context: &Context, view: &SandboxView) -> Result<(), CommandE
         .add("address", view.address)
         .add("network", view.network_mode)
         .add_some("job", view.job.as_ref())
+        .add_some("workspace", view.workspace)
         .add("keepalive", view.keepalive)
         .add(
             "lease",

@@ -3,8 +3,8 @@
 use agentlab_api::{SandboxRequest, SandboxState, SandboxView};
 use clap::Args;
 
-use super::job_run;
 use super::sandbox::show;
+use super::{job_run, workspace};
 use crate::error::CommandError;
 use crate::printer::{BOLD, DIM};
 use crate::terminal::escape;
@@ -22,9 +22,12 @@ pub(crate) struct New {
     /// How long it may live, in whole minutes rounded up [default: the profile's]
     #[arg(long, value_name = "TIME", value_parser = job_run::seconds)]
     ttl: Option<u32>,
-    /// Workspace to have at /work
+    /// Workspace to have at /work, which outlives the VM; `new:NAME` makes it first
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
+    /// Size of a workspace that is made
+    #[arg(long, value_name = "SIZE", default_value = "80G", value_parser = workspace::gibibytes)]
+    workspace_size: u32,
     /// Print its VMID and exit, while it is being made
     #[arg(long, short)]
     detach: bool,
@@ -32,11 +35,12 @@ pub(crate) struct New {
 
 impl New {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        let workspace = workspace::named(context, self.workspace, self.workspace_size).await?;
         let request = SandboxRequest {
             profile: self.profile,
             name: self.name,
             ttl_minutes: self.ttl.map(|seconds| seconds.div_ceil(60)),
-            workspace: self.workspace,
+            workspace,
         };
         let printer = &context.printer;
         let view = context.client.create_sandbox(&request).await?;

@@ -1,13 +1,19 @@
 //! `agentlab workspace`.
 
-use agentlab_api::{WorkspaceFork, WorkspaceRequest, WorkspaceState, WorkspaceView};
+use std::time::Duration;
+
+use agentlab_api::{WorkspaceFork, WorkspaceRebind, WorkspaceRequest, WorkspaceState, WorkspaceView};
 use clap::{Args, Subcommand};
 
+use super::job_run;
 use crate::error::CommandError;
 use crate::output::{Cell, Fields, Table, ago, cell, time};
 use crate::printer::{BOLD, CAUTION, DIM, GOOD};
 use crate::terminal::escape;
 use crate::{CommandResult, Context, ExitStatus};
+
+/// Between two looks at a workspace that changes hands.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Verbs. A workspace is named by its name or its UUID; it is mounted at /work of the one sandbox that has it.
 #[derive(Debug, Subcommand)]
@@ -56,6 +62,8 @@ pub(crate) enum WorkspaceCommand {
     Snapshot(Snapshot),
     /// Make a workspace that holds what another does
     Fork(Fork),
+    /// Make a new sandbox and hand the workspace of another to it, which then goes
+    Rebind(Rebind),
 }
 
 /// `workspace create`.
@@ -86,6 +94,29 @@ pub(crate) struct Fork {
     /// Copy it as it was at this snapshot
     #[arg(long, value_name = "SNAPSHOT")]
     from_snapshot: Option<String>,
+}
+
+/// `workspace rebind`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The new sandbox has booted before the old one is stopped; the old one is destroyed last. Whatever goes \
+                  wrong puts the workspace back and starts the old one again."
+)]
+pub(crate) struct Rebind {
+    /// Name or UUID of a workspace that a sandbox without a job has
+    workspace: String,
+    /// Profile to make the new sandbox from
+    #[arg(long, short, value_name = "NAME")]
+    profile: String,
+    /// How long the new one may live, in whole minutes rounded up [default: the profile's]
+    #[arg(long, value_name = "TIME", value_parser = job_run::seconds)]
+    ttl: Option<u32>,
+    /// Leave the old sandbox stopped instead of destroying it
+    #[arg(long)]
+    keep_old: bool,
+    /// Do not wait until it is done
+    #[arg(long, short)]
+    detach: bool,
 }
 
 /// `workspace snapshot`.
@@ -153,6 +184,7 @@ impl WorkspaceCommand {
                 };
                 changed(context, &client.fork_workspace(&fork.workspace, &wanted).await?)
             }
+            Self::Rebind(rebind) => rebind.run(context).await,
         }
     }
 }
@@ -189,6 +221,37 @@ impl Snapshot {
     }
 }
 
+impl Rebind {
+    async fn run(self, context: &Context) -> CommandResult {
+        let wanted = WorkspaceRebind {
+            profile: self.profile,
+            ttl_minutes: self.ttl.map(|seconds| seconds.div_ceil(60)),
+            keep_old: self.keep_old,
+        };
+        let client = &context.client;
+        let mut view = client.rebind_workspace(&self.workspace, &wanted).await?;
+        let new = view.moving_to;
+        if self.detach {
+            return changed(context, &view);
+        }
+        *context.farewell.borrow_mut() = Some(format!(
+            "it goes on; `agentlab workspace show {}` says how far it is",
+            view.name
+        ));
+        while view.moving_to.is_some() {
+            tokio::time::sleep(LOOK).await;
+            view = client.workspace(&view.id.to_string()).await?;
+        }
+        show(context, &view)?;
+        // Undone, it is where it was, and its trouble says why.
+        Ok(if view.sandbox == new {
+            ExitStatus::Success
+        } else {
+            ExitStatus::Failure
+        })
+    }
+}
+
 async fn list(context: &Context) -> CommandResult {
     let list = context.client.workspaces().await?;
     if context.printer.json() {
@@ -219,6 +282,23 @@ async fn list(context: &Context) -> CommandResult {
             .hint("there is none; `agentlab workspace create NAME` makes one");
     }
     Ok(ExitStatus::Success)
+}
+
+/// The workspace of `--workspace`: `new:NAME` makes one first, which is then there for others too.
+pub(super) async fn named(
+    context: &Context,
+    text: Option<String>,
+    size_gb: u32,
+) -> Result<Option<String>, CommandError> {
+    let Some(name) = text.as_deref().and_then(|text| text.strip_prefix("new:")) else {
+        return Ok(text);
+    };
+    let request = WorkspaceRequest {
+        name: name.to_owned(),
+        size_gb,
+    };
+    let made = context.client.create_workspace(&request).await?;
+    Ok(Some(made.name))
 }
 
 /// There is no way back from it.
@@ -281,6 +361,7 @@ fn show(context: &Context, view: &WorkspaceView) -> Result<(), CommandError> {
             },
         )
         .add_some("sandbox", view.vmid)
+        .add_some("moving to", view.moving_to)
         .add_some("snapshots", (!snapshots.is_empty()).then(|| snapshots.join("\n")))
         .add_some("trouble", view.trouble.as_ref())
         .add(
@@ -295,7 +376,7 @@ fn show(context: &Context, view: &WorkspaceView) -> Result<(), CommandError> {
 }
 
 /// Clap's parser of sizes: `80G`, `80 GiB`, `1T`; a bare number is GiB.
-fn gibibytes(text: &str) -> Result<u32, String> {
+pub(super) fn gibibytes(text: &str) -> Result<u32, String> {
     let wrong = || "write a size such as 80G or 1T".to_owned();
     let text = text.trim();
     let digits = text

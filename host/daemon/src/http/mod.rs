@@ -142,6 +142,9 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
         "/v1/workspaces/{workspace}/snapshots/{snapshot}/delete",
         || post(workspace::forget_snapshot),
     ),
+    (Method::Post, "/v1/workspaces/{workspace}/rebind", || {
+        post(workspace::rebind)
+    }),
     (Method::Post, "/v1/workspaces/{workspace}/fork", || {
         post(workspace::fork)
     }),

@@ -1,7 +1,7 @@
 //! `/v1/workspaces`. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRequest, WorkspaceResize,
+    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,
     WorkspaceSnapshotRequest, WorkspaceState, WorkspaceView,
 };
 use axum::Json as JsonAnswer;
@@ -108,4 +108,14 @@ pub(super) async fn fork(
     Json(request): Json<WorkspaceFork>,
 ) -> Answer {
     Ok(answer(edge.engine.fork_workspace(&selector, request).await?))
+}
+
+/// 202: the new sandbox is made and the workspace handed over without the caller.
+pub(super) async fn rebind(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(request): Json<WorkspaceRebind>,
+) -> Answer {
+    let view = edge.engine.rebind_workspace(&selector, request).await?;
+    Ok((StatusCode::ACCEPTED, JsonAnswer(view)))
 }

@@ -120,18 +120,21 @@ impl Driver {
         let Some(workspace) = workspace else { return Ok(()) };
         let told = |what: &str| event::workspace(&workspace, Some(&self.record), what);
         let writes = match news {
-            WorkspaceNews::Mounted if workspace.formatted => Vec::new(),
             WorkspaceNews::Mounted => {
-                let formatted = WorkspaceRecord {
+                let mounted = WorkspaceRecord {
                     formatted: true,
+                    mounted_in: Some(self.record.id),
                     ..workspace.clone()
                 };
-                vec![
-                    Write::Workspace(Box::new(formatted)),
-                    told("has a file system now"),
-                ]
+                vec![Write::Workspace(Box::new(mounted)), told("is mounted")]
             }
-            WorkspaceNews::Released => vec![told("is unmounted")],
+            WorkspaceNews::Released => {
+                let released = WorkspaceRecord {
+                    mounted_in: None,
+                    ..workspace.clone()
+                };
+                vec![Write::Workspace(Box::new(released)), told("is unmounted")]
+            }
             WorkspaceNews::Held { reason } => {
                 vec![told(&format!(
                     "could not be unmounted: {}",
@@ -143,10 +146,8 @@ impl Driver {
                 return Ok(());
             }
         };
-        if !writes.is_empty() {
-            let written = self.shared.journal.commit(Point::Workspace, writes).await;
-            written.map_err(recorded)?;
-        }
+        let written = self.shared.journal.commit(Point::Workspace, writes).await;
+        written.map_err(recorded)?;
         if matches!(news, WorkspaceNews::Released | WorkspaceNews::Held { .. }) {
             self.parting.over = true;
             if self.parting.until.is_some() {
@@ -276,10 +277,7 @@ impl Driver {
     ) -> Result<(), Problem> {
         writes.push(Write::Sandbox(Box::new(record.clone())));
         let written = self.shared.journal.commit(Point::Workspace, writes).await;
-        written.map_err(|error| match error {
-            StoreError::Conflict(reason) => Problem::new(ErrorCode::StateConflict, reason),
-            other => crate::engine::store_problem(&other),
-        })?;
+        written.map_err(|error| crate::engine::store_problem(&error))?;
         self.adopt(record);
         Ok(())
     }
