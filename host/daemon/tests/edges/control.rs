@@ -16,12 +16,12 @@ async fn every_route_of_the_table_is_there_and_answers_in_json() {
             .replace("{job}", "job_0123456789ab")
             .replace("{sandbox}", "4711")
             .replace("{name}", "nobody")
+            .replace("{workspace}", "nobody")
+            .replace("{snapshot}", "none")
             .replace("{*name}", "files/none");
         let answer = match route.method {
             Method::Get => lab.get(&path).await,
-            // A body that is whole, or it would be that what is refused.
-            Method::Post if path.ends_with("/commands") => lab.post(&path, &json!({"words": ["true"]})).await,
-            Method::Post => lab.post(&path, &json!({})).await,
+            Method::Post => lab.post(&path, &whole_body(&path)).await,
             Method::Delete => lab.control().await.send("DELETE", &path, &[], "").await,
         };
         if path.contains('4') || path.contains("nobody") {
@@ -38,6 +38,19 @@ async fn every_route_of_the_table_is_there_and_answers_in_json() {
         } else {
             assert_eq!(answer.header("content-type"), "application/json", "{path}");
         }
+    }
+}
+
+/// Where something is named, what is asked of it, or it would be the body that is refused.
+fn whole_body(path: &str) -> Value {
+    match path.rsplit('/').next() {
+        Some("commands") => json!({"words": ["true"]}),
+        Some("renew") => json!({"ttl_minutes": 60}),
+        Some("resize") => json!({"size_gb": 8}),
+        Some("attach") => json!({"sandbox": "4711"}),
+        Some("snapshots" | "fork") => json!({"name": "another"}),
+        Some("rebind") => json!({"profile": "demo"}),
+        Some(_) | None => json!({}),
     }
 }
 
