@@ -167,7 +167,9 @@ impl Commands {
         };
         let id = self.create(sandbox, sync).await?;
         // An operator who goes takes his command along.
-        let stays = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::convert::Infallible>>());
+        let stays = Body::from_stream(futures_util::stream::pending::<
+            Result<Bytes, std::convert::Infallible>,
+        >());
         if let Some((_, output)) = self.follow(&id, stays) {
             let mut output = output.into_data_stream();
             while output.next().await.is_some() {}
