@@ -319,7 +319,7 @@ mod tests {
             let token = "agentlab@pve!daemon-pve8";
             let whole = |answers: &[Value]| json!({ "token": token, "answers": answers, "clock_ahead": 0 });
             self.set("asked", &whole(&first).to_string());
-            self.set("probed", &whole(&vec![said(probe, &Value::Null); 6]).to_string());
+            self.set("probed", &whole(&vec![said(probe, &Value::Null); 11]).to_string());
         }
 
         /// A daemon that has no sandboxes. It ends with the test's process.

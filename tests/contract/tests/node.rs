@@ -68,7 +68,7 @@ async fn doctor_proves_with_the_token_what_it_may_and_what_it_must_not() {
         let seen = Doctor::of(&node, &node.root_token());
         let (states, said) = seen.check("reach");
         assert!(
-            states.len() == 6 && states.iter().all(|state| *state == "fail"),
+            states.len() == 11 && states.iter().all(|state| *state == "fail"),
             "{said}"
         );
         assert!(said.contains("may make roles"), "{said}");

@@ -198,8 +198,10 @@ impl TokenWay<'_> {
             Some(reach) => {
                 rows.extend(token::missing(&reach, &greeting.permissions, token));
                 rows.extend(token::surplus(&reach, &greeting.permissions, token));
+                let stranger = stranger(&read.config, &reach, node);
+                let template = reach.templates.first().copied().unwrap_or(stranger);
                 rows.extend(
-                    self.probe(token, &name, stranger(&read.config, &reach, node))
+                    self.probe(token::probes(&name, stranger, template, token), token)
                         .await,
                 );
             }
@@ -251,8 +253,7 @@ impl TokenWay<'_> {
         })
     }
 
-    async fn probe(&self, token: &TokenName, node: &str, stranger: Vmid) -> Vec<Row> {
-        let probes = token::probes(node, stranger);
+    async fn probe(&self, probes: Vec<token::Probe>, token: &TokenName) -> Vec<Row> {
         let questions: Vec<Question> = probes.iter().map(|probe| probe.question.clone()).collect();
         match ask::ask(self.programs, self.path, &questions).await {
             Ok(answers) => token::judge(&probes, &answers.answers, token),

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agentlab_api::Vmid;
 use serde_json::Value;
 
 use super::ask::{Answer, Question};
@@ -78,7 +79,10 @@ pub(crate) fn missing(reach: &Reach, permissions: &Permissions, token: &TokenNam
         );
         let next = remedy(&grant, has.is_empty(), token);
         let seen = if lacks.contains(&SMBIOS) {
-            format!("{seen}: without {SMBIOS} no sandbox can be given its seed")
+            format!(
+                "{seen}: without {SMBIOS} only templates with a cloud-init drive can be given a seed, as a snippet \
+                 (docs/proxmox.md, What is ours)"
+            )
         } else {
             seen
         };
@@ -172,16 +176,21 @@ pub(crate) struct Probe {
 }
 
 /// What a stolen token would be tried on first. None of it can have an effect, allowed or not.
-pub(crate) fn probes(node: &str, stranger: agentlab_api::Vmid) -> Vec<Probe> {
+pub(crate) fn probes(node: &str, stranger: Vmid, template: Vmid, token: &TokenName) -> Vec<Probe> {
     let probe = |question, what| Probe { question, what };
+    let machine = |vmid: Vmid, what: &str| Question::probe(format!("/nodes/{node}/qemu/{vmid}/{what}"));
     vec![
         probe(
             Question::get(format!("/nodes/{node}/qemu/{stranger}/config")),
             "read the configuration of a VM that is not ours",
         ),
+        probe(machine(stranger, "config"), "change it"),
+        probe(machine(stranger, "status/start"), "start it"),
+        probe(machine(stranger, "agent/exec"), "run programs in it"),
+        probe(machine(template, "config"), "change the template"),
         probe(
-            Question::probe(format!("/nodes/{node}/qemu/{stranger}/config")),
-            "change it",
+            Question::probe(format!("/nodes/{node}/storage/agentlab-probe/content")),
+            "put volumes on any storage",
         ),
         probe(
             Question::get("/cluster/firewall/options"),
@@ -190,6 +199,10 @@ pub(crate) fn probes(node: &str, stranger: agentlab_api::Vmid) -> Vec<Probe> {
         probe(Question::probe("/cluster/firewall/groups"), "change the firewall"),
         probe(Question::get("/access/users/root@pam"), "read who may log in"),
         probe(Question::probe("/access/roles"), "make roles"),
+        probe(
+            Question::probe(format!("/access/users/{}/token/agentlab-probe", token.user)),
+            "make itself another token",
+        ),
     ]
 }
 

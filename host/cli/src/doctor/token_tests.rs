@@ -108,7 +108,9 @@ fn without_the_privilege_for_smbios_it_is_said_what_does_not_work() {
         rows[0].seen
     );
     assert!(
-        rows[0].seen.contains("no sandbox can be given its seed"),
+        rows[0]
+            .seen
+            .contains("only templates with a cloud-init drive can be given a seed"),
         "{}",
         rows[0].seen
     );
@@ -138,7 +140,7 @@ fn privileges_beyond_the_need_are_pointed_out() {
 
 #[test]
 fn only_a_refusal_for_want_of_permission_proves_anything() {
-    let probes = probes("pve8", vmid(104));
+    let probes = probes("pve8", vmid(104), vmid(9000), &token());
     let said = |status| Answer::Said {
         status,
         reason: "x".to_owned(),

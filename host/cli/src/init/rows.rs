@@ -183,8 +183,8 @@ fn snippets(node: &Node) -> Row {
     Row::warn(
         "seed",
         format!(
-            "without {SMBIOS} this daemon can give a sandbox no seed; the legacy way were cloud-init snippets \
-             (/var/lib/vz/snippets of `local`; storages that take them: {names})"
+            "without {SMBIOS} seeds go the legacy way, as cloud-init snippets, and only to templates with a cloud-init \
+             drive: `snippets_dir` in config.yaml, /var/lib/vz/snippets of `local` (storages that take them: {names})"
         ),
         "leave --no-smbios-seed out",
     )
