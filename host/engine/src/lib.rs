@@ -41,6 +41,7 @@ mod view;
 mod vigil;
 mod workspace;
 mod workspace_rebind;
+mod workspace_snapshot;
 mod workspace_task;
 
 pub use engine::{Engine, StartError};

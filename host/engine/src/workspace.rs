@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use agentlab_api::{
-    ErrorCode, Problem, Profile, SandboxId, SandboxView, WorkspaceFork, WorkspaceId, WorkspaceList,
-    WorkspaceRequest, WorkspaceSnapshotView, WorkspaceState, WorkspaceUse, WorkspaceView,
+    ErrorCode, Problem, Profile, SandboxId, SandboxView, WorkspaceId, WorkspaceList, WorkspaceRequest,
+    WorkspaceSnapshotView, WorkspaceState, WorkspaceUse, WorkspaceView,
 };
 use agentlab_store::{SandboxRecord, StoreError, WorkspaceRecord, WorkspaceTask, Write};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
@@ -26,7 +26,6 @@ use crate::view;
 /// Largest volume.
 const LARGEST_GB: u32 = 16 * 1024;
 const LONGEST_NAME: usize = 40;
-const MOST_SNAPSHOTS: usize = 32;
 /// How long a caller waits for what is done with a volume; it goes on without him.
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -83,7 +82,7 @@ fn invalid(pointer: &str, detail: impl Into<String>) -> Problem {
 }
 
 /// Becomes part of a path, and is typed by people.
-fn check_name(name: &str) -> Result<(), Problem> {
+pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let fits = name.len() <= LONGEST_NAME
         && name.bytes().all(|byte| plain(byte) || byte == b'-')
@@ -107,7 +106,7 @@ fn check_size(size_gb: u32) -> Result<(), Problem> {
 }
 
 /// A new record.
-fn fresh(shared: &Shared, name: &str, size_gb: u32, task: WorkspaceTask) -> WorkspaceRecord {
+pub(crate) fn fresh(shared: &Shared, name: &str, size_gb: u32, task: WorkspaceTask) -> WorkspaceRecord {
     let (id, now) = (WorkspaceId::generate(), shared.now());
     WorkspaceRecord {
         id,
@@ -172,7 +171,7 @@ pub(crate) fn suits<'a>(selector: Option<&'a str>, profile: &Profile) -> Result<
 }
 
 /// Refuses what somebody has, waits for, or is at work on.
-async fn at_rest(shared: &Shared, record: &WorkspaceRecord) -> Result<(), Problem> {
+pub(crate) async fn at_rest(shared: &Shared, record: &WorkspaceRecord) -> Result<(), Problem> {
     let name = &record.name;
     let conflict = |text: String| Problem::new(ErrorCode::StateConflict, text);
     if record.task.is_some() || record.rebind.is_some() || record.volume.is_none() {
@@ -279,37 +278,6 @@ impl Engine {
         self.begin_workspace(record).await
     }
 
-    /// Has a copy made of a workspace that nobody has, or of a snapshot.
-    ///
-    /// # Errors
-    /// As [`Engine::create_workspace`]; the workspace is attached, or has no such snapshot.
-    pub async fn fork_workspace(
-        &self,
-        selector: &str,
-        request: WorkspaceFork,
-    ) -> Result<WorkspaceView, Problem> {
-        self.accepting()?;
-        check_name(&request.name)?;
-        let alone = self.shared.workspaces.alone().await;
-        let of = select(&self.shared, selector).await?;
-        let formatted = match &request.from_snapshot {
-            Some(name) => snapshot(&of, name)?.formatted,
-            None => of.formatted,
-        };
-        at_rest(&self.shared, &of).await?;
-        let task = WorkspaceTask::Copy {
-            of: of.id,
-            snapshot: request.from_snapshot,
-        };
-        let record = WorkspaceRecord {
-            file_system: of.file_system,
-            formatted,
-            ..fresh(&self.shared, &request.name, of.size_gb, task)
-        };
-        drop(alone);
-        self.begin_workspace(record).await
-    }
-
     /// All workspaces, by name.
     ///
     /// # Errors
@@ -369,54 +337,6 @@ impl Engine {
         view_of(&self.shared, record).await
     }
 
-    /// Has the state of a workspace that nobody has kept.
-    ///
-    /// # Errors
-    /// Somebody has it, there is such a snapshot, or the back end cannot.
-    pub async fn snapshot_workspace(&self, selector: &str, name: String) -> Result<WorkspaceView, Problem> {
-        self.accepting()?;
-        check_name(&name)?;
-        let alone = self.shared.workspaces.alone().await;
-        let record = select(&self.shared, selector).await?;
-        if record.snapshots.iter().any(|known| known.name == name) {
-            let text = format!("Workspace `{}` has a snapshot `{name}` already", record.name);
-            return Err(Problem::new(ErrorCode::StateConflict, text).with_hint("choose another name"));
-        }
-        if record.snapshots.len() >= MOST_SNAPSHOTS {
-            let text = format!(
-                "Workspace `{}` has {MOST_SNAPSHOTS} snapshots, which is the most",
-                record.name
-            );
-            return Err(Problem::new(ErrorCode::LimitReached, text)
-                .with_hint("`agentlab workspace snapshot delete` removes one"));
-        }
-        self.task(alone, record, WorkspaceTask::Snapshot { name }).await
-    }
-
-    /// Has a workspace that nobody has go back to a snapshot.
-    ///
-    /// # Errors
-    /// Somebody has it, or there is no such snapshot.
-    pub async fn restore_workspace(&self, selector: &str, name: String) -> Result<WorkspaceView, Problem> {
-        self.accepting()?;
-        let alone = self.shared.workspaces.alone().await;
-        let record = select(&self.shared, selector).await?;
-        snapshot(&record, &name)?;
-        self.task(alone, record, WorkspaceTask::Restore { name }).await
-    }
-
-    /// Has a snapshot removed.
-    ///
-    /// # Errors
-    /// There is none, or somebody has the workspace.
-    pub async fn forget_snapshot(&self, selector: &str, name: String) -> Result<WorkspaceView, Problem> {
-        self.accepting()?;
-        let alone = self.shared.workspaces.alone().await;
-        let record = select(&self.shared, selector).await?;
-        snapshot(&record, &name)?;
-        self.task(alone, record, WorkspaceTask::Forget { name }).await
-    }
-
     /// Gives a workspace to a stopped sandbox, from its next start on.
     ///
     /// # Errors
@@ -472,14 +392,14 @@ impl Engine {
     }
 
     /// Records a new workspace with its task, and waits a while for it.
-    async fn begin_workspace(&self, record: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
+    pub(crate) async fn begin_workspace(&self, record: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
         self.record_workspace(&record, "is requested").await?;
         tracing::info!(workspace = %record.id, name = record.name, "workspace requested");
         self.finished(record.id).await
     }
 
     /// Records what is to be done with a workspace that nobody has, and waits a while for it.
-    async fn task(
+    pub(crate) async fn task(
         &self,
         alone: MutexGuard<'_, ()>,
         record: WorkspaceRecord,
@@ -544,24 +464,6 @@ impl Engine {
             }
         }
     }
-}
-
-fn snapshot<'a>(
-    record: &'a WorkspaceRecord,
-    name: &str,
-) -> Result<&'a agentlab_store::WorkspaceSnapshot, Problem> {
-    let found = record.snapshots.iter().find(|known| known.name == name);
-    found.ok_or_else(|| {
-        let shown: String = name.escape_debug().take(80).collect();
-        let text = format!("Workspace `{}` has no snapshot `{shown}`", record.name);
-        let names: Vec<&str> = record.snapshots.iter().map(|one| one.name.as_str()).collect();
-        let hint = if names.is_empty() {
-            "it has none".to_owned()
-        } else {
-            format!("there are: {}", names.join(", "))
-        };
-        Problem::new(ErrorCode::NotFound, text).with_hint(hint)
-    })
 }
 
 #[cfg(test)]
