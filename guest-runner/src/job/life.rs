@@ -17,6 +17,9 @@ use crate::redact::Needles;
 
 /// There once an agent may have begun; holds the commit it began at, if there is one.
 const BASE: &str = "base";
+/// Room that no agent can take, so that what it made can be collected from a disk that it filled.
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 64 << 20;
 /// Pieces of one life are numbered from a multiple of this, so that the host takes none for one it has.
 const PIECES_OF_A_LIFE: u64 = 1 << 32;
 
@@ -56,6 +59,19 @@ pub(super) fn begin(
 /// The agent is about to begin.
 pub(super) fn note_base(spool: &Path, base_commit: Option<&str>) -> std::io::Result<()> {
     std::fs::write(spool.join(BASE), base_commit.unwrap_or_default())
+}
+
+/// Sets room aside. On a disk without so much there is none.
+pub(super) fn set_aside(spool: &Path) -> std::io::Result<()> {
+    let file = std::fs::File::create(spool.join(RESERVE))?;
+    let none = rustix::fs::FallocateFlags::empty();
+    Ok(rustix::fs::fallocate(file, none, 0, RESERVE_BYTES)?)
+}
+
+/// Gives the room that was set aside to whoever writes next.
+pub(super) fn give_room(spool: &Path) {
+    // Not there: then nothing was set aside.
+    std::fs::remove_file(spool.join(RESERVE)).ok();
 }
 
 impl<H: HostLink> Job<'_, H> {

@@ -170,6 +170,7 @@ pub async fn run<H: HostLink>(
         phase,
         cancelled,
         oom_kills: vitals::oom_kills(),
+        disk: None,
     };
     tokio::select! {
         outcome = job.perform(report, life) => outcome,
@@ -188,6 +189,8 @@ struct Job<'a, H> {
     cancelled: watch::Receiver<bool>,
     /// Processes killed for want of memory before it began.
     oom_kills: u64,
+    /// Size of the disk and what the agent left of it, before room is given back.
+    disk: Option<(u64, u64)>,
 }
 
 /// Why a job stopped before its agent ended.
@@ -210,7 +213,7 @@ impl<H: HostLink> Job<'_, H> {
         }
         report.cause = cause::of(
             &report,
-            vitals::disk(&self.layout.work),
+            self.disk.unwrap_or_else(|| vitals::disk(&self.layout.work)),
             vitals::oom_kills() > self.oom_kills,
         );
         self.upload(&mut report, work).await;
@@ -308,6 +311,10 @@ impl<H: HostLink> Job<'_, H> {
         life::note_base(&layout.spool, report.base_commit.as_deref()).map_err(|error| {
             Stop::Failed(Phase::Repository, format!("Its base could not be noted: {error}"))
         })?;
+        if let Err(error) = life::set_aside(&layout.spool) {
+            self.log
+                .runner(&format!("No room was set aside for the work: {error}"));
+        }
         workspace::import_previous(layout, self.log).await;
 
         self.enter(Phase::Agent);
@@ -323,6 +330,7 @@ impl<H: HostLink> Job<'_, H> {
         };
         sandbox.as_str().clone_into(&mut report.inner_sandbox);
         let ended = agent::run(&spec, self.log, &mut self.cancelled).await;
+        self.disk = Some(vitals::disk(&layout.work));
         // It could not be begun, or not be waited for: in both cases nothing of it may stay.
         if ended.is_err() {
             process::end_user(layout.user.uid).await;
@@ -413,6 +421,7 @@ impl<H: HostLink> Job<'_, H> {
 
     async fn collect(&self, report: &mut Report) -> Work {
         self.enter(Phase::Collect);
+        life::give_room(&self.layout.spool);
         let limit = self.answer.limits.max_total_bytes;
         let work = collect::collect(self.layout, report.base_commit.as_deref(), limit, self.log).await;
         report.head_commit.clone_from(&work.head);

@@ -207,6 +207,36 @@ echo "the agent is user $(id -un)"
     }
 
     #[test]
+    fn a_guest_without_memory_or_disk_for_its_agent_says_so() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let lab = Lab::start(&profiles())?;
+        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let path = repository.path().display().to_string();
+        for (task, code) in [
+            // Keeps all it reads until it sees a line end.
+            (
+                "git commit -q --allow-empty -m kept; tail /dev/zero",
+                ErrorCode::OutOfMemory,
+            ),
+            (
+                "git commit -q --allow-empty -m kept; cat /dev/zero > /var/tmp/all",
+                ErrorCode::GuestDiskFull,
+            ),
+        ] {
+            let words = ["--repo", &path, "--task", task, "--profile", "over-serial"];
+            let ran = lab.agentlab(&[&["job", "run"][..], &words].concat())?;
+            let job = lab.newest_job()?;
+            let failure = job.failure.context("no failure")?;
+            ensure!(failure.code == code, "{failure:#?}\n{}{}", ran.stdout, ran.stderr);
+            let outcome = job.outcome.context("no outcome")?;
+            ensure!(outcome.commits == 1, "the work was lost: {outcome:#?}");
+        }
+        lab.nothing_is_left()
+    }
+
+    #[test]
     fn failures_of_the_agent_come_back_with_code_deadline_and_artifacts() -> Result<()> {
         if !vm_tier() {
             return Ok(());

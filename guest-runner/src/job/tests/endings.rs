@@ -166,6 +166,8 @@ async fn an_agent_whose_runner_was_killed_is_ended_and_what_it_made_is_handed_ov
     }
     let secret = lab.layout.run.join("environment");
     assert!(secret.exists());
+    let reserve = lab.layout.spool.join("reserve");
+    assert_eq!(std::fs::metadata(&reserve).unwrap().len(), 64 << 20);
     lab.deaths = 1;
     lab.host(|seen| seen.next = 1 << 32);
     let report = lab.run().await;
@@ -179,6 +181,7 @@ async fn an_agent_whose_runner_was_killed_is_ended_and_what_it_made_is_handed_ov
     let log = String::from_utf8(lab.host.artifact("agent.log").unwrap()).unwrap();
     assert!(log.contains("begun") && log.contains("was killed"), "{log}");
     assert!(!secret.exists(), "a secret is left");
+    assert!(!reserve.exists(), "room that was set aside is not given back");
 
     // Killed before the agent began: nothing to collect, and the host hears why.
     std::fs::remove_file(lab.layout.spool.join("base")).unwrap();
