@@ -15,6 +15,7 @@ mod hostile_upload;
 mod job;
 mod job_end;
 mod node;
+mod node_doctor;
 mod process;
 mod profile;
 mod sandbox;
