@@ -7,8 +7,8 @@ use agentlab_protocol::message::{Heartbeat, Phase, Vitals};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::{JobLog, Layout};
 use super::host::HostLink;
+use super::{JobLog, Layout};
 use crate::{vitals, workspace};
 
 /// Beats at every change of `phase` and every `every`, for ever. Sets `cancel` once the host asks for it. A beat that
