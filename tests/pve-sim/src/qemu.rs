@@ -16,6 +16,7 @@ use agentlab_api::{SandboxId, Vmid};
 use agentlab_backend::qemu::{Qemu, QemuOptions};
 use agentlab_backend::{
     Backend, CloneSpec, Limits, MacAddress, Machines as _, Nic, PowerOn, Seeds as _, Shape, Stamp,
+    Volumes as _,
 };
 use agentlab_netpolicy::{IfName, create_tap};
 use anyhow::{Context as _, Result, ensure};
@@ -77,6 +78,8 @@ pub struct Booter {
     qemu: Arc<Qemu>,
     bridge: String,
     stamps: HashMap<u32, Stamp>,
+    /// The volume each machine was last started with.
+    volumes: HashMap<u32, String>,
 }
 
 /// What VMs are made of, and where.
@@ -108,6 +111,7 @@ pub async fn boot_with_qemu(options: BootOptions) -> Result<(Arc<dyn Boot>, Boot
         qemu,
         bridge,
         stamps: HashMap::new(),
+        volumes: HashMap::new(),
     };
     Ok((Arc::new(QemuBoot(sender)), booter))
 }
@@ -181,6 +185,7 @@ impl Booter {
             Some(seed) => self.qemu.place_seed(vmid, &stamp, &seed).await?,
             None => self.qemu.remove_seed(vmid, &stamp).await?,
         }
+        self.plug_volume(machine, &stamp).await?;
         let name = format!("tap{}i0", machine.vmid);
         let tap = create_tap(
             &name
@@ -194,6 +199,23 @@ impl Booter {
         ensure!(plugged.success(), "{name} cannot be plugged into {}", self.bridge);
         let nic = Some(Nic { tap: Some(tap) });
         self.qemu.power_on(vmid, &stamp, PowerOn { nic }).await?;
+        Ok(())
+    }
+
+    /// The second disk, where it is one that belongs to no machine: its bytes are a volume of the same name here.
+    async fn plug_volume(&mut self, machine: &Powered, stamp: &Stamp) -> Result<()> {
+        let vmid = Vmid::try_from(machine.vmid).map_err(anyhow::Error::msg)?;
+        let wanted = machine.value("scsi1").and_then(foreign_volume);
+        if let Some(had) = self.volumes.remove(&machine.vmid) {
+            self.qemu.detach_volume(&had, vmid, stamp).await?;
+        }
+        let Some((name, size_gb)) = wanted else {
+            return Ok(());
+        };
+        let volume = self.qemu.create_volume(&name, size_gb).await?;
+        self.qemu.attach_volume(&volume, vmid, stamp).await?;
+        self.qemu.grow_volume(&volume, vmid, stamp, size_gb).await?;
+        self.volumes.insert(machine.vmid, volume);
         Ok(())
     }
 
@@ -236,6 +258,18 @@ async fn watch(qemu: Arc<Qemu>, vmid: u32, operator: Arc<Operator>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     operator.stop(vmid);
+}
+
+/// Name and size of the volume in `local:9999/vm-9999-<name>.qcow2,serial=…,size=2G`.
+fn foreign_volume(drive: &str) -> Option<(String, u32)> {
+    let (volume, options) = drive.split_once(',')?;
+    let file = volume.rsplit(['/', ':']).next()?;
+    let name = file.strip_prefix("vm-")?.split_once('-')?.1;
+    let name = name.split('.').next()?.to_owned();
+    let size = options
+        .split(',')
+        .find_map(|option| option.strip_prefix("size="))?;
+    Some((name, size.strip_suffix('G')?.parse().ok()?))
 }
 
 fn mac(text: &str) -> Result<MacAddress> {

@@ -6,11 +6,13 @@
     reason = "a test thread may sleep between two looks"
 )]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs::{File, read_to_string};
+    use std::path::PathBuf;
     use std::process::{Child, Stdio};
     use std::time::{Duration, Instant};
 
-    use agentlab_api::{ChannelKind, JobState};
+    use agentlab_api::{ChannelKind, JobState, JobView};
     use agentlab_testkit::{Lab, Repository, binaries_dir, template_store, vm_tier};
     use anyhow::{Context, Result, ensure};
 
@@ -24,16 +26,37 @@ mod tests {
         "sed -i 's/ - / + /' sum.sh && ./test.sh && git commit -qam 'Add instead of subtracting'";
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    struct Node(Child);
+    struct Node {
+        child: Child,
+        log: PathBuf,
+    }
 
     impl Drop for Node {
         fn drop(&mut self) {
-            drop(self.0.kill());
-            drop(self.0.wait());
+            drop(self.child.kill());
+            drop(self.child.wait());
         }
     }
 
-    fn node(lab: &Lab) -> Result<Node> {
+    impl Node {
+        /// Ends it. It says at its end what of the daemon's is left on it, and what of others was touched.
+        fn leaves_nothing(mut self) -> Result<()> {
+            let pid = rustix::process::Pid::from_child(&self.child);
+            rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
+            self.child.wait()?;
+            let said = read_to_string(&self.log)?;
+            let (_, end) = said.split_once("at its end").context("it did not say its end")?;
+            println!("{end}");
+            ensure!(
+                end.contains("left: nothing\n") && end.contains("foreign touched: nothing\n"),
+                "{end}"
+            );
+            Ok(())
+        }
+    }
+
+    /// `faults`: the seed by which its calls and workers fail.
+    fn node(lab: &Lab, faults: Option<u64>) -> Result<Node> {
         let log = lab.dir().join("node.log");
         let child = lab
             .namespace()
@@ -50,12 +73,16 @@ mod tests {
             .arg(template_store()?)
             .arg("--run-dir")
             .arg(lab.dir().join("vms"))
+            .args(faults.map(|seed| format!("--faults={seed}")))
             .stdin(Stdio::null())
             .stdout(File::create(&log)?)
             .stderr(File::create(lab.dir().join("node.err"))?)
             .spawn()
             .context("pve-sim: cargo build --workspace --bins makes it")?;
-        let node = Node(child);
+        let node = Node {
+            child,
+            log: log.clone(),
+        };
         let end = Instant::now() + PATIENCE;
         while !read_to_string(&log)?.contains("node: ") {
             let said = read_to_string(lab.dir().join("node.err"))?;
@@ -71,7 +98,7 @@ mod tests {
             return Ok(());
         }
         let mut lab = Lab::start_with(PROFILE, CONFIGURATION)?;
-        let node = node(&lab)?;
+        let node = node(&lab, None)?;
         lab.stop_daemon()?;
         lab.start_daemon()?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
@@ -100,8 +127,49 @@ mod tests {
             "{job:#?}"
         );
         lab.nothing_is_left()?;
-        drop(node);
-        Ok(())
+        node.leaves_nothing()
+    }
+
+    #[test]
+    fn a_workspace_goes_from_one_job_to_the_next_over_rest_and_is_removed_in_the_end() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let volumes = format!("{CONFIGURATION}proxmox_storage: local\nproxmox_volume_vmid: 777\n");
+        let mut lab = Lab::start_with(PROFILE, &volumes)?;
+        let node = node(&lab, None)?;
+        lab.stop_daemon()?;
+        lab.start_daemon()?;
+        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let path = repository.path().display().to_string();
+        let job = |task: &str| -> Result<String> {
+            let ran = lab.agentlab(&[
+                "job",
+                "run",
+                "--repo",
+                &path,
+                "--task",
+                task,
+                "--profile",
+                "over-rest",
+                "--workspace",
+                "w",
+            ])?;
+            let said = format!("{}{}", ran.stdout, ran.stderr);
+            ensure!(ran.code() == Some(0), "{said}\n{}", lab.daemon_log());
+            Ok(said)
+        };
+        let made = lab.agentlab(&["workspace", "create", "w", "--size", "1G"])?;
+        ensure!(made.code() == Some(0), "{}{}", made.stdout, made.stderr);
+        job("echo kept > /work/notes")?;
+        let resized = lab.agentlab(&["workspace", "resize", "w", "2G"])?;
+        ensure!(resized.code() == Some(0), "{}", resized.stderr);
+        let said = job("cat /work/notes; df -BM --output=size /work")?;
+        ensure!(said.contains("kept"), "{said}");
+        lab.nothing_is_left()?;
+        let gone = lab.agentlab(&["workspace", "delete", "w", "--yes"])?;
+        ensure!(gone.code() == Some(0), "{}{}", gone.stdout, gone.stderr);
+        node.leaves_nothing()
     }
 
     /// The daemon is killed at some moment of each job, always another one. `AGENTLAB_KILLS=50` for more of them.
@@ -110,13 +178,34 @@ mod tests {
         if !vm_tier() {
             return Ok(());
         }
-        let kills = std::env::var("AGENTLAB_KILLS").map_or(Ok(4), |text| text.parse::<u64>())?;
+        killed(None, 4, |job| job.state == JobState::Completed)
+    }
+
+    /// The same while calls are lost before and after their effect, come late, meet locks, and workers fail: a job may
+    /// fail then, and says why. `AGENTLAB_SEED` for other faults.
+    #[test]
+    fn a_daemon_killed_at_any_moment_while_the_node_fails_too_ends_every_job_and_leaves_nothing() -> Result<()>
+    {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let seed = std::env::var("AGENTLAB_SEED").map_or(Ok(1), |text| text.parse::<u64>())?;
+        println!("seed {seed}");
+        killed(Some(seed), 3, |job| {
+            let says_why = job.failure.as_ref();
+            job.state == JobState::Completed || says_why.is_some_and(|failure| !failure.message.is_empty())
+        })
+    }
+
+    fn killed(faults: Option<u64>, kills: u64, is_well: impl Fn(&JobView) -> bool) -> Result<()> {
+        let kills = std::env::var("AGENTLAB_KILLS").map_or(Ok(kills), |text| text.parse::<u64>())?;
         let mut lab = Lab::start_with(PROFILE, CONFIGURATION)?;
-        let node = node(&lab)?;
+        let node = node(&lab, faults)?;
         lab.stop_daemon()?;
         lab.start_daemon()?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
         let path = repository.path().display().to_string();
+        let mut ends = BTreeMap::<String, u64>::new();
         for kill in 0..kills {
             let moment = Duration::from_millis((kill * 3571 + 400) % 9000);
             println!("killed after {moment:?}");
@@ -132,26 +221,22 @@ mod tests {
                 "over-rest",
             ];
             let ran = lab.agentlab(&asked)?;
-            ensure!(
-                ran.code() == Some(0),
-                "{}{}\n{}",
-                ran.stdout,
-                ran.stderr,
-                lab.daemon_log()
-            );
+            let said = || format!("{}{}\n{}", ran.stdout, ran.stderr, lab.daemon_log());
+            ensure!(ran.code() == Some(0), "{}", said());
             let job = lab.newest_job()?;
             std::thread::sleep(moment);
             lab.kill_daemon()?;
             lab.start_daemon()?;
-            let ended = lab.wait_for_job(&job.id.to_string(), PATIENCE * 3, |job| job.state.is_final())?;
+            let ended = lab.wait_for_job(&job.id.to_string(), PATIENCE * 6, |job| job.state.is_final())?;
             ensure!(
-                ended.state == JobState::Completed,
+                is_well(&ended),
                 "killed after {moment:?}: {ended:#?}\n{}",
                 lab.daemon_log()
             );
+            *ends.entry(format!("{:?}", ended.state)).or_default() += 1;
             lab.nothing_is_left()?;
         }
-        drop(node);
-        Ok(())
+        println!("{ends:?}");
+        node.leaves_nothing()
     }
 }
