@@ -44,6 +44,28 @@ pub struct Asked {
     has_options: bool,
 }
 
+/// A message, if it is one. What claims more records than its bytes could hold is none: room would be made for all of
+/// them before the first is read.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Option<Message> {
+    const LEAST_QUESTION: usize = 5;
+    const LEAST_RECORD: usize = 11;
+    let mut claimed = HEADER;
+    for (place, least) in [
+        (4, LEAST_QUESTION),
+        (6, LEAST_RECORD),
+        (8, LEAST_RECORD),
+        (10, LEAST_RECORD),
+    ] {
+        let count = u16::from_be_bytes(*bytes.get(place..)?.first_chunk()?);
+        claimed += usize::from(count) * least;
+    }
+    if claimed > bytes.len() {
+        return None;
+    }
+    Message::from_vec(bytes).ok()
+}
+
 /// Reads what a guest sent. Whatever options it names, none of them goes further.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Read {
@@ -62,7 +84,7 @@ pub fn read(bytes: &[u8]) -> Read {
     if bytes.len() > LARGEST_QUESTION {
         return wrong(ResponseCode::FormErr);
     }
-    let Ok(message) = Message::from_vec(bytes) else {
+    let Some(message) = decode(bytes) else {
         return wrong(ResponseCode::FormErr);
     };
     let [query] = message.queries.as_slice() else {

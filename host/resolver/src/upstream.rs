@@ -14,6 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
+use crate::question::decode;
+
 /// An upstream that answers at all answers sooner; the next one is tried then.
 const UDP: Duration = Duration::from_millis(1500);
 const TCP: Duration = Duration::from_secs(3);
@@ -206,10 +208,7 @@ async fn over_udp(to: SocketAddr, question: &Message, bytes: &[u8]) -> io::Resul
     let mut buffer = vec![0; 4096];
     for _ in 0..MOST_STRAY {
         let length = socket.recv(&mut buffer).await?;
-        let Some(mut answer) = buffer
-            .get(..length)
-            .and_then(|bytes| Message::from_vec(bytes).ok())
-        else {
+        let Some(mut answer) = buffer.get(..length).and_then(decode) else {
             continue;
         };
         if answers(question, &answer) {
@@ -234,7 +233,7 @@ async fn by_stream(to: SocketAddr, question: &Message, bytes: &[u8]) -> io::Resu
     let length = stream.read_u16().await?;
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await?;
-    let mut answer = Message::from_vec(&answer).map_err(io::Error::other)?;
+    let mut answer = decode(&answer).ok_or(io::ErrorKind::InvalidData)?;
     // Nobody but the upstream can write into the stream, so the case of letters may be what it likes.
     spell_as(question, &mut answer);
     if answers(question, &answer) {

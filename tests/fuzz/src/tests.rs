@@ -44,6 +44,7 @@ fuzzed! {
     bundle: no_bundle_is_half_read_or_refused_with_a_value,
     channel: no_noise_on_the_line_locks_out_the_next_guest,
     config: no_config_is_half_read_or_refused_without_a_place,
+    dns: no_message_opens_what_its_name_does_not_stand_for,
     frame: no_bytes_swallow_the_frames_behind_them,
     message: no_message_changes_on_its_way_or_prints_a_secret,
     profile: no_profile_is_half_read_or_refused_without_a_place,

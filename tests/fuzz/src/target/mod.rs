@@ -4,6 +4,7 @@ mod artifact_name;
 mod bundle;
 mod channel;
 mod config;
+mod dns;
 mod frame;
 mod message;
 mod profile;
@@ -65,6 +66,7 @@ pub const TARGETS: &[Target] = &[
     bundle::TARGET,
     channel::TARGET,
     config::TARGET,
+    dns::TARGET,
     frame::TARGET,
     message::TARGET,
     profile::TARGET,
