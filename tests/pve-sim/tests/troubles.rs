@@ -78,7 +78,7 @@ async fn a_storage_that_somebody_works_on_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_whose_worker_died_is_left_to_the_administrator_with_the_commands_for_it() {
+async fn a_clone_whose_worker_died_is_left_to_the_administrator() {
     let (sim, backend) = lab(Version::V8);
     let rates = Rates {
         half_done_clone: 1000,
