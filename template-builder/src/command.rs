@@ -45,7 +45,7 @@ enum Verb {
         /// Name, VMID or start of the id [default: all images]
         template: Option<String>,
     },
-    /// Remove images that no name leads to and no machine uses, root trees nobody needs, and leftovers
+    /// Remove images that no name leads to and no machine uses, what is kept and no image was made from, and leftovers
     Gc {
         /// Only say what would go
         #[arg(long)]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{During, Result};
+use crate::manifest::Manifest;
+use crate::npm::NpmPackage;
 use crate::store::{BY_NAME, CACHE, TemplateStore, is_id, read_dir};
 
 /// Something that `gc` removes, or would.
@@ -29,6 +31,10 @@ pub enum Why {
     Dangling,
     /// A root tree that no image which stays was made from.
     StaleTree,
+    /// A package of npm that no image which stays has.
+    StalePackage,
+    /// A published image that no template which stays was made from.
+    StaleImage,
     /// Work of a build that died.
     Leftover,
 }
@@ -39,6 +45,8 @@ impl std::fmt::Display for Why {
             Self::Unnamed => "no name leads to it",
             Self::Dangling => "leads to no image",
             Self::StaleTree => "no image was made from it",
+            Self::StalePackage => "no image has it",
+            Self::StaleImage => "no template was made from it",
             Self::Leftover => "left by a build that died",
         })
     }
@@ -48,8 +56,8 @@ impl std::fmt::Display for Why {
 #[derive(Debug, Clone)]
 struct Image {
     id: String,
-    /// Absent when the manifest cannot be read.
-    tree_key: Option<String>,
+    /// Names of what is kept and it was made from; none when the manifest cannot be read.
+    made_from: Vec<String>,
     in_use: bool,
 }
 
@@ -59,7 +67,8 @@ struct Inventory {
     images: Vec<Image>,
     /// `(name, id)`.
     names: Vec<(String, String)>,
-    tree_keys: Vec<String>,
+    /// Names in the directory of what is kept.
+    kept: Vec<String>,
     leftovers: Vec<String>,
 }
 
@@ -80,10 +89,12 @@ fn plan(inventory: &Inventory) -> Vec<(PathBuf, Why)> {
         .images
         .iter()
         .filter(stays)
-        .filter_map(|image| image.tree_key.as_ref())
+        .flat_map(|image| &image.made_from)
         .collect();
-    for key in inventory.tree_keys.iter().filter(|key| !needed.contains(key)) {
-        going.push((Path::new(CACHE).join(format!("{key}.tar")), Why::StaleTree));
+    for name in inventory.kept.iter().filter(|name| !needed.contains(name)) {
+        if let Some(why) = stale(name) {
+            going.push((Path::new(CACHE).join(name), why));
+        }
     }
     going.extend(
         inventory
@@ -92,6 +103,28 @@ fn plan(inventory: &Inventory) -> Vec<(PathBuf, Why)> {
             .map(|name| (PathBuf::from(name), Why::Leftover)),
     );
     going
+}
+
+/// Why something kept goes when nothing needs it; nothing when only somebody else can have put it there.
+fn stale(name: &str) -> Option<Why> {
+    let (stem, kind) = name.split_once('.')?;
+    let is_hash = |digits| stem.len() == digits && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match kind {
+        "tar" if is_id(stem) => Some(Why::StaleTree),
+        "tgz" if is_hash(128) => Some(Why::StalePackage),
+        "image" if is_id(stem) => Some(Why::StaleImage),
+        "part" if is_id(stem) => Some(Why::Leftover),
+        _ => None,
+    }
+}
+
+fn made_from(manifest: &Manifest) -> Vec<String> {
+    let packages = manifest.npm.iter().filter_map(NpmPackage::sha512);
+    let first = ["tar", "image"].map(|kind| format!("{}.{kind}", manifest.tree_key));
+    first
+        .into_iter()
+        .chain(packages.map(|hash| format!("{hash}.tgz")))
+        .collect()
 }
 
 fn take_inventory(store: &TemplateStore) -> Result<Inventory> {
@@ -103,24 +136,18 @@ fn take_inventory(store: &TemplateStore) -> Result<Inventory> {
     for template in &templates {
         inventory.images.push(Image {
             id: file_name(&template.dir),
-            tree_key: Some(template.manifest.tree_key.clone()),
+            made_from: made_from(&template.manifest),
             in_use: store.in_use(&template.dir)?,
         });
     }
     for (dir, _) in &damaged {
         inventory.images.push(Image {
             id: file_name(dir),
-            tree_key: None,
+            made_from: Vec::new(),
             in_use: store.in_use(dir)?,
         });
     }
-    for name in read_dir(&store.dir().join(CACHE))? {
-        inventory.tree_keys.extend(
-            name.strip_suffix(".tar")
-                .filter(|key| is_id(key))
-                .map(str::to_owned),
-        );
-    }
+    inventory.kept = read_dir(&store.dir().join(CACHE))?;
     inventory.leftovers = leftovers(store)?;
     Ok(inventory)
 }
@@ -199,13 +226,13 @@ mod tests {
     fn image(digit: char, tree: char, in_use: bool) -> Image {
         Image {
             id: id(digit),
-            tree_key: Some(id(tree)),
+            made_from: vec![format!("{}.tar", id(tree)), format!("{}.tgz", id(tree).repeat(2))],
             in_use,
         }
     }
 
     #[test]
-    fn named_and_used_images_stay_with_the_trees_they_were_made_from() {
+    fn named_and_used_images_stay_with_what_they_were_made_from() {
         let inventory = Inventory {
             images: vec![
                 image('a', '1', false),
@@ -213,15 +240,29 @@ mod tests {
                 image('c', '3', false),
                 Image {
                     id: id('d'),
-                    tree_key: None,
+                    made_from: Vec::new(),
                     in_use: false,
                 },
             ],
             names: vec![("demo".to_owned(), id('a')), ("lost".to_owned(), id('f'))],
-            tree_keys: vec![id('1'), id('2'), id('3'), id('4')],
+            kept: ['1', '2', '3', '4']
+                .into_iter()
+                .flat_map(|digit| {
+                    [
+                        format!("{}.tar", id(digit)),
+                        format!("{}.tgz", id(digit).repeat(2)),
+                    ]
+                })
+                .chain([
+                    "notes.txt".to_owned(),
+                    format!("{}.part", id('5')),
+                    format!("{}.image", id('6')),
+                ])
+                .collect(),
             leftovers: vec![".building-x".to_owned()],
         };
         let tree = |digit| Path::new(CACHE).join(format!("{}.tar", id(digit)));
+        let package = |digit| Path::new(CACHE).join(format!("{}.tgz", id(digit).repeat(2)));
         assert_eq!(
             plan(&inventory),
             [
@@ -229,7 +270,14 @@ mod tests {
                 (PathBuf::from(id('d')), Why::Unnamed),
                 (PathBuf::from("by-name/lost"), Why::Dangling),
                 (tree('3'), Why::StaleTree),
+                (package('3'), Why::StalePackage),
                 (tree('4'), Why::StaleTree),
+                (package('4'), Why::StalePackage),
+                (Path::new(CACHE).join(format!("{}.part", id('5'))), Why::Leftover),
+                (
+                    Path::new(CACHE).join(format!("{}.image", id('6'))),
+                    Why::StaleImage
+                ),
                 (PathBuf::from(".building-x"), Why::Leftover),
             ]
         );
