@@ -267,7 +267,7 @@ impl<W: Wire> Pve<W> {
             from: template.disk.clone(),
             sha256: template.disk_sha256.clone(),
         };
-        let failed = |refusal: Refusal| refusal.into_error(self.wire.kind(), "uploading for", vmid);
+        let failed = |refusal: Refusal| refusal.into_error(self.wire.kind(), "disk upload", vmid);
         if let Some(task) = self.wire.upload(node, &upload).await.map_err(failed)? {
             let ended = self.wire.follow(&task, IMPORT_PATIENCE).await.map_err(failed)?;
             ended.map_err(failed)?;
@@ -388,9 +388,8 @@ impl<W: Wire> Publisher for Pve<W> {
             owner: publication.vmid,
             volume: format!("{storage}:import/{file}"),
         };
-        let failed = |refusal: Refusal| {
-            refusal.into_error(self.wire.kind(), "clearing the upload for", publication.vmid)
-        };
+        let failed =
+            |refusal: Refusal| refusal.into_error(self.wire.kind(), "clearing the upload", publication.vmid);
         self.change(node, free).await.map_err(failed)
     }
 
