@@ -202,7 +202,10 @@ mod tests {
         );
         assert_eq!(told.clone, CloneMode::Full);
         assert_eq!(told.volume_owner.map(u32::from), Some(777));
-        assert_eq!(told.snippets.map(|snippets| snippets.storage).as_deref(), Some("local"));
+        assert_eq!(
+            told.snippets.map(|snippets| snippets.storage).as_deref(),
+            Some("local")
+        );
         assert_eq!(
             (told.task_patience, told.clone_patience),
             (

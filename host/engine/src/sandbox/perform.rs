@@ -436,7 +436,10 @@ pub(crate) async fn power(
     let call = async {
         match change {
             PowerChange::ShutDown => {
-                if timeout(WRITE_BACK, shared.door.write_back(record.id)).await.is_err() {
+                if timeout(WRITE_BACK, shared.door.write_back(record.id))
+                    .await
+                    .is_err()
+                {
                     tracing::warn!(sandbox = %record.id, "the guest did not write back in time");
                 }
                 let patience = SHUT_DOWN.min(deadline / 2);

@@ -229,7 +229,9 @@ async fn a_back_end_that_takes_no_changes_is_shown_waited_for_and_given_up_in_th
     lab.running(&job).await;
     assert!(!is_shown().await, "it takes them again");
     let told = lab.messages(&job).await;
-    let waits = told.iter().filter(|line| line.contains("Clone waits for the back end"));
+    let waits = told
+        .iter()
+        .filter(|line| line.contains("Clone waits for the back end"));
     assert_eq!(waits.count(), 1, "{told:#?}");
 
     for _ in 0..1000 {
