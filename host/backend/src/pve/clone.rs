@@ -25,13 +25,15 @@ impl<W: Wire> Pve<W> {
             Found::Nothing => return Ok(None),
             Found::Container => return Err(taken("a container has it".to_owned())),
             Found::Hidden(refusal) => {
-                return Err(
-                    if self.begun().contains(&spec.vmid) || self.is_cloning(spec).await? {
-                        under_way(spec.vmid).into()
-                    } else {
-                        taken(refusal.words)
-                    },
-                );
+                let was_begun = self.begun().contains(&spec.vmid)
+                    || self.is_cloning(spec).await?
+                    // The clone may have ended between the two looks.
+                    || !matches!(self.find("clone", spec.vmid).await?, Found::Hidden(_));
+                return Err(if was_begun {
+                    under_way(spec.vmid).into()
+                } else {
+                    taken(refusal.words)
+                });
             }
             Found::Here(record) => record,
         };
