@@ -299,7 +299,11 @@ fn is_absence(refusal: &Refusal) -> bool {
 }
 
 fn hidden(refusal: Refusal, vmid: Vmid) -> Refusal {
-    let words = format!("VM {vmid} exists and cannot be read: {}", refusal.words);
+    // What is half a clone joined no pool, and a token sees no more of it than of a stranger's machine.
+    let words = format!(
+        "VM {vmid} exists and cannot be read: {}. It is not ours, or half a clone: `qm config {vmid}`, as root, shows which",
+        refusal.words
+    );
     // Not the kind that says that it is absent.
     let kind = if let Kind::Permission(missing) = refusal.kind {
         Kind::Permission(missing)
