@@ -7,6 +7,8 @@
 //!   AGENTLAB_PVE_POOL         absent: agentlab
 //!   AGENTLAB_PVE_BRIDGE       absent: vmbr1
 //!   AGENTLAB_PVE_NODE         absent: the only node, or the one that answers
+//!   AGENTLAB_PVE_VOLUME_OWNER number that no machine has and that owns volumes; absent: volumes are not asked for
+//!   AGENTLAB_PVE_STORAGE      where volumes are made; absent: beside the template
 //! ```
 //!
 //! Template 9000 is cloned to the numbers 1000 and 1001, which must be free. What a test leaves is destroyed by its stamp
@@ -71,6 +73,8 @@ fn settings() -> ProxmoxSettings {
     let mut options = PveOptions::new((vmid(1000), vmid(1999)), bridge);
     options.pool = Some(named("AGENTLAB_PVE_POOL").unwrap_or_else(|| "agentlab".into()));
     options.node = named("AGENTLAB_PVE_NODE");
+    options.volume_owner = named("AGENTLAB_PVE_VOLUME_OWNER").map(|owner| vmid(owner.parse().unwrap()));
+    options.storage = named("AGENTLAB_PVE_STORAGE");
     options.watch_interval = Duration::from_secs(2);
     let token = ApiToken::try_from(&SecretText::new(needed("AGENTLAB_PVE_TOKEN"))).unwrap();
     let trust = named("AGENTLAB_PVE_FINGERPRINT").map_or(Trust::SystemRoots, |fingerprint| {
