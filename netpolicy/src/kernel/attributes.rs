@@ -128,12 +128,7 @@ pub(crate) fn put(buffer: &mut Vec<u8>, kind: u16, value: &[u8]) {
     buffer.resize(buffer.len().next_multiple_of(4), 0);
 }
 
-/// Appends an attribute that holds attributes.
-pub(crate) fn put_nested(buffer: &mut Vec<u8>, kind: u16, inside: &[u8]) {
-    put(buffer, kind | NESTED, inside);
-}
-
-/// Appends an attribute that holds whatever `fill` appends.
+/// Appends an attribute that holds the attributes that `fill` appends.
 pub(crate) fn nest(buffer: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
     let begin = buffer.len();
     buffer.extend([0; 4]);
@@ -166,7 +161,7 @@ mod tests {
     fn lengths_that_lie_end_the_walk_instead_of_reading_on() {
         let mut good = Vec::new();
         put(&mut good, 1, b"abc");
-        put_nested(&mut good, 2, &[]);
+        nest(&mut good, 2, |_| {});
         assert_eq!(
             Attributes(&good)
                 .map(|attribute| attribute.kind)

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::attributes::{Attributes, nest, put, put_nested};
+use super::attributes::{Attributes, nest, put};
 use super::error::EnforceError;
 use super::socket::{NetfilterSocket, request};
 
@@ -155,7 +155,9 @@ fn deletion(flow: Attributes<'_>) -> Vec<u8> {
     let mut attributes = Vec::new();
     for attribute in flow.filter(|attribute| [TUPLE_ORIGINAL, ID, ZONE].contains(&attribute.kind)) {
         if attribute.kind == TUPLE_ORIGINAL {
-            put_nested(&mut attributes, attribute.kind, attribute.value);
+            nest(&mut attributes, attribute.kind, |inside| {
+                inside.extend(attribute.value);
+            });
         } else {
             put(&mut attributes, attribute.kind, attribute.value);
         }
