@@ -104,6 +104,11 @@ impl Fields {
         self
     }
 
+    /// A moment, and how long ago it was.
+    pub(crate) fn add_time(&mut self, name: &'static str, moment: Timestamp) -> &mut Self {
+        self.add(name, format!("{} ({})", time(moment), ago(moment)))
+    }
+
     pub(crate) fn render(&self) -> String {
         let width = self.fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let mut text = String::new();

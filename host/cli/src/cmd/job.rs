@@ -225,10 +225,7 @@ fn show(context: &Context, job: &JobView) -> Result<(), CommandError> {
             "hint",
             job.failure.as_ref().and_then(|failure| failure.hint.as_ref()),
         )
-        .add(
-            "created",
-            format!("{} ({})", time(job.created_at), ago(job.created_at)),
-        )
+        .add_time("created", job.created_at)
         .add_some("started", job.started_at.map(time))
         .add_some(
             "finished",

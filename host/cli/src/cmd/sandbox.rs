@@ -265,14 +265,8 @@ pub(super) fn show(context: &Context, view: &SandboxView) -> Result<(), CommandE
                 format!("since {}; stopped in {left} if it stays so", time(idle.since))
             }),
         )
-        .add(
-            "created",
-            format!("{} ({})", time(view.created_at), ago(view.created_at)),
-        )
-        .add(
-            "updated",
-            format!("{} ({})", time(view.updated_at), ago(view.updated_at)),
-        )
+        .add_time("created", view.created_at)
+        .add_time("updated", view.updated_at)
         .add_some("failure", view.failure.as_ref())
         .add_some(
             "hint",

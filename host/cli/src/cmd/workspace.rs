@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::job_run;
 use crate::error::CommandError;
-use crate::output::{Cell, Fields, Table, ago, cell, time};
+use crate::output::{Cell, Fields, Table, ago, cell};
 use crate::printer::{BOLD, CAUTION, DIM, GOOD};
 use crate::terminal::escape;
 use crate::{CommandResult, Context, ExitStatus};
@@ -364,14 +364,8 @@ fn show(context: &Context, view: &WorkspaceView) -> Result<(), CommandError> {
         .add_some("moving to", view.moving_to)
         .add_some("snapshots", (!snapshots.is_empty()).then(|| snapshots.join("\n")))
         .add_some("trouble", view.trouble.as_ref())
-        .add(
-            "created",
-            format!("{} ({})", time(view.created_at), ago(view.created_at)),
-        )
-        .add(
-            "updated",
-            format!("{} ({})", time(view.updated_at), ago(view.updated_at)),
-        );
+        .add_time("created", view.created_at)
+        .add_time("updated", view.updated_at);
     context.printer.write(&fields.render())
 }
 
