@@ -168,31 +168,11 @@ pub async fn session(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddrV4};
     use std::os::unix::fs::MetadataExt as _;
-
-    use agentlab_protocol::seed::SeedChannel;
 
     use super::*;
     use crate::requirement::skipped_without_root;
-
-    fn seed() -> Seed {
-        let host = Ipv4Addr::new(10, 77, 0, 1);
-        Seed {
-            vmid: 1000,
-            sandbox: [1; 16],
-            hostname: "a".to_owned(),
-            address: Ipv4Addr::new(10, 77, 0, 2),
-            prefix: 16,
-            gateway: host,
-            bootstrap: SocketAddrV4::new(host, 8844),
-            artifacts: SocketAddrV4::new(host, 8846),
-            token: Secret32::new([3; 32]),
-            spki_sha256: [4; 32],
-            channels: vec![SeedChannel::Tls],
-            clock: 5,
-        }
-    }
+    use crate::seed::example;
 
     #[test]
     fn the_next_runner_finds_seed_and_key_and_counts_the_death_of_the_last() {
@@ -203,7 +183,7 @@ mod tests {
         let path = base.path().join("runner");
         let keeper = Keeper::open(&path);
         assert!(keeper.found().is_none());
-        let first = Remains::first(&seed()).unwrap();
+        let first = Remains::first(&example(1000)).unwrap();
         keeper.keep(&first);
         keeper.keep(&first);
         let meta = std::fs::metadata(path.join(FILE)).unwrap();
@@ -211,7 +191,7 @@ mod tests {
 
         let second = Keeper::open(&path).found().unwrap();
         assert_eq!((second.deaths, second.ended), (1, false));
-        assert_eq!(second.seed().unwrap(), seed());
+        assert_eq!(second.seed().unwrap(), example(1000));
         assert_eq!(second.key().unwrap(), first.key().unwrap());
         assert!(!format!("{second:?}").contains(first.key.expose()));
 

@@ -223,33 +223,36 @@ fn decode(bytes: &[u8]) -> Result<Seed, SeedError> {
     }
 }
 
+/// A seed of a machine with this number.
 #[cfg(test)]
-mod tests {
-    use std::io::Write as _;
+pub(crate) fn example(vmid: u32) -> Seed {
     use std::net::{Ipv4Addr, SocketAddrV4};
 
     use agentlab_protocol::secret::Secret32;
     use agentlab_protocol::seed::SeedChannel;
 
-    use super::*;
-
-    fn seed(vmid: u32) -> Seed {
-        let host = Ipv4Addr::new(10, 77, 0, 1);
-        Seed {
-            vmid,
-            sandbox: [1; 16],
-            hostname: "a".to_owned(),
-            address: Ipv4Addr::new(10, 77, 0, 2),
-            prefix: 16,
-            gateway: host,
-            bootstrap: SocketAddrV4::new(host, 8844),
-            artifacts: SocketAddrV4::new(host, 8846),
-            token: Secret32::new([3; 32]),
-            spki_sha256: [4; 32],
-            channels: vec![SeedChannel::Tls],
-            clock: 5,
-        }
+    let host = Ipv4Addr::new(10, 77, 0, 1);
+    Seed {
+        vmid,
+        sandbox: [1; 16],
+        hostname: "a".to_owned(),
+        address: Ipv4Addr::new(10, 77, 0, 2),
+        prefix: 16,
+        gateway: host,
+        bootstrap: SocketAddrV4::new(host, 8844),
+        artifacts: SocketAddrV4::new(host, 8846),
+        token: Secret32::new([3; 32]),
+        spki_sha256: [4; 32],
+        channels: vec![SeedChannel::Tls],
+        clock: 5,
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
 
     /// The carriers of a machine, as files of a directory.
     struct Machine(tempfile::TempDir);
@@ -281,15 +284,15 @@ mod tests {
     #[tokio::test]
     async fn each_carrier_gives_its_seed_and_the_first_one_counts() {
         let machine = Machine::new();
-        let text = |vmid| format!("{}\n", seed(vmid).to_text().unwrap());
+        let text = |vmid| format!("{}\n", example(vmid).to_text().unwrap());
         let file = machine.put("cloud-init", text(4).as_bytes());
         let found = machine.search().await.unwrap();
         assert_eq!(found.seed.vmid, 4);
-        machine.put("port", &seed(3).encode().unwrap());
+        machine.put("port", &example(3).encode().unwrap());
         assert_eq!(machine.search().await.unwrap().seed.vmid, 3);
         machine.put("smbios", text(2).as_bytes());
         assert_eq!(machine.search().await.unwrap().seed.vmid, 2);
-        machine.put("fw_cfg", &seed(1).encode().unwrap());
+        machine.put("fw_cfg", &example(1).encode().unwrap());
         let first = machine.search().await.unwrap();
         assert_eq!(first.seed.vmid, 1);
 
@@ -306,9 +309,9 @@ mod tests {
         let machine = Machine::new();
         machine.put("smbios", b"Not Specified\n");
         machine.put("fw_cfg", b"\n");
-        machine.put("cloud-init", &seed(7).encode().unwrap());
+        machine.put("cloud-init", &example(7).encode().unwrap());
         assert_eq!(machine.search().await.unwrap().seed.vmid, 7);
-        let mut broken = seed(9).encode().unwrap();
+        let mut broken = example(9).encode().unwrap();
         broken[60] ^= 1;
         machine.put("smbios", &broken);
         assert!(matches!(
@@ -329,7 +332,7 @@ mod tests {
         let path = machine.0.path().join("port");
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert_eq!(read_port(&path, Duration::from_millis(50)).await.unwrap(), b"");
-        let bytes = seed(5).encode().unwrap();
+        let bytes = example(5).encode().unwrap();
         // Both ends, so that the host need not wait for its guest.
         let mut host = std::fs::OpenOptions::new()
             .read(true)
