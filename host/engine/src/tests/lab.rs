@@ -290,7 +290,11 @@ impl Lab {
     }
 
     pub(super) async fn guest(&self, job: &JobView) -> Guest {
-        let record = self.record(job).await;
+        self.guest_of(&self.record(job).await)
+    }
+
+    /// The guest of a machine that has its seed.
+    pub(super) fn guest_of(&self, record: &SandboxRecord) -> Guest {
         let seed = Seed::decode(&self.backend.seed(record.vmid).unwrap()).unwrap();
         assert_eq!(seed.sandbox, *record.id.as_bytes());
         Guest {
@@ -302,12 +306,18 @@ impl Lab {
         }
     }
 
-    /// Boots and redeems.
-    pub(super) async fn running(&self, job: &JobView) -> Guest {
-        let mut guest = self.boot(job).await;
+    /// The same, once the host has let it in.
+    pub(super) async fn let_in(&self, record: &SandboxRecord) -> Guest {
+        let mut guest = self.guest_of(record);
         guest.redeem(self).await.unwrap();
         guest.acknowledge(self).await;
         guest
+    }
+
+    /// Boots and redeems.
+    pub(super) async fn running(&self, job: &JobView) -> Guest {
+        self.until_sandbox(job, SandboxState::Booting).await;
+        self.let_in(&self.record(job).await).await
     }
 
     /// Nothing of any sandbox is left anywhere.

@@ -6,13 +6,11 @@ use std::time::Duration;
 use agentlab_api::{ErrorCode, JobState, PruneRequest, SandboxRequest, SandboxState, SandboxView};
 use agentlab_backend::fake::Call;
 use agentlab_backend::{BackendError, Power};
-use agentlab_protocol::seed::Seed;
 use agentlab_store::SandboxRecord;
 use tokio::time::sleep;
 
-use super::lab::{Guest, Lab, vmid};
+use super::lab::{Lab, vmid};
 use super::process::WallClock;
-use crate::GuestOrigin;
 use crate::port::Trust;
 use crate::sandbox::machine::Request;
 
@@ -34,16 +32,7 @@ pub(super) async fn held(lab: &Lab) -> SandboxView {
 /// Plays the guest of a machine that boots, until it is let in.
 async fn answer(lab: &Lab, view: &SandboxView) {
     until(lab, view, SandboxState::Booting).await;
-    let record = record(lab, view).await;
-    let mut guest = Guest {
-        origin: GuestOrigin::Address(record.address),
-        seed: Seed::decode(&lab.backend.seed(record.vmid).unwrap()).unwrap(),
-        key: [9; 32],
-        session: None,
-        runner_version: "0.1.0",
-    };
-    guest.redeem(lab).await.unwrap();
-    guest.acknowledge(lab).await;
+    lab.let_in(&record(lab, view).await).await;
 }
 
 pub(super) async fn record(lab: &Lab, view: &SandboxView) -> SandboxRecord {

@@ -10,14 +10,13 @@ use agentlab_api::{
 use agentlab_backend::Power;
 use agentlab_backend::fake::Call;
 use agentlab_protocol::message::{Phase, ReportStatus};
-use agentlab_protocol::seed::Seed;
 use agentlab_protocol::workspace::WorkspaceNews;
 use agentlab_store::SandboxRecord;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::lab::{Guest, Lab, request, vmid};
+use crate::GuestRefusal;
 use crate::sandbox::machine::Request;
-use crate::{GuestOrigin, GuestRefusal};
 
 pub(super) const NAME: &str = "w";
 const PACE: Duration = Duration::from_millis(50);
@@ -300,17 +299,7 @@ async fn until_detached(lab: &Lab) {
 
 /// Plays the guest of a machine that boots, until it is let in.
 async fn answer(lab: &Lab, id: SandboxId) -> Guest {
-    let record = until(lab, id, SandboxState::Booting).await;
-    let mut guest = Guest {
-        origin: GuestOrigin::Address(record.address),
-        seed: Seed::decode(&lab.backend.seed(record.vmid).unwrap()).unwrap(),
-        key: [9; 32],
-        session: None,
-        runner_version: "0.1.0",
-    };
-    guest.redeem(lab).await.unwrap();
-    guest.acknowledge(lab).await;
-    guest
+    lab.let_in(&until(lab, id, SandboxState::Booting).await).await
 }
 
 /// Its driver may still be busy with the end of its machine.
