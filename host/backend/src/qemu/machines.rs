@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::monitor::Status;
 use super::process::{self, Process};
 use super::record::{Found, MachineDir, Record, ShapeRecord, storage};
+use super::start::DYING;
 use super::template::StoredTemplate;
 use super::{Qemu, blocking, unreachable};
 use crate::{
@@ -100,20 +101,31 @@ impl Qemu {
     }
 
     async fn power(&self, machine: &MachineDir, action: &'static str) -> Result<Power> {
-        if !self.is_running(machine).await? {
+        let Some(process) = self.recorded_process(machine).await? else {
             return Ok(Power::Stopped);
-        }
+        };
+        Ok(match self.status(machine, &process, action).await? {
+            Some(Status::Running) => Power::Running,
+            Some(Status::Paused) => Power::Suspended,
+            // Its guest has not executed an instruction.
+            Some(Status::Prelaunch) | None => Power::Stopped,
+        })
+    }
+
+    /// What a machine's QEMU says of its guest; nothing when it ended before it could say it.
+    async fn status(
+        &self,
+        machine: &MachineDir,
+        process: &Process,
+        action: &'static str,
+    ) -> Result<Option<Status>> {
         let vm = self.vm(machine.record.vmid);
         match vm.monitor.status(machine, action, ASK_DEADLINE).await {
-            Ok(Status::Running) => Ok(Power::Running),
-            Ok(Status::Paused) => Ok(Power::Suspended),
-            // Its guest has not executed an instruction.
-            Ok(Status::Prelaunch) => Ok(Power::Stopped),
-            // It may have ended between the two questions.
-            Err(error) => match self.is_running(machine).await? {
-                false => Ok(Power::Stopped),
-                true => Err(error),
-            },
+            Ok(status) => Ok(Some(status)),
+            // A QEMU that was told to quit, by a daemon that has died since perhaps, closes its monitor first.
+            Err(BackendError::Unreachable { .. }) if timeout(DYING, process.ended()).await.is_ok() => Ok(None),
+            Err(_) if !process.is_alive() => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -339,19 +351,21 @@ impl Machines for Qemu {
         let _turn = vm.operation.lock().await;
         // Read again: while waiting it may have been destroyed, or powered on by another.
         let machine = self.ours(vmid, stamp).await?;
-        if self.find_process(&machine).await?.is_none() {
-            return self.start(&vm, &machine, with, permit).await;
-        }
-        match vm.monitor.status(&machine, "power_on", ASK_DEADLINE).await? {
-            Status::Running => Ok(()),
-            Status::Paused => Err(BackendError::Refused {
+        let status = match self.find_process(&machine).await? {
+            Some(process) => self.status(&machine, &process, "power_on").await?,
+            None => None,
+        };
+        match status {
+            None => self.start(&vm, &machine, with, permit).await,
+            Some(Status::Running) => Ok(()),
+            Some(Status::Paused) => Err(BackendError::Refused {
                 action: "power_on",
                 vmid,
                 reason: "it is suspended".to_owned(),
                 hint: Some("resume it".to_owned()),
             }),
             // Left by a start that was cut off: with that start's cable, and a seed that may be outdated.
-            Status::Prelaunch => {
+            Some(Status::Prelaunch) => {
                 self.stop(&vm, &machine, "power_on").await?;
                 self.start(&vm, &machine, with, permit).await
             }

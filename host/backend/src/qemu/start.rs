@@ -34,7 +34,8 @@ use crate::{BackendError, PowerOn, Result};
 /// From exec to the monitor's greeting, on a host that has other things to do.
 const GREETING_DEADLINE: Duration = Duration::from_secs(20);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
-const DYING: Duration = Duration::from_secs(2);
+/// From the closing of its sockets to its end.
+pub(super) const DYING: Duration = Duration::from_secs(5);
 const QUIT_DEADLINE: Duration = Duration::from_secs(3);
 const KILL_DEADLINE: Duration = Duration::from_secs(15);
 /// Of QEMU's complaints, what goes into an error.
