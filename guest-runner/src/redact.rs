@@ -9,6 +9,9 @@
 //!   └── emitted ─────┘ └─ next chunk
 //! ```
 //!
+//! `base64` and `xxd` break their lines wherever the width says. A second automaton looks for those spellings and passes
+//! over line ends within them.
+//!
 //! This guards against accidents, not against an agent that wants to print what it was given: it can always invent
 //! a spelling that nobody listed.
 
@@ -23,6 +26,11 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 pub const MIN_SECRET_BYTES: usize = 6;
 /// Lines of a value of several lines are looked for by themselves from this length on.
 const MIN_LINE_BYTES: usize = 16;
+/// A line end is passed over after this many characters of an encoded secret: fewer are ordinary text, which must not
+/// wait for the next line. So secrets are looked for without their first group too, which is all that is then shown.
+const GROUP: usize = 4;
+/// What is left of an encoded secret without its first group is looked for from this length on.
+const MIN_ENCODED_REST: usize = 16;
 /// Stands where a secret stood.
 pub const MARK: &str = "[redacted]";
 
@@ -46,41 +54,24 @@ impl Node {
     }
 }
 
-/// Every spelling of every secret, ready to search. Never printed.
-pub struct Needles {
+/// A set of texts, searched for byte by byte.
+struct Automaton {
     nodes: Vec<Node>,
     /// Transitions of the root, dense: nearly every byte of ordinary text ends here.
     first: [usize; 256],
 }
 
-impl fmt::Debug for Needles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Needles([redacted])")
-    }
-}
-
-impl Needles {
-    /// Builds the automaton. Values shorter than [`MIN_SECRET_BYTES`] are ignored.
-    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut spellings = BTreeSet::new();
-        for secret in secrets {
-            spell(secret, &mut spellings);
-        }
-        let mut needles = Self {
+impl Automaton {
+    fn of(needles: &BTreeSet<Vec<u8>>) -> Self {
+        let mut automaton = Self {
             nodes: vec![Node::default()],
             first: [ROOT; 256],
         };
-        for spelling in &spellings {
-            needles.insert(spelling);
+        for needle in needles {
+            automaton.insert(needle);
         }
-        needles.link();
-        needles
-    }
-
-    /// Whether there is nothing to look for.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.nodes.len() <= 1
+        automaton.link();
+        automaton
     }
 
     fn insert(&mut self, needle: &[u8]) {
@@ -131,6 +122,48 @@ impl Needles {
         }
     }
 
+    fn depth(&self, state: usize) -> usize {
+        self.nodes[state].depth
+    }
+
+    /// Length of the longest needle that ends here, 0 for none.
+    fn longest(&self, state: usize) -> usize {
+        self.nodes[state].longest
+    }
+}
+
+/// Every spelling of every secret, ready to search. Never printed.
+pub struct Needles {
+    plain: Automaton,
+    /// Spellings that may be spread over several lines.
+    wrapped: Automaton,
+}
+
+impl fmt::Debug for Needles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Needles([redacted])")
+    }
+}
+
+impl Needles {
+    /// Prepares the search. Values shorter than [`MIN_SECRET_BYTES`] are ignored.
+    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut spellings = Spellings::default();
+        for secret in secrets {
+            spellings.add(secret);
+        }
+        Self {
+            plain: Automaton::of(&spellings.plain),
+            wrapped: Automaton::of(&spellings.wrapped),
+        }
+    }
+
+    /// Whether there is nothing to look for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.plain.nodes.len() <= 1
+    }
+
     /// One whole text, as for a message.
     #[must_use]
     pub fn redact(self: &Arc<Self>, text: &str) -> String {
@@ -146,7 +179,8 @@ impl Needles {
 #[derive(Debug)]
 pub struct Redactor {
     needles: Arc<Needles>,
-    state: usize,
+    plain: usize,
+    wrapped: usize,
     held: Held,
 }
 
@@ -156,6 +190,8 @@ struct Held {
     /// A secret was seen at all.
     found: bool,
     bytes: Vec<u8>,
+    /// Where in `bytes` the line ends are that the search for wrapped spellings passed over, ascending.
+    breaks: Vec<usize>,
     /// Half-open ranges of `bytes`, ascending, never touching.
     secret: Vec<(usize, usize)>,
     /// What was emitted last was the mark.
@@ -174,7 +210,8 @@ impl Redactor {
     pub fn new(needles: Arc<Needles>) -> Self {
         Self {
             needles,
-            state: ROOT,
+            plain: ROOT,
+            wrapped: ROOT,
             held: Held::default(),
         }
     }
@@ -182,22 +219,39 @@ impl Redactor {
     /// Reads a chunk and appends to `out` all that cannot be part of a secret any more.
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) {
         for &byte in chunk {
-            self.state = self.needles.step(self.state, byte);
-            if self.state == ROOT && self.held.bytes.is_empty() {
+            let passed_over = self.read(byte);
+            if self.plain == ROOT && self.wrapped == ROOT {
+                self.held.release(0, out);
                 self.held.in_mark = false;
                 out.push(byte);
                 continue;
             }
-            self.held.bytes.push(byte);
-            let node = &self.needles.nodes[self.state];
-            if node.longest > 0 {
-                self.held.mark(node.longest);
-            }
-            if node.depth == 0 {
-                self.held.release(0, out);
+            self.held.push(byte, passed_over);
+            let Needles { plain, wrapped } = &*self.needles;
+            self.held.mark(plain.longest(self.plain));
+            if !passed_over {
+                self.held.mark(self.held.tail(wrapped.longest(self.wrapped)));
             }
         }
-        self.held.release(self.needles.nodes[self.state].depth, out);
+        self.held.release(self.undecided(), out);
+    }
+
+    /// Whether the search for wrapped spellings passed over this byte.
+    fn read(&mut self, byte: u8) -> bool {
+        let Needles { plain, wrapped } = &*self.needles;
+        self.plain = plain.step(self.plain, byte);
+        let passed_over = matches!(byte, b'\r' | b'\n') && wrapped.depth(self.wrapped) >= GROUP;
+        if !passed_over {
+            self.wrapped = wrapped.step(self.wrapped, byte);
+        }
+        passed_over
+    }
+
+    /// How many of the last bytes may still become a secret.
+    fn undecided(&self) -> usize {
+        let Needles { plain, wrapped } = &*self.needles;
+        let wrapped = self.held.tail(wrapped.depth(self.wrapped));
+        plain.depth(self.plain).max(wrapped)
     }
 
     /// Whether a secret was seen so far.
@@ -208,18 +262,40 @@ impl Redactor {
 
     /// The stream ended. A tail that is the beginning of a secret is kept back when it is long enough to be one.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
-        let depth = self.needles.nodes[self.state].depth;
-        if depth >= MIN_SECRET_BYTES {
-            self.held.mark(depth);
+        let undecided = self.undecided();
+        if undecided >= MIN_SECRET_BYTES {
+            self.held.mark(undecided);
         }
         self.held.release(0, out);
-        self.state = ROOT;
+        (self.plain, self.wrapped) = (ROOT, ROOT);
     }
 }
 
 impl Held {
-    /// The last `length` bytes are a secret.
+    fn push(&mut self, byte: u8, passed_over: bool) {
+        if passed_over {
+            self.breaks.push(self.bytes.len());
+        }
+        self.bytes.push(byte);
+    }
+
+    /// How many of the last bytes hold this many characters, without the line ends that were passed over.
+    fn tail(&self, characters: usize) -> usize {
+        let mut length = characters;
+        for at in self.breaks.iter().rev() {
+            if self.bytes.len() - at > length {
+                break;
+            }
+            length += 1;
+        }
+        length
+    }
+
+    /// The last `length` bytes are a secret; none when it is 0.
     fn mark(&mut self, length: usize) {
+        if length == 0 {
+            return;
+        }
         self.found = true;
         let end = self.bytes.len();
         let mut start = end.saturating_sub(length);
@@ -257,6 +333,11 @@ impl Held {
             self.in_mark = false;
         }
         self.bytes.drain(..count);
+        self.breaks.retain_mut(|at| {
+            let stays = *at >= count;
+            *at = at.saturating_sub(count);
+            stays
+        });
         self.secret.retain_mut(|(start, end)| {
             *start = start.saturating_sub(count);
             *end = end.saturating_sub(count);
@@ -265,34 +346,46 @@ impl Held {
     }
 }
 
-/// Adds every spelling of one value.
-fn spell(value: &str, into: &mut BTreeSet<Vec<u8>>) {
-    let mut add = |spelling: Vec<u8>| {
+/// How secrets may be written.
+#[derive(Default)]
+struct Spellings {
+    plain: BTreeSet<Vec<u8>>,
+    wrapped: BTreeSet<Vec<u8>>,
+}
+
+impl Spellings {
+    /// Adds every spelling of one value.
+    fn add(&mut self, value: &str) {
+        let trimmed = value.trim();
+        if trimmed.len() < MIN_SECRET_BYTES {
+            return;
+        }
+        for line in trimmed.lines().map(str::trim) {
+            // The armour lines of a key are not secret, and everybody prints them.
+            if line.len() >= MIN_LINE_BYTES && !line.starts_with("-----") {
+                self.add_plain(line.as_bytes());
+            }
+        }
+        for text in BTreeSet::from([value, trimmed]) {
+            self.add_quoted(text);
+            self.add_encoded(text);
+        }
+    }
+
+    fn add_plain(&mut self, spelling: &[u8]) {
         if spelling.len() >= MIN_SECRET_BYTES {
-            into.insert(spelling);
-        }
-    };
-    let trimmed = value.trim();
-    if trimmed.len() < MIN_SECRET_BYTES {
-        return;
-    }
-    for line in trimmed.lines().map(str::trim) {
-        // The armour lines of a key are not secret, and everybody prints them.
-        if line.len() >= MIN_LINE_BYTES && !line.starts_with("-----") {
-            add(line.as_bytes().to_vec());
+            self.plain.insert(spelling.to_vec());
         }
     }
-    for text in BTreeSet::from([value, trimmed]) {
-        add(text.as_bytes().to_vec());
-        let lower = hex::encode(text);
-        add(lower.to_ascii_uppercase().into_bytes());
-        add(lower.into_bytes());
-        for alignment in 0..3 {
-            add(base64_inside(&STANDARD_NO_PAD, text.as_bytes(), alignment));
-            add(base64_inside(&URL_SAFE_NO_PAD, text.as_bytes(), alignment));
-        }
-        add(STANDARD_NO_PAD.encode(text).into_bytes());
-        add(URL_SAFE_NO_PAD.encode(text).into_bytes());
+
+    /// As it is, and as shells, JSON and URLs write it.
+    fn add_quoted(&mut self, text: &str) {
+        self.add_plain(text.as_bytes());
+        self.add_plain(text.replace('\n', "\r\n").as_bytes());
+        self.add_plain(text.replace('\'', "'\\''").as_bytes());
+        let json = serde_json::Value::from(text).to_string();
+        let json = json.trim_start_matches('"');
+        self.add_plain(json.strip_suffix('"').unwrap_or(json).as_bytes());
         // RFC 3986, encodeURIComponent, paths, forms: they differ in what they leave alone.
         for (kept, space) in [
             ("-_.~", "%20"),
@@ -300,13 +393,31 @@ fn spell(value: &str, into: &mut BTreeSet<Vec<u8>>) {
             ("-_.~/", "%20"),
             ("-_.*", "+"),
         ] {
-            add(percent_encode(text, kept, space, true));
-            add(percent_encode(text, kept, space, false));
+            self.add_plain(&percent_encode(text, kept, space, true));
+            self.add_plain(&percent_encode(text, kept, space, false));
         }
-        add(text.replace('\n', "\r\n").into_bytes());
-        let json = serde_json::Value::from(text).to_string();
-        let json = json.trim_start_matches('"');
-        add(json.strip_suffix('"').unwrap_or(json).as_bytes().to_vec());
+    }
+
+    /// In base64 and in hexadecimal digits.
+    fn add_encoded(&mut self, text: &str) {
+        let lower = hex::encode(text);
+        self.add_wrapped(lower.to_ascii_uppercase().into_bytes());
+        self.add_wrapped(lower.into_bytes());
+        for alignment in 0..3 {
+            self.add_wrapped(base64_inside(&STANDARD_NO_PAD, text.as_bytes(), alignment));
+            self.add_wrapped(base64_inside(&URL_SAFE_NO_PAD, text.as_bytes(), alignment));
+        }
+        self.add_wrapped(STANDARD_NO_PAD.encode(text).into_bytes());
+        self.add_wrapped(URL_SAFE_NO_PAD.encode(text).into_bytes());
+    }
+
+    fn add_wrapped(&mut self, spelling: Vec<u8>) {
+        if spelling.len() >= GROUP + MIN_ENCODED_REST {
+            self.wrapped.insert(spelling[GROUP..].to_vec());
+        }
+        if spelling.len() >= MIN_SECRET_BYTES {
+            self.wrapped.insert(spelling);
+        }
     }
 }
 
@@ -430,6 +541,46 @@ mod tests {
         assert_eq!(needles.redact("| AAAABG5vbmUAAAAEbm9uZQAA |"), "| [redacted] |");
         assert_eq!(needles.redact("-----BEGIN KEY----- x"), "-----BEGIN KEY----- x");
         assert!(!format!("{needles:?}").contains("b3Bl"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_encoded_secret_is_found_however_its_lines_are_broken(
+            secret in "[A-Z0-9]{30,120}",
+            before in "[a-z ]{0,80}",
+            after in "[a-z ]{0,20}",
+            width in 20_usize..100,
+            line_end in "\r?\n",
+            chunks in proptest::collection::vec(1_usize..90, 1..4),
+        ) {
+            let needles = Arc::new(Needles::new([secret.as_str()]));
+            let text = format!("{before}{secret}{after}");
+            let at = |byte: usize, characters: usize, bytes: usize| byte * characters / bytes;
+            for (encoded, characters, bytes) in [
+                (STANDARD.encode(&text), 4, 3),
+                (URL_SAFE_NO_PAD.encode(&text), 4, 3),
+                (hex::encode(&text), 2, 1),
+            ] {
+                let lines: Vec<&[u8]> = encoded.as_bytes().chunks(width).collect();
+                let out = through(&needles, &lines.join(line_end.as_bytes()), &chunks);
+                let shown = String::from_utf8(out).unwrap().replace(['\r', '\n'], "");
+                let end = at(before.len() + secret.len(), characters, bytes);
+                let of_secret = &encoded.as_bytes()[at(before.len(), characters, bytes)..end];
+                // Its first group and what it shares with its neighbours, and not a character more.
+                for window in of_secret.windows(2 * GROUP + 1) {
+                    prop_assert!(!contains(shown.as_bytes(), window), "{shown}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_is_found_as_a_shell_quotes_it() {
+        let needles = Arc::new(Needles::new(["it's-a-secret"]));
+        assert_eq!(
+            needles.redact("export KEY='it'\\''s-a-secret'"),
+            "export KEY='[redacted]'"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | file system | read-only | read-only, without what belongs to others: `/root`, `/home`, `/srv`, logs, sudo's files |
 //! | `/work` | writable | the repository and `artifacts` are |
-//! | home | writable | writable |
+//! | home | writable | writable, but for `.ssh`: a key there would let the agent log in to its own machine, out of here |
 //! | `/tmp`, `/var/tmp` | writable, the machine's | writable, its own |
 //! | `/run` | empty but for the secrets, read-only, and the resolver's files | empty but for the secrets |
 //! | processes, IPC, host name | its own | its own |
@@ -109,6 +109,10 @@ pub(crate) fn arguments(kind: InnerSandbox, layout: &Layout, extra: &[String]) -
             let path = path.display().to_string();
             arguments.extend([option, &path, &path].map(str::to_owned));
         }
+    }
+    if kind == InnerSandbox::Hardened {
+        words(&mut arguments, "--perms 0755 --tmpfs");
+        arguments.push(home.join(".ssh").display().to_string());
     }
     words(&mut arguments, FEW_RIGHTS);
     arguments.push(repo.display().to_string());

@@ -88,6 +88,10 @@ impl<'a, H: HostLink> Upload<'a, H> {
                 ));
                 return;
             }
+            if self.needles.redact(name.as_str()) != name.as_str() {
+                self.left_out.push(format!("{name}: its name holds a secret"));
+                continue;
+            }
             match tree.open_file(&name) {
                 Ok(file) if self.fits(&name, ArtifactRole::File, file.size) => {
                     let (needles, into) = (Arc::clone(&self.needles), self.redacted.clone());

@@ -142,7 +142,7 @@ async fn a_transcript_comes_back_without_the_secrets_that_the_agent_saw() {
         "claude",
         "mkdir -p ~/.claude/projects/p; echo \"{\\\"key\\\":\\\"$API_KEY\\\"}\" > ~/.claude/projects/p/s.jsonl\n\
          ln -s /etc/passwd ~/.claude/projects/p/link; printf \"$API_KEY\\\\000\" > $AGENTLAB_ARTIFACTS_DIR/binary\n\
-         echo $API_KEY > $AGENTLAB_ARTIFACTS_DIR/text; echo plain > $AGENTLAB_ARTIFACTS_DIR/plain",
+         touch $AGENTLAB_ARTIFACTS_DIR/$API_KEY; echo $API_KEY > $AGENTLAB_ARTIFACTS_DIR/text; echo plain > $AGENTLAB_ARTIFACTS_DIR/plain",
     );
     lab.order.agent = "claude".to_owned();
     let report = lab.run().await;
@@ -165,6 +165,12 @@ async fn a_transcript_comes_back_without_the_secrets_that_the_agent_saw() {
             .iter()
             .any(|entry| entry.contains("link: a symbolic link"))
     );
+    assert!(
+        report
+            .left_out
+            .contains(&"files/[redacted]: its name holds a secret".to_owned()),
+        "{report:?}"
+    );
 }
 
 #[tokio::test]
@@ -174,7 +180,7 @@ async fn a_hardened_agent_sees_its_own_work_and_a_template_can_switch_the_sandbo
     }
     let look = "touch /tmp/mine $HOME/mine here $AGENTLAB_ARTIFACTS_DIR/there; ls -A /tmp | grep -v mine | head -n 3; \
                 ls /root /home /run 2>/dev/null | grep -vE '^$|:' || true; touch ../outside 2>/dev/null && echo outside; \
-                test -s /usr/bin/su && echo su; echo $AGENTLAB_INNER_SANDBOX; cat $AGENTLAB_TASK_FILE > /dev/null";
+                test -s /usr/bin/su && echo su; mkdir -p ~/.ssh; { echo key > ~/.ssh/authorized_keys; } 2>/dev/null && echo login; echo $AGENTLAB_INNER_SANDBOX; cat $AGENTLAB_TASK_FILE > /dev/null";
     let mut lab = Lab::new(look).await;
     lab.order.hardened = true;
     let report = lab.run().await;
