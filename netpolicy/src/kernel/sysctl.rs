@@ -21,26 +21,11 @@ pub(crate) fn of_host(host: &HostPolicy) -> Vec<Setting> {
     let mut settings = of_port(bridge);
     settings.extend([
         // A guest must not learn, by asking around, which other addresses this host has.
-        Setting {
-            file: format!("ipv4/conf/{bridge}/arp_ignore"),
-            value: "1",
-        },
-        Setting {
-            file: format!("ipv4/conf/{bridge}/rp_filter"),
-            value: "1",
-        },
-        Setting {
-            file: format!("ipv4/conf/{bridge}/send_redirects"),
-            value: "0",
-        },
-        Setting {
-            file: format!("ipv4/conf/{bridge}/route_localnet"),
-            value: "0",
-        },
-        Setting {
-            file: format!("ipv4/conf/{bridge}/proxy_arp"),
-            value: "0",
-        },
+        Setting::of_interface("ipv4", bridge, "arp_ignore", "1"),
+        Setting::of_interface("ipv4", bridge, "rp_filter", "1"),
+        Setting::of_interface("ipv4", bridge, "send_redirects", "0"),
+        Setting::of_interface("ipv4", bridge, "route_localnet", "0"),
+        Setting::of_interface("ipv4", bridge, "proxy_arp", "0"),
     ]);
     if host.uplink.is_some() {
         settings.push(Setting {
@@ -54,22 +39,10 @@ pub(crate) fn of_host(host: &HostPolicy) -> Vec<Setting> {
 /// Settings of an interface that a guest can send to: no IPv6, nothing learnt from it.
 pub(crate) fn of_port(name: &IfName) -> Vec<Setting> {
     vec![
-        Setting {
-            file: format!("ipv6/conf/{name}/accept_ra"),
-            value: "0",
-        },
-        Setting {
-            file: format!("ipv6/conf/{name}/disable_ipv6"),
-            value: "1",
-        },
-        Setting {
-            file: format!("ipv4/conf/{name}/accept_redirects"),
-            value: "0",
-        },
-        Setting {
-            file: format!("ipv4/conf/{name}/accept_source_route"),
-            value: "0",
-        },
+        Setting::of_interface("ipv6", name, "accept_ra", "0"),
+        Setting::of_interface("ipv6", name, "disable_ipv6", "1"),
+        Setting::of_interface("ipv4", name, "accept_redirects", "0"),
+        Setting::of_interface("ipv4", name, "accept_source_route", "0"),
     ]
 }
 
@@ -83,6 +56,13 @@ pub(crate) fn host_settings(host: &HostPolicy) -> Vec<(String, &'static str)> {
 }
 
 impl Setting {
+    fn of_interface(protocol: &str, name: &IfName, key: &str, value: &'static str) -> Self {
+        Self {
+            file: format!("{protocol}/conf/{name}/{key}"),
+            value,
+        }
+    }
+
     fn path(&self) -> PathBuf {
         Path::new(ROOT).join(&self.file)
     }
