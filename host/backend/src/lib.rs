@@ -185,6 +185,13 @@ pub trait Volumes: Send + Sync {
             what: "snapshots of volumes",
         })
     }
+    /// Takes a volume that nobody has to another storage of the hypervisor's, under this name; there already is success.
+    /// What it is called from then on.
+    async fn move_volume(&self, _volume: &str, _name: &str, _storage: &str) -> Result<String> {
+        Err(BackendError::Unsupported {
+            what: "storages to move a volume between",
+        })
+    }
     /// Makes a volume of this name with what another holds, or held at a snapshot. The same name again is the same
     /// volume.
     async fn copy_volume(&self, _of: &str, _snapshot: Option<&str>, _name: &str) -> Result<String> {

@@ -101,8 +101,15 @@ impl Request {
             }
             // Never with `destroy-unreferenced-disks`: it takes every volume of that number on every storage.
             Change::Destroy { vmid } => Self::delete(&machine(vmid), &[("purge", "1")]),
-            Change::TakeSnapshot { vmid, name, memory } => {
-                let values = vec![pair("snapname", name), pair("vmstate", u8::from(*memory))];
+            Change::TakeSnapshot {
+                vmid,
+                name,
+                memory,
+                description,
+            } => {
+                let mut values = vec![pair("snapname", name), pair("vmstate", u8::from(*memory))];
+                let is_said = !description.is_empty();
+                values.extend(is_said.then(|| pair("description", description)));
                 post(format!("{}/snapshot", machine(vmid)), values)
             }
             Change::RollBack { vmid, name } => post(
@@ -125,19 +132,23 @@ impl Request {
                     pair("size", format!("{size_gb}G")),
                     pair("format", format),
                 ];
-                post(
-                    format!("/nodes/{node}/storage/{}/content", encoded(storage)),
-                    values,
-                )
+                post(content(node, storage), values)
             }
-            Change::Free { storage, volume, .. } => Self::delete(
-                &format!(
-                    "/nodes/{node}/storage/{}/content/{}",
-                    encoded(storage),
-                    encoded(volume)
-                ),
-                &[],
-            ),
+            Change::Free { storage, volume, .. } => {
+                Self::delete(&format!("{}/{}", content(node, storage), encoded(volume)), &[])
+            }
+            Change::MoveDisk { vmid, disk, storage } => {
+                let values = vec![pair("disk", disk), pair("storage", storage), pair("delete", 1)];
+                post(format!("{}/move_disk", machine(vmid)), values)
+            }
+            Change::GiveDisk { vmid, disk, to, slot } => {
+                let values = vec![
+                    pair("disk", disk),
+                    pair("target-vmid", to),
+                    pair("target-disk", slot),
+                ];
+                post(format!("{}/move_disk", machine(vmid)), values)
+            }
         }
     }
 
@@ -159,6 +170,11 @@ impl Request {
     pub(crate) fn is_question(&self) -> bool {
         self.method == Method::GET
     }
+}
+
+/// Where the volumes of a storage are.
+fn content(node: &str, storage: &str) -> String {
+    format!("/nodes/{node}/storage/{}/content", encoded(storage))
 }
 
 /// `path` is of our own making, and what of it came from elsewhere is encoded already.

@@ -86,3 +86,31 @@ fn a_clone_carries_its_number_with_everything_else() {
         json!({"newid": "410", "name": "rec410", "pool": "agentlab", "full": "0"})
     );
 }
+
+#[test]
+fn a_disk_goes_to_a_storage_or_to_another_machine_and_never_to_both() {
+    let to_storage = Change::MoveDisk {
+        vmid: vmid(777),
+        disk: "scsi1".into(),
+        storage: "fast".into(),
+    };
+    let to_machine = Change::GiveDisk {
+        vmid: vmid(1999),
+        disk: "scsi1".into(),
+        to: vmid(777),
+        slot: "scsi2".into(),
+    };
+    let (storage, machine) = (
+        Request::change("pve8", &to_storage),
+        Request::change("pve8", &to_machine),
+    );
+    assert_eq!(storage.target, "/api2/json/nodes/pve8/qemu/777/move_disk");
+    assert_eq!(
+        body(&storage),
+        json!({"disk": "scsi1", "storage": "fast", "delete": "1"})
+    );
+    assert_eq!(
+        body(&machine),
+        json!({"disk": "scsi1", "target-vmid": "777", "target-disk": "scsi2"})
+    );
+}

@@ -115,6 +115,8 @@ pub(crate) enum Change {
         vmid: Vmid,
         name: String,
         memory: bool,
+        /// What people read beside it; empty: nothing.
+        description: String,
     },
     RollBack {
         vmid: Vmid,
@@ -136,6 +138,19 @@ pub(crate) enum Change {
         owner: Vmid,
         volume: String,
     },
+    /// To another storage; what it was made of goes.
+    MoveDisk {
+        vmid: Vmid,
+        disk: String,
+        storage: String,
+    },
+    /// To another machine, which owns it from then on. PVE names it anew.
+    GiveDisk {
+        vmid: Vmid,
+        disk: String,
+        to: Vmid,
+        slot: String,
+    },
 }
 
 impl Change {
@@ -155,6 +170,8 @@ impl Change {
             Self::DeleteSnapshot { .. } => "delete snapshot",
             Self::Allocate { .. } => "create volume",
             Self::Free { .. } => "destroy volume",
+            Self::MoveDisk { .. } => "move disk",
+            Self::GiveDisk { .. } => "give disk",
         }
     }
 
@@ -172,6 +189,8 @@ impl Change {
             | Self::TakeSnapshot { vmid, .. }
             | Self::RollBack { vmid, .. }
             | Self::DeleteSnapshot { vmid, .. }
+            | Self::MoveDisk { vmid, .. }
+            | Self::GiveDisk { vmid, .. }
             | Self::Allocate { owner: vmid, .. }
             | Self::Free { owner: vmid, .. } => *vmid,
         }

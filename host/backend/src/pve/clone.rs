@@ -253,6 +253,6 @@ impl<W: Wire> Pve<W> {
 }
 
 /// It takes as long as a clone takes.
-fn under_way(vmid: Vmid) -> Refusal {
+pub(super) fn under_way(vmid: Vmid) -> Refusal {
     Refusal::new(Kind::BeingMade, format!("PVE is still making VM {vmid}"))
 }

@@ -48,6 +48,12 @@ pub(crate) enum Kind {
     Protected,
     BaseInUse,
     NoLinkedClone,
+    /// The storage copies no snapshots.
+    NoFullClone,
+    /// The storage takes no snapshots of such a disk.
+    CannotSnapshot,
+    /// The storage goes back to the newest snapshot only.
+    NotNewest,
     /// The template's disk is on another node's own storage.
     LocalTemplate,
     IsTemplate,
@@ -120,6 +126,9 @@ const SENTENCES: &[(&[&str], Kind)] = &[
     (&["protection mode enabled"], Kind::Protected),
     (&["is still in use by linked clone"], Kind::BaseInUse),
     (&["Linked clone feature is not supported"], Kind::NoLinkedClone),
+    (&["Full clone feature is not supported"], Kind::NoFullClone),
+    (&["snapshot feature is not available"], Kind::CannotSnapshot),
+    (&["is not most recent snapshot"], Kind::NotNewest),
     (
         &["can't clone VM to node", "uses local storage"],
         Kind::LocalTemplate,
@@ -302,6 +311,9 @@ impl Refusal {
             | Kind::Protected
             | Kind::BaseInUse
             | Kind::NoLinkedClone
+            | Kind::NoFullClone
+            | Kind::CannotSnapshot
+            | Kind::NotNewest
             | Kind::LocalTemplate
             | Kind::IsTemplate
             | Kind::VolumeTaken
@@ -361,6 +373,16 @@ impl Refusal {
             Kind::StorageFull => "make room on the storage".to_owned(),
             Kind::NoLinkedClone => {
                 "set `proxmox_clone_mode: auto`, or keep the template on a storage that can clone".to_owned()
+            }
+            Kind::NoFullClone => {
+                "its storage copies no snapshots: go back to the snapshot first, and copy that".to_owned()
+            }
+            Kind::CannotSnapshot => {
+                "its storage takes no snapshots of such a disk: of a workspace, `agentlab workspace fork` makes a copy"
+                    .to_owned()
+            }
+            Kind::NotNewest => {
+                "its storage goes back to the newest snapshot only: delete the newer ones first".to_owned()
             }
             Kind::NoNode => "correct `proxmox_node`".to_owned(),
             Kind::LocalTemplate => {

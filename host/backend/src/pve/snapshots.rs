@@ -60,6 +60,7 @@ impl<W: Wire> Pve<W> {
             vmid: of,
             name: name.to_owned(),
             memory: holds == SnapshotHolds::Memory && power != Power::Stopped,
+            description: String::new(),
         };
         match self.change(&record.node, change).await {
             Err(refusal) if refusal.kind == Kind::SnapshotTaken => {
@@ -99,7 +100,7 @@ impl<W: Wire> Pve<W> {
         }
     }
 
-    async fn names(&self, record: &Record) -> std::result::Result<Vec<String>, Refusal> {
+    pub(super) async fn names(&self, record: &Record) -> std::result::Result<Vec<String>, Refusal> {
         let path = format!("/nodes/{}/qemu/{}/snapshot", record.node, record.vmid);
         let answer = self.wire.read(&Read::new(path)).await?;
         let mut found: Vec<(u64, String)> = Fields::list(answer)

@@ -8,6 +8,7 @@ use agentlab_protocol::workspace::SERIAL;
 use async_trait::async_trait;
 
 use super::change::{Change, Read, pair};
+use super::owner::storage_of;
 use super::record::{Record, bytes, volume_owner};
 use super::view::Found;
 use super::{Fields, Kind, Pve, Refusal, Trouble, Wire, refused};
@@ -29,22 +30,23 @@ impl<W: Wire> Pve<W> {
         }
     }
 
-    /// Refuses a volume of anybody else.
-    fn check_volume(&self, action: &'static str, volume: &str) -> Result<(Vmid, &str)> {
+    /// The number that owns it; refuses a volume of anybody else. One that was moved is on another storage than new ones.
+    fn check_volume(&self, action: &'static str, volume: &str) -> Result<Vmid> {
         let (owner, _) = self.volume_place()?;
-        let storage = self.options.storage.as_deref().unwrap_or_default();
-        let is_there = volume.split_once(':').is_some_and(|(found, _)| found == storage);
-        if is_there && volume_owner(volume) == Some(owner) {
-            return Ok((owner, storage));
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);
+        let is_name =
+            volume.bytes().all(is_plain) && !storage_of(volume).is_empty() && !volume.contains("..");
+        if is_name && volume_owner(volume) == Some(owner) {
+            return Ok(owner);
         }
         let volume = volume.escape_debug();
-        let reason = format!("`{volume}` is no volume of ours, which are on {storage} and belong to {owner}");
+        let reason = format!("`{volume}` is no volume of ours, which belong to {owner}");
         Err(refused(action, owner, reason))
     }
 
     /// Whoever has a volume, among the machines of our range. All of them are looked through once; after that it is known
     /// who may have it, and he is asked.
-    async fn holder(&self, volume: &str) -> std::result::Result<Option<Vmid>, Trouble> {
+    pub(super) async fn holder(&self, volume: &str) -> std::result::Result<Option<Vmid>, Trouble> {
         let mut holders = self.holders.lock().await;
         let known = match holders.as_mut() {
             Some(known) => known,
@@ -188,20 +190,35 @@ fn named(kind: &str, owner: Vmid, name: &str) -> (String, &'static str) {
     }
 }
 
+fn check_name(action: &'static str, owner: Vmid, name: &str) -> Result<()> {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if (1..=60).contains(&name.len()) && name.bytes().all(is_plain) {
+        return Ok(());
+    }
+    let reason = "a volume's name is 1 to 60 lower-case letters, digits and `-`";
+    Err(refused(action, owner, reason))
+}
+
+/// As PVE has them: it becomes part of a line.
+fn check_storage(action: &'static str, owner: Vmid, storage: &str) -> Result<()> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let begins = storage
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphabetic());
+    if begins && storage.len() <= 100 && storage.bytes().all(is_plain) {
+        return Ok(());
+    }
+    let reason = format!("`{}` is no name of a storage", storage.escape_debug());
+    Err(refused(action, owner, reason))
+}
+
 #[async_trait]
 impl<W: Wire> Volumes for Pve<W> {
     async fn create_volume(&self, name: &str, size_gb: u32) -> Result<String> {
         const ACTION: &str = "create volume";
         let (owner, storage) = self.volume_place()?;
-        let fits = !name.is_empty()
-            && name.len() <= 60
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-        if !fits {
-            let reason = "a volume's name is 1 to 60 lower-case letters, digits and `-`";
-            return Err(refused(ACTION, owner, reason));
-        }
+        check_name(ACTION, owner, name)?;
         let _turn = self.turn(owner).await;
         let node = self.node().await?.to_owned();
         let attempt = || async {
@@ -232,7 +249,7 @@ impl<W: Wire> Volumes for Pve<W> {
     }
 
     async fn attach_volume(&self, volume: &str, to: Vmid, stamp: &Stamp) -> Result<()> {
-        let (owner, _) = self.check_volume("attach volume", volume)?;
+        let owner = self.check_volume("attach volume", volume)?;
         // One at a time, or two would each find it free.
         let _alone = self.turn(owner).await;
         let _turn = self.turn(to).await;
@@ -241,7 +258,7 @@ impl<W: Wire> Volumes for Pve<W> {
     }
 
     async fn detach_volume(&self, volume: &str, from: Vmid, stamp: &Stamp) -> Result<()> {
-        let (owner, _) = self.check_volume("detach volume", volume)?;
+        let owner = self.check_volume("detach volume", volume)?;
         let _alone = self.turn(owner).await;
         let _turn = self.turn(from).await;
         let done = self
@@ -254,7 +271,7 @@ impl<W: Wire> Volumes for Pve<W> {
     }
 
     async fn grow_volume(&self, volume: &str, at: Vmid, stamp: &Stamp, size_gb: u32) -> Result<()> {
-        let (owner, _) = self.check_volume("grow volume", volume)?;
+        let owner = self.check_volume("grow volume", volume)?;
         let _alone = self.turn(owner).await;
         let _turn = self.turn(at).await;
         self.patiently("grow volume", at, || self.grow_once(volume, at, stamp, size_gb))
@@ -263,15 +280,18 @@ impl<W: Wire> Volumes for Pve<W> {
 
     async fn destroy_volume(&self, volume: &str) -> Result<()> {
         const ACTION: &str = "destroy volume";
-        let (owner, storage) = self.check_volume(ACTION, volume)?;
+        let owner = self.check_volume(ACTION, volume)?;
         let _alone = self.turn(owner).await;
         let node = self.node().await?.to_owned();
         let attempt = || async {
             if let Some(holder) = self.holder(volume).await? {
                 return Err(refused(ACTION, holder, format!("{volume} is attached to it")).into());
             }
+            if self.clear_volume(ACTION, volume).await? {
+                return Ok(());
+            }
             let change = Change::Free {
-                storage: storage.to_owned(),
+                storage: storage_of(volume).to_owned(),
                 owner,
                 volume: volume.to_owned(),
             };
@@ -279,5 +299,48 @@ impl<W: Wire> Volumes for Pve<W> {
             Ok(())
         };
         self.patiently(ACTION, owner, attempt).await
+    }
+
+    async fn take_volume_snapshot(&self, volume: &str, name: &str) -> Result<()> {
+        const ACTION: &str = "snapshot volume";
+        let owner = self.check_volume(ACTION, volume)?;
+        let _alone = self.turn(owner).await;
+        self.patiently(ACTION, owner, || self.keep_volume_once(volume, name))
+            .await
+    }
+
+    async fn roll_back_volume(&self, volume: &str, name: &str) -> Result<()> {
+        const ACTION: &str = "rollback of volume";
+        let owner = self.check_volume(ACTION, volume)?;
+        let _alone = self.turn(owner).await;
+        self.patiently(ACTION, owner, || self.restore_volume_once(volume, name))
+            .await
+    }
+
+    async fn delete_volume_snapshot(&self, volume: &str, name: &str) -> Result<()> {
+        const ACTION: &str = "delete snapshot of volume";
+        let owner = self.check_volume(ACTION, volume)?;
+        let _alone = self.turn(owner).await;
+        self.patiently(ACTION, owner, || self.forget_volume_once(volume, name))
+            .await
+    }
+
+    async fn copy_volume(&self, of: &str, snapshot: Option<&str>, name: &str) -> Result<String> {
+        const ACTION: &str = "copy volume";
+        let owner = self.check_volume(ACTION, of)?;
+        check_name(ACTION, owner, name)?;
+        let _alone = self.turn(owner).await;
+        self.patiently(ACTION, owner, || self.copy_volume_once(of, snapshot, name))
+            .await
+    }
+
+    async fn move_volume(&self, volume: &str, name: &str, storage: &str) -> Result<String> {
+        const ACTION: &str = "move volume";
+        let owner = self.check_volume(ACTION, volume)?;
+        check_name(ACTION, owner, name)?;
+        check_storage(ACTION, owner, storage)?;
+        let _alone = self.turn(owner).await;
+        self.patiently(ACTION, owner, || self.move_volume_once(volume, name, storage))
+            .await
     }
 }

@@ -77,8 +77,18 @@ impl Argv {
                 .option("forceStop", 1),
             // Never with `--destroy-unreferenced-disks`: it takes every volume of that number on every storage.
             Change::Destroy { vmid } => qm("destroy", vmid).option("purge", 1),
-            Change::TakeSnapshot { vmid, name, memory } => {
-                also(qm("snapshot", vmid), name).option("vmstate", u8::from(*memory))
+            Change::TakeSnapshot {
+                vmid,
+                name,
+                memory,
+                description,
+            } => {
+                let argv = also(qm("snapshot", vmid), name).option("vmstate", u8::from(*memory));
+                if description.is_empty() {
+                    argv
+                } else {
+                    argv.option("description", description)
+                }
             }
             Change::RollBack { vmid, name } => also(qm("rollback", vmid), name),
             Change::DeleteSnapshot { vmid, name } => also(qm("delsnapshot", vmid), name),
@@ -100,6 +110,14 @@ impl Argv {
             )
             .option("format", format),
             Change::Free { volume, .. } => Self::new("pvesm", &["free", volume]),
+            Change::MoveDisk { vmid, disk, storage } => {
+                Self::new("qm", &["disk", "move", &vmid.to_string(), disk, storage]).option("delete", 1)
+            }
+            Change::GiveDisk { vmid, disk, to, slot } => {
+                Self::new("qm", &["disk", "move", &vmid.to_string(), disk])
+                    .option("target-vmid", to)
+                    .option("target-disk", slot)
+            }
         }
     }
 }

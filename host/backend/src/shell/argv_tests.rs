@@ -175,3 +175,24 @@ fn the_volume_is_taken_out_of_the_sentence_that_names_it() {
     }
     assert_eq!(allocated("Formatting").unwrap_err().kind, Kind::Unknown);
 }
+
+#[test]
+fn a_disk_is_moved_and_given_away_by_one_command() {
+    let moved = Change::MoveDisk {
+        vmid: vmid(777),
+        disk: "scsi1".into(),
+        storage: "fast".into(),
+    };
+    let given = Change::GiveDisk {
+        vmid: vmid(1999),
+        disk: "scsi1".into(),
+        to: vmid(777),
+        slot: "scsi2".into(),
+    };
+    let line = |change| words(Argv::change(&change)).join(" ");
+    assert_eq!(line(moved), "qm disk move 777 scsi1 fast --delete 1");
+    assert_eq!(
+        line(given),
+        "qm disk move 1999 scsi1 --target-vmid 777 --target-disk scsi2"
+    );
+}

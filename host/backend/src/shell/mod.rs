@@ -160,7 +160,9 @@ impl Wire for Shell {
             | Change::TakeSnapshot { .. }
             | Change::RollBack { .. }
             | Change::DeleteSnapshot { .. }
-            | Change::Free { .. } => Ok(Begun::Done(Value::Null)),
+            | Change::Free { .. }
+            | Change::MoveDisk { .. }
+            | Change::GiveDisk { .. } => Ok(Begun::Done(Value::Null)),
         }
     }
 

@@ -21,6 +21,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
 
+use crate::proxmox::left;
 use crate::suite::{Rig, TEMPLATE, vmid};
 
 const SCALE: Scale = Scale(0.02);
@@ -141,6 +142,17 @@ fn asked(node: &str, words: &[&str]) -> (&'static str, String, Map<String, Value
         ["qm", "clone", template, to] => {
             give("newid", to);
             ("POST", format!("{}/clone", machine(template)))
+        }
+        ["qm", "create", vmid] => {
+            give("vmid", vmid);
+            ("POST", format!("/nodes/{node}/qemu"))
+        }
+        ["qm", "disk", "move", vmid, disk, storage @ ..] => {
+            give("disk", disk);
+            if let [storage] = storage {
+                give("storage", storage);
+            }
+            ("POST", format!("{}/move_disk", machine(vmid)))
         }
         ["qm", "set", vmid] => ("PUT", format!("{}/config", machine(vmid))),
         ["qm", "resize", vmid, disk, size] => {
@@ -289,7 +301,7 @@ impl Rig for ShellRig {
 
     fn leftovers(&self) -> Vec<String> {
         let touched = self.node.audit().foreign_touched;
-        self.node.left().into_iter().chain(touched).collect()
+        left(&self.node).into_iter().chain(touched).collect()
     }
 }
 

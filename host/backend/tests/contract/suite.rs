@@ -15,7 +15,8 @@ pub(crate) use crate::disks::{
     snapshots_with_memory_and_without_are_gone_back_to,
 };
 pub(crate) use crate::volumes::{
-    a_state_of_a_volume_is_kept_or_said_to_be_out_of_reach, a_volume_of_somebody_else_is_never_touched,
+    a_state_of_a_volume_is_kept_gone_back_to_and_copied, a_volume_of_somebody_else_is_never_touched,
+    a_volume_that_a_running_machine_has_is_left_as_it_is,
 };
 
 /// The template every rig has.
@@ -76,18 +77,25 @@ pub(crate) fn no_cable() -> PowerOn {
 
 /// A stopped, configured machine.
 pub(crate) async fn cloned(backend: &dyn Backend, raw: u32) -> CloneSpec {
-    let spec = spec(raw);
+    made(backend, spec(raw)).await
+}
+
+pub(crate) async fn made(backend: &dyn Backend, spec: CloneSpec) -> CloneSpec {
     backend.clone_template(&spec).await.unwrap();
     backend.configure(spec.vmid, &spec.stamp, &shape()).await.unwrap();
     spec
 }
 
-pub(crate) async fn running(backend: &dyn Backend, raw: u32) -> CloneSpec {
-    let spec = cloned(backend, raw).await;
+pub(crate) async fn switch_on(backend: &dyn Backend, spec: &CloneSpec) {
     backend
         .power_on(spec.vmid, &spec.stamp, no_cable())
         .await
         .unwrap();
+}
+
+pub(crate) async fn running(backend: &dyn Backend, raw: u32) -> CloneSpec {
+    let spec = cloned(backend, raw).await;
+    switch_on(backend, &spec).await;
     spec
 }
 
@@ -485,7 +493,8 @@ macro_rules! contract {
             a_volume_goes_to_one_machine_at_a_time_and_outlives_it,
             snapshots_with_memory_and_without_are_gone_back_to,
             a_volume_of_somebody_else_is_never_touched,
-            a_state_of_a_volume_is_kept_or_said_to_be_out_of_reach
+            a_state_of_a_volume_is_kept_gone_back_to_and_copied,
+            a_volume_that_a_running_machine_has_is_left_as_it_is
         );
     };
     (@tests $name:ident, $rig:expr, $marks:tt, $($test:ident),+) => {

@@ -2,7 +2,7 @@
 
 use agentlab_backend::{Backend, BackendError, Power};
 
-use crate::suite::{Rig, cloned, power, vmid};
+use crate::suite::{Rig, cloned, no_cable, power, vmid};
 
 /// Every back end here has them; a genuine node may have been given no number that owns volumes.
 async fn has_volumes(backend: &dyn Backend) -> bool {
@@ -25,36 +25,82 @@ pub(crate) async fn a_volume_of_somebody_else_is_never_touched(rig: &mut dyn Rig
     assert_eq!(power(backend, vmid(1000)).await, Some(Power::Stopped));
 }
 
-pub(crate) async fn a_state_of_a_volume_is_kept_or_said_to_be_out_of_reach(rig: &mut dyn Rig) {
+pub(crate) async fn a_state_of_a_volume_is_kept_gone_back_to_and_copied(rig: &mut dyn Rig) {
+    if !has_volumes(rig.backend()).await {
+        return;
+    }
+    let volume = rig.backend().create_volume("ws-states", 1).await.unwrap();
+    for _ in 0..2 {
+        let backend = rig.backend();
+        for name in ["one", "two"] {
+            backend.take_volume_snapshot(&volume, name).await.unwrap();
+        }
+        backend.roll_back_volume(&volume, "one").await.unwrap();
+        rig.restart().await;
+    }
+    let backend = rig.backend();
+    let answer = backend.roll_back_volume(&volume, "absent").await;
+    assert!(answer.is_err(), "{answer:?}");
+    assert!(
+        backend
+            .copy_volume(&volume, Some("absent"), "ws-none")
+            .await
+            .is_err()
+    );
+    let mut copies = Vec::new();
+    for (snapshot, name) in [(Some("one"), "ws-then"), (None, "ws-now")] {
+        let copy = backend.copy_volume(&volume, snapshot, name).await.unwrap();
+        assert_eq!(backend.copy_volume(&volume, snapshot, name).await.unwrap(), copy);
+        copies.push(copy);
+    }
+    assert!(copies[0] != copies[1] && !copies.contains(&volume));
+    // A copy is as good as any.
+    let spec = cloned(backend, 1000).await;
+    let (at, ours) = (spec.vmid, &spec.stamp);
+    backend.attach_volume(&copies[0], at, ours).await.unwrap();
+    assert!(backend.destroy_volume(&copies[0]).await.is_err());
+    backend.grow_volume(&copies[0], at, ours, 2).await.unwrap();
+    backend.detach_volume(&copies[0], at, ours).await.unwrap();
+    backend.take_volume_snapshot(&copies[0], "one").await.unwrap();
+    backend.destroy(at, ours).await.unwrap();
+    for _ in 0..2 {
+        backend.delete_volume_snapshot(&volume, "two").await.unwrap();
+    }
+    // What is left of snapshots goes with the volume.
+    for gone in copies.iter().chain([&volume]) {
+        for _ in 0..2 {
+            backend.destroy_volume(gone).await.unwrap();
+        }
+    }
+    assert_eq!(rig.leftovers(), Vec::<String>::new());
+}
+
+/// Nobody goes back on what a guest writes at the moment.
+pub(crate) async fn a_volume_that_a_running_machine_has_is_left_as_it_is(rig: &mut dyn Rig) {
     if !has_volumes(rig.backend()).await {
         return;
     }
     let backend = rig.backend();
-    let volume = backend.create_volume("ws-states", 1).await.unwrap();
-    match backend.take_volume_snapshot(&volume, "one").await {
-        Ok(()) => {
-            backend.take_volume_snapshot(&volume, "one").await.unwrap();
-            backend.roll_back_volume(&volume, "one").await.unwrap();
-            let copy = backend
-                .copy_volume(&volume, Some("one"), "ws-copy")
-                .await
-                .unwrap();
-            let again = backend
-                .copy_volume(&volume, Some("one"), "ws-copy")
-                .await
-                .unwrap();
-            assert_eq!(copy, again);
-            assert!(backend.roll_back_volume(&volume, "absent").await.is_err());
-            for _ in 0..2 {
-                backend.delete_volume_snapshot(&volume, "one").await.unwrap();
-            }
-            backend.destroy_volume(&copy).await.unwrap();
-        }
-        Err(error) => {
-            assert!(matches!(error, BackendError::Unsupported { .. }), "{error}");
-            let copy = backend.copy_volume(&volume, None, "ws-copy").await;
-            assert!(matches!(copy, Err(BackendError::Unsupported { .. })), "{copy:?}");
-        }
+    let spec = cloned(backend, 1000).await;
+    let volume = backend.create_volume("ws-busy", 1).await.unwrap();
+    backend.take_volume_snapshot(&volume, "one").await.unwrap();
+    backend
+        .attach_volume(&volume, spec.vmid, &spec.stamp)
+        .await
+        .unwrap();
+    backend
+        .power_on(spec.vmid, &spec.stamp, no_cable())
+        .await
+        .unwrap();
+    let answers = [
+        backend.take_volume_snapshot(&volume, "two").await,
+        backend.roll_back_volume(&volume, "one").await,
+        backend.copy_volume(&volume, None, "ws-copy").await.map(drop),
+    ];
+    for answer in answers {
+        assert!(matches!(answer, Err(BackendError::Refused { .. })), "{answer:?}");
     }
+    backend.destroy(spec.vmid, &spec.stamp).await.unwrap();
     backend.destroy_volume(&volume).await.unwrap();
+    assert_eq!(rig.leftovers(), Vec::<String>::new());
 }

@@ -21,6 +21,8 @@ mod storage;
 mod tasks;
 #[cfg(test)]
 mod wire;
+#[cfg(test)]
+mod workspaces;
 
 #[cfg(test)]
 mod lab {

@@ -18,6 +18,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 struct Spec {
     vmid: u32,
     newid: u32,
+    /// The state to copy; the machine as it is when absent.
+    snapshot: Option<String>,
     full: bool,
     name: Option<String>,
     description: Option<String>,
@@ -48,6 +50,7 @@ pub(crate) fn clone(call: &Call) -> Answer {
         let spec = Spec {
             vmid,
             newid,
+            snapshot: call.text("snapname"),
             full,
             name: call.text("name"),
             description: call.text("description"),
@@ -56,6 +59,7 @@ pub(crate) fn clone(call: &Call) -> Answer {
             target: call.text("target").unwrap_or_else(|| node.clone()),
             version: call.version,
         };
+        configuration(vm, &spec)?;
         may_be_cloned(&world, vm, &spec)?;
         (
             spec,
@@ -70,6 +74,34 @@ pub(crate) fn clone(call: &Call) -> Answer {
         call.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
     }
     call.fork("qmclone", &vmid.to_string(), move |worker| cloning(worker, spec))
+}
+
+/// What is copied.
+fn configuration<'a>(vm: &'a Vm, spec: &Spec) -> Result<&'a Config, String> {
+    let Some(name) = &spec.snapshot else {
+        return Ok(&vm.config);
+    };
+    let snapshot = vm.snapshots.get(name);
+    let snapshot = snapshot.ok_or_else(|| format!("snapshot '{name}' does not exist"))?;
+    Ok(&snapshot.config)
+}
+
+/// A ZFS volume is copied as it is, or not at all.
+fn may_be_copied(world: &World, config: &Config, spec: &Spec) -> Result<(), Refusal> {
+    let is_zfs = |volid: &str| {
+        let storage = world
+            .volumes
+            .get(volid)
+            .and_then(|volume| world.storages.get(&volume.storage));
+        storage.is_some_and(|storage| storage.plugin == Plugin::Zfs)
+    };
+    let stuck = Vm::drives(config).find(|(key, volid)| is_drive(key) && is_zfs(volid));
+    match stuck.filter(|_| spec.full && spec.snapshot.is_some()) {
+        Some((_, volid)) => Err(Refusal::died(format!(
+            "Full clone feature is not supported for a snapshot of '{volid}'"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn may_be_cloned(world: &World, vm: &Vm, spec: &Spec) -> Result<(), Refusal> {
@@ -100,6 +132,7 @@ fn may_be_cloned(world: &World, vm: &Vm, spec: &Spec) -> Result<(), Refusal> {
     if world.vms.contains_key(&spec.newid) {
         return Err(Refusal::died(exists(spec.newid)));
     }
+    may_be_copied(world, configuration(vm, spec)?, spec)?;
     for (key, volid) in Vm::drives(&vm.config).filter(|(key, _)| !spec.full && is_drive(key)) {
         let plugin = world
             .volumes
@@ -163,7 +196,7 @@ async fn cloning(worker: Worker, spec: Spec) -> Result<(), String> {
     let source = {
         let mut world = worker.world();
         world.writable()?;
-        let source = world.unlocked(&worker.node, spec.vmid)?.config.clone();
+        let source = configuration(world.unlocked(&worker.node, spec.vmid)?, &spec)?.clone();
         if world.vms.contains_key(&spec.newid) {
             return Err(exists(spec.newid));
         }

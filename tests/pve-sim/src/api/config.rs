@@ -7,7 +7,7 @@ use crate::schema::{Key, Kind, flag, key_of};
 use crate::wire::{Answer, Refusal};
 use crate::world::{Config, Vm, World, volume_of};
 
-use super::drive::refuse_stale;
+use super::drive::{keep_unused, refuse_stale};
 use super::may::may_set;
 use super::plug::{plug, with_mac};
 
@@ -238,12 +238,7 @@ fn leave(world: &mut World, worker: &Worker, vmid: u32, name: &str, value: &str,
         return;
     }
     if let Some(vm) = world.vms.get_mut(&vmid) {
-        let free = (0..256)
-            .map(|n: u32| format!("unused{n}"))
-            .find(|key| !vm.config.contains_key(key));
-        if let Some(key) = free {
-            vm.config.insert(key, volid);
-        }
+        keep_unused(vm, volid);
     }
 }
 

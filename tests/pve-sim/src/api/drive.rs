@@ -6,7 +6,7 @@ use crate::call::{Call, Worker};
 use crate::formats::{bytes_of, size_text};
 use crate::storage::{self, Plugin, Volume};
 use crate::wire::{Answer, Refusal};
-use crate::world::{World, volume_of};
+use crate::world::{Vm, World, volume_of};
 
 /// The first `vm-<vmid>-disk-<n>` that is free on a storage.
 pub(crate) fn free_disk_name(world: &World, storage: &str, vmid: u32) -> String {
@@ -21,6 +21,26 @@ pub(crate) fn free_disk_name(world: &World, storage: &str, vmid: u32) -> String 
         .map(|n: u32| format!("vm-{vmid}-disk-{n}"))
         .find(|disk| !taken(disk) && !taken(&disk.replacen("vm-", "base-", 1)))
         .unwrap_or_default()
+}
+
+/// A disk of a machine's own that is in none of its slots waits as unused, once.
+pub(crate) fn keep_unused(vm: &mut Vm, volid: String) {
+    if vm.config.values().any(|value| volume_of(value) == volid) {
+        return;
+    }
+    let free = (0..256).map(|n: u32| format!("unused{n}"));
+    if let Some(key) = free.into_iter().find(|key| !vm.config.contains_key(key)) {
+        vm.config.insert(key, volid);
+    }
+}
+
+/// Whether one of a machine's snapshots holds a disk.
+fn is_in_snapshot(vm: &Vm, volid: &str) -> bool {
+    let mut values = vm
+        .snapshots
+        .values()
+        .flat_map(|snapshot| snapshot.config.values());
+    values.any(|value| volume_of(value) == volid)
 }
 
 /// What a new volume is like.
@@ -172,6 +192,11 @@ fn to_storage(call: &Call, storage: String) -> Answer {
                 "you can't move to the same storage with same format",
             ));
         }
+        if call.flag("delete") && is_in_snapshot(vm, volid) {
+            return Err(Refusal::died(
+                "you can't move a disk with snapshots and delete the source",
+            ));
+        }
     }
     let format = call.text("format");
     let keeps = !call.flag("delete");
@@ -238,10 +263,7 @@ async fn copying(worker: Worker, vmid: u32, asked: Copy) -> Result<(), String> {
     let vm = world.vm_mut(&worker.node, vmid)?;
     vm.config.insert(asked.disk, format!("{made}{rest}"));
     if asked.keeps {
-        let free = (0..256).map(|n| format!("unused{n}"));
-        if let Some(key) = free.into_iter().find(|key| !vm.config.contains_key(key)) {
-            vm.config.insert(key, from);
-        }
+        keep_unused(vm, from);
     } else {
         world.changes_volume(&worker.who, &from, "delete");
         world.volumes.remove(&from);
@@ -262,6 +284,10 @@ fn reassign(call: &Call) -> Answer {
         let world = call.world();
         let vm = world.vm(&call.node(), vmid)?;
         let other = world.vm(&call.node(), target)?;
+        let held = vm.config.get(&disk).map(|value| volume_of(value));
+        if held.is_some_and(|volid| is_in_snapshot(vm, volid)) {
+            return Err(Refusal::died("Can't move disk used by a snapshot to another VM"));
+        }
         if !vm.config.contains_key(&disk) {
             return Err(Refusal::died(format!(
                 "Source disk '{disk}' of VM {vmid} does not exist"

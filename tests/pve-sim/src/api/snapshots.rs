@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::drive::insert_state;
+use super::drive::{insert_state, keep_unused};
 use super::status::can_snapshot;
 use super::{power, unanswered};
 use crate::Version;
@@ -173,7 +173,17 @@ async fn rolling_back(
         let Some(snapshot) = vm.snapshots.get(&name).cloned() else {
             return Err(format!("snapshot '{name}' does not exist"));
         };
-        vm.config = snapshot.config;
+        // Its notes, and the disks that it keeps unused, are of no snapshot.
+        let stays = |key: &str| key == "description" || key.starts_with("unused");
+        vm.config.retain(|key, _| stays(key));
+        let then = snapshot.config.into_iter().filter(|(key, _)| !stays(key));
+        vm.config.extend(then);
+        let used: Vec<String> = Vm::drives(&vm.config)
+            .filter(|(key, _)| !key.starts_with("unused"))
+            .map(|(_, volid)| volid.to_owned())
+            .collect();
+        vm.config
+            .retain(|key, held| !key.starts_with("unused") || !used.contains(held));
         vm.config.remove("vmstate");
         vm.config.insert("parent".into(), name);
         vm.pending.clear();
@@ -267,10 +277,17 @@ async fn deleting(worker: Worker, vmid: u32, name: String) -> Result<(), String>
         }
         _ => {}
     }
+    let mut freed = Vec::new();
     for value in snapshot.config.values() {
-        if let Some(volume) = world.volumes.get_mut(volume_of(value)) {
+        let volid = volume_of(value);
+        if let Some(volume) = world.volumes.get_mut(volid) {
             volume.snapshots.retain(|snapshot| *snapshot != name);
+            freed.extend((volume.owner == vmid).then(|| volid.to_owned()));
         }
+    }
+    let vm = world.vm_mut(&worker.node, vmid)?;
+    for volid in freed {
+        keep_unused(vm, volid);
     }
     if let Some(volid) = snapshot.vmstate {
         world.volumes.remove(&volid);

@@ -1,0 +1,463 @@
+//! The machine that has the number which owns volumes, from the first time on that PVE needs one: it snapshots, copies
+//! and moves disks of machines only. It has no NIC and nothing to boot, is protected, and is never started.
+//!
+//! ```text
+//!   at rest    no disk in a slot; what was in one waits as `unusedN`, because it owns it
+//!   scsi1      the volume that something is done with
+//!   scsi2      a copy, come from the machine that it was made in
+//! ```
+//!
+//! Its description says first that it is ours, then what is under way and what came of it, each before and after the call:
+//!
+//! ```text
+//!   agentlab-volumes owner=777
+//!   copying ws-5e1f to=1999              or: moving ws-5e1f to=fast
+//!   made ws-77aa local:777/vm-777-disk-0.qcow2
+//! ```
+//!
+//! It is never destroyed, although a day comes when nothing hangs on it: PVE would take away what was granted on its
+//! number too, and with that the right to attach a volume.
+
+use agentlab_api::Vmid;
+
+use super::change::{Change, Values, pair};
+use super::clone::under_way;
+use super::machines::Attempt;
+use super::record::Record;
+use super::view::Found;
+use super::{Fields, Kind, Pve, Read, Refusal, Wire, not_ours, refused};
+use crate::BackendError;
+
+/// Where something is done with a volume.
+pub(super) const SLOT: &str = "scsi1";
+/// Where a copy comes in.
+const ARRIVAL: &str = "scsi2";
+const NAME: &str = "agentlab-volumes";
+/// A description has room for some; who asks for the name of a copy again does so soon.
+const MOST_MADE: usize = 60;
+
+/// What takes more than one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum UnderWay {
+    /// A volume of this name is being copied, in a machine with this number.
+    Copying { name: String, machine: Vmid },
+    /// The volume of this name goes to a storage.
+    Moving { name: String, storage: String },
+}
+
+impl UnderWay {
+    fn to_line(&self) -> String {
+        match self {
+            Self::Copying { name, machine } => format!("copying {name} to={machine}"),
+            Self::Moving { name, storage } => format!("moving {name} to={storage}"),
+        }
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let (verb, name, to) = (words.next()?, words.next()?.to_owned(), words.next()?);
+        let to = to.strip_prefix("to=")?;
+        match (verb, words.next()) {
+            ("copying", None) => Some(Self::Copying {
+                name,
+                machine: to.parse().ok()?,
+            }),
+            ("moving", None) => Some(Self::Moving {
+                name,
+                storage: to.to_owned(),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What the description says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Notes {
+    pub(super) under_way: Option<UnderWay>,
+    /// Names of volumes with the identifiers that PVE gave them, the newest last.
+    made: Vec<(String, String)>,
+    /// What somebody else wrote.
+    others: Vec<String>,
+}
+
+fn first_line(owner: Vmid) -> String {
+    format!("agentlab-volumes owner={owner}")
+}
+
+impl Notes {
+    /// `None` when the description does not say that the machine is ours.
+    fn find(description: &str, owner: Vmid) -> Option<Self> {
+        let lines = || description.lines().map(str::trim).filter(|line| !line.is_empty());
+        let mut ours = lines().filter(|line| line.starts_with("agentlab-volumes "));
+        let (first, None) = (ours.next()?, ours.next()) else {
+            return None;
+        };
+        if first != first_line(owner) {
+            return None;
+        }
+        let mut notes = Self::default();
+        for line in lines().filter(|line| *line != first) {
+            let made = line.strip_prefix("made ").and_then(|rest| rest.split_once(' '));
+            if let Some((name, volume)) = made {
+                notes.made.push((name.to_owned(), volume.to_owned()));
+            } else if let Some(found) = UnderWay::parse(line) {
+                notes.under_way = Some(found);
+            } else {
+                notes.others.push(line.to_owned());
+            }
+        }
+        Some(notes)
+    }
+
+    fn to_text(&self, owner: Vmid) -> String {
+        let mut lines = vec![first_line(owner)];
+        lines.extend(self.under_way.iter().map(UnderWay::to_line));
+        lines.extend(
+            self.made
+                .iter()
+                .map(|(name, volume)| format!("made {name} {volume}")),
+        );
+        lines.extend(self.others.iter().cloned());
+        lines.join("\n")
+    }
+
+    /// What was made under a name.
+    pub(super) fn made(&self, name: &str) -> Option<&str> {
+        let mut made = self.made.iter();
+        made.find(|(known, _)| known == name)
+            .map(|(_, volume)| volume.as_str())
+    }
+
+    fn note(&mut self, name: &str, volume: String) {
+        self.made.retain(|(known, _)| known != name);
+        self.made.push((name.to_owned(), volume));
+        let surplus = self.made.len().saturating_sub(MOST_MADE);
+        self.made.drain(..surplus);
+    }
+
+    fn forget(&mut self, volume: &str) {
+        self.made.retain(|(_, known)| known != volume);
+    }
+}
+
+/// The line that stands in the clone call of the machine a copy is made in.
+pub(super) fn copy_line(owner: Vmid, name: &str, machine: Vmid) -> String {
+    format!("agentlab-copy name={name} vmid={machine} owner={owner}")
+}
+
+/// The machine as it was read, with what its description says.
+#[derive(Debug, Clone)]
+pub(super) struct Owner {
+    pub(super) record: Record,
+    pub(super) notes: Notes,
+}
+
+impl Owner {
+    /// The volume in a slot.
+    fn at(&self, slot: &str) -> Option<String> {
+        let mut disks = self.record.disks().into_iter();
+        disks.find(|disk| disk.slot == slot).map(|disk| disk.volume)
+    }
+
+    /// Slots with a disk, those aside where one only waits.
+    fn slots(&self) -> Vec<String> {
+        let disks = self.record.disks().into_iter();
+        let in_use = disks.filter(|disk| !disk.slot.starts_with("unused"));
+        in_use.map(|disk| disk.slot).collect()
+    }
+}
+
+impl<W: Wire> Pve<W> {
+    /// The machine, if there is one; another one under its number is nobody's of ours.
+    pub(super) async fn owner_found(&self, action: &'static str) -> Attempt<Option<Owner>> {
+        let (vmid, _) = self.volume_place()?;
+        let foreign = |what: &str| {
+            let reason = format!("{what} has the number that `proxmox_volume_vmid` reserves for volumes");
+            not_ours(vmid, reason)
+        };
+        let record = match self.find(action, vmid).await? {
+            Found::Nothing => return Ok(None),
+            Found::Container => return Err(foreign("a container").into()),
+            Found::Hidden(refusal) => return Err(refusal.into()),
+            Found::Here(record) => *record,
+        };
+        let node = self.node().await?;
+        if record.node != node {
+            let reason = format!(
+                "it is on node {}, and its volumes are made on {node}",
+                record.node
+            );
+            return Err(BackendError::Refused {
+                action,
+                vmid,
+                reason,
+                hint: Some(format!("`qm migrate {vmid} {node}`, there, brings it back")),
+            }
+            .into());
+        }
+        match Notes::find(&record.description(), vmid) {
+            Some(notes) => Ok(Some(Owner { record, notes })),
+            // What it will be is not known before PVE is done with it.
+            None if record.is_being_made() => Err(super::being_made(vmid).into()),
+            None => Err(foreign("a machine of somebody else's").into()),
+        }
+    }
+
+    async fn owner_again(&self, action: &'static str) -> Attempt<Owner> {
+        let (vmid, _) = self.volume_place()?;
+        let found = self.owner_found(action).await?;
+        found.ok_or_else(|| refused(action, vmid, "the machine that owns volumes is gone").into())
+    }
+
+    /// The machine at rest, made if there is none.
+    pub(super) async fn owner(&self, action: &'static str) -> Attempt<Owner> {
+        if let Some(owner) = self.owner_found(action).await? {
+            return self.settle(action, owner).await;
+        }
+        let (vmid, _) = self.volume_place()?;
+        let mut values = vec![
+            pair("name", NAME),
+            pair("description", Notes::default().to_text(vmid)),
+            pair("memory", 16),
+            pair("protection", 1),
+        ];
+        values.extend(self.options.pool.as_ref().map(|pool| pair("pool", pool)));
+        let node = self.node().await?;
+        let answer = self.change(node, Change::Create { vmid, values }).await;
+        // As with clones, only its description says whose it is.
+        match (self.owner_found(action).await, answer) {
+            (Ok(Some(owner)), _) => Ok(owner),
+            (Err(trouble), Ok(())) => Err(trouble),
+            (_, Err(refusal)) => Err(refusal.into()),
+            (Ok(None), Ok(())) => Err(Refusal::unknown("its task ended well, and it is not there").into()),
+        }
+    }
+
+    /// Writes down what is about to begin.
+    pub(super) async fn note_under_way(&self, owner: &Owner, under_way: UnderWay) -> Attempt<()> {
+        let notes = Notes {
+            under_way: Some(under_way),
+            ..owner.notes.clone()
+        };
+        let text = notes.to_text(owner.record.vmid);
+        Ok(self.set(&owner.record, vec![pair("description", text)]).await?)
+    }
+
+    /// Puts a volume into its slot.
+    pub(super) async fn put_in(&self, action: &'static str, volume: &str) -> Attempt<Owner> {
+        let owner = self.owner_again(action).await?;
+        self.set(&owner.record, vec![pair(SLOT, volume)]).await?;
+        self.owner_again(action).await
+    }
+
+    /// Ends whatever was under way, done or not, and takes all disks out of their slots.
+    pub(super) async fn settle(&self, action: &'static str, owner: Owner) -> Attempt<Owner> {
+        let made = match owner.notes.under_way.clone() {
+            None => None,
+            Some(UnderWay::Copying { name, machine }) => {
+                let copied = self.fetch_copy(action, &owner, &name, machine).await?;
+                copied.map(|volume| (name, volume))
+            }
+            Some(UnderWay::Moving { name, storage }) => {
+                let moved = owner.at(SLOT);
+                let arrived = moved.filter(|volume| storage_of(volume) == storage);
+                arrived.map(|volume| (name, volume))
+            }
+        };
+        let owner = self.owner_again(action).await?;
+        if owner.notes.under_way.is_none() && owner.slots().is_empty() {
+            return Ok(owner);
+        }
+        let mut notes = owner.notes.clone();
+        notes.under_way = None;
+        if let Some((name, volume)) = made {
+            notes.note(&name, volume);
+        }
+        let slots = owner.slots();
+        self.take_out(action, owner, &slots, &notes).await
+    }
+
+    /// Forgets a volume of which only its place as `unusedN` is left, which deletes it. False when it has none.
+    pub(super) async fn delete_unused(
+        &self,
+        action: &'static str,
+        owner: Owner,
+        volume: &str,
+    ) -> Attempt<bool> {
+        let disks = owner.record.disks().into_iter();
+        let slots: Vec<String> = disks
+            .filter(|disk| disk.volume == volume)
+            .map(|disk| disk.slot)
+            .collect();
+        if slots.is_empty() {
+            return Ok(false);
+        }
+        let mut notes = owner.notes.clone();
+        notes.forget(volume);
+        self.take_out(action, owner, &slots, &notes).await?;
+        Ok(true)
+    }
+
+    /// Removes drives. PVE removes none of a machine that is protected.
+    async fn take_out(
+        &self,
+        action: &'static str,
+        mut owner: Owner,
+        slots: &[String],
+        notes: &Notes,
+    ) -> Attempt<Owner> {
+        let mut values: Values = vec![pair("description", notes.to_text(owner.record.vmid))];
+        if !slots.is_empty() {
+            if owner.record.is_protected() {
+                self.set(&owner.record, vec![pair("protection", 0)]).await?;
+                owner = self.owner_again(action).await?;
+            }
+            values.push(pair("delete", slots.join(",")));
+            values.push(pair("protection", 1));
+        }
+        self.set(&owner.record, values).await?;
+        self.owner_again(action).await
+    }
+
+    /// The volume that came of a copy, fetched from the machine it was made in, which goes. `None` when none was made.
+    async fn fetch_copy(
+        &self,
+        action: &'static str,
+        owner: &Owner,
+        name: &str,
+        machine: Vmid,
+    ) -> Attempt<Option<String>> {
+        let _turn = self.turn(machine).await;
+        let line = copy_line(owner.record.vmid, name, machine);
+        let record = match self.find(action, machine).await? {
+            Found::Here(record) => Some(record),
+            Found::Nothing | Found::Container | Found::Hidden(_) => None,
+        };
+        let Some(record) = record.filter(|record| record.description().lines().any(|found| found == line))
+        else {
+            // Nobody can read it before it is whole.
+            if self.is_copied(owner).await? {
+                return Err(under_way(machine).into());
+            }
+            return Ok(owner.at(ARRIVAL));
+        };
+        if record.is_being_made() {
+            return Err(under_way(machine).into());
+        }
+        let node = record.node.clone();
+        if record.is_protected() {
+            self.set(&record, vec![pair("protection", 0)]).await?;
+        }
+        if record.text(SLOT).is_some() && owner.at(ARRIVAL).is_none() {
+            let give = Change::GiveDisk {
+                vmid: machine,
+                disk: SLOT.to_owned(),
+                to: owner.record.vmid,
+                slot: ARRIVAL.to_owned(),
+            };
+            self.change(&node, give).await?;
+        }
+        let arrived = self.owner_again(action).await?.at(ARRIVAL);
+        self.change(&node, Change::Destroy { vmid: machine }).await?;
+        Ok(arrived)
+    }
+
+    /// Whether PVE is at work on a copy of one of its disks.
+    async fn is_copied(&self, owner: &Owner) -> Attempt<bool> {
+        let tasks = Read::new(format!("/nodes/{}/tasks", owner.record.node))
+            .with("source", "active")
+            .with("typefilter", "qmclone");
+        let lines = Fields::list(self.wire.read(&tasks).await?).unwrap_or_default();
+        let of_owner = format!(":qmclone:{}:", owner.record.vmid);
+        let mut running = lines.iter().filter(|line| line.text("endtime").is_none());
+        Ok(running.any(|line| line.text("upid").is_some_and(|upid| upid.contains(&of_owner))))
+    }
+
+    /// A number for the machine that a copy is made in: the last one of our range that nobody has. Sandboxes take them
+    /// from its other end.
+    pub(super) async fn free_number(&self, action: &'static str) -> Attempt<Vmid> {
+        const MOST_ASKED: usize = 64;
+        let (first, last) = self.options.vmids;
+        let numbers = (u32::from(first)..=u32::from(last)).rev().take(MOST_ASKED);
+        for vmid in numbers.filter_map(|raw| Vmid::try_from(raw).ok()) {
+            match self.wire.read(&Read::is_free(vmid)).await {
+                Ok(_) => return Ok(vmid),
+                Err(refusal) if refusal.kind == Kind::Taken => {}
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        let reason = format!("none of the last {MOST_ASKED} numbers up to {last} is free");
+        Err(refused(action, last, reason).into())
+    }
+}
+
+/// The storage in a volume's identifier.
+pub(super) fn storage_of(volume: &str) -> &str {
+    volume.split_once(':').map_or("", |(storage, _)| storage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vmid(raw: u32) -> Vmid {
+        raw.try_into().unwrap()
+    }
+
+    #[test]
+    fn what_the_description_says_is_read_as_it_was_written_and_others_words_stay() {
+        let mut notes = Notes {
+            under_way: Some(UnderWay::Copying {
+                name: "ws-1".into(),
+                machine: vmid(1999),
+            }),
+            made: Vec::new(),
+            others: vec!["Do not touch! Ann".into()],
+        };
+        notes.note("ws-0", "local:777/vm-777-disk-0.qcow2".into());
+        for under_way in [
+            notes.under_way.clone(),
+            None,
+            Some(UnderWay::Moving {
+                name: "ws-1".into(),
+                storage: "fast".into(),
+            }),
+        ] {
+            notes.under_way = under_way;
+            assert_eq!(
+                Notes::find(&notes.to_text(vmid(777)), vmid(777)),
+                Some(notes.clone())
+            );
+        }
+        assert_eq!(notes.made("ws-0"), Some("local:777/vm-777-disk-0.qcow2"));
+        notes.forget("local:777/vm-777-disk-0.qcow2");
+        assert_eq!(notes.made("ws-0"), None);
+    }
+
+    #[test]
+    fn a_machine_that_does_not_say_so_once_and_of_its_own_number_is_not_ours() {
+        let text = Notes::default().to_text(vmid(777));
+        for (description, owner) in [
+            (text.as_str(), vmid(778)),
+            ("", vmid(777)),
+            ("somebody's database", vmid(777)),
+            (&format!("{text}\n{text}"), vmid(777)),
+            (&format!("{text}8"), vmid(777)),
+        ] {
+            assert_eq!(Notes::find(description, owner), None, "{description}");
+        }
+    }
+
+    #[test]
+    fn as_many_are_remembered_as_a_description_has_room_for() {
+        let mut notes = Notes::default();
+        for number in 0..200 {
+            let volume = format!("a-storage-with-a-long-name:777/vm-777-disk-{number}.qcow2");
+            notes.note(&format!("ws-0190c0de-0000-7000-8000-{number:012}"), volume);
+        }
+        assert_eq!(notes.made.len(), MOST_MADE);
+        assert!(notes.made("ws-0190c0de-0000-7000-8000-000000000199").is_some());
+        assert!(notes.to_text(vmid(777)).len() < 8192);
+    }
+}

@@ -1,0 +1,183 @@
+//! States of volumes, by way of the machine that owns them: what each storage can do, whose that machine is, and what is
+//! left when a process dies on the way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentlab_backend::proxmox::connect;
+use agentlab_backend::{Backend, BackendError};
+use pve_sim::{Plugin, PveSim, Scale, Setup, Version};
+
+use crate::lab::{options, spec, stamp, vmid};
+use crate::ownership::settings;
+
+const QUICK: Scale = Scale(0.01);
+const OWNER: u32 = 777;
+
+/// A node with two storages for volumes, both granted to the client.
+async fn node_with(plugin: Plugin, version: Version) -> PveSim {
+    let mut setup = Setup::lab(version, QUICK);
+    setup.storages.push(("fast".into(), plugin, false));
+    setup
+        .grants
+        .push(("/storage/fast".into(), "AgentLabStorage".into()));
+    setup.in_process().listen("127.0.0.1:0").await.unwrap()
+}
+
+fn backend_on(node: &PveSim, storage: &str) -> Arc<dyn Backend> {
+    let mut options = options();
+    options.node = None;
+    options.storage = Some(storage.into());
+    options.volume_owner = Some(vmid(OWNER));
+    options.lock_patience = Duration::from_secs(10);
+    connect(settings(node, options)).unwrap()
+}
+
+/// Values of the owner's configuration that name a volume of its own.
+fn held(node: &PveSim) -> Vec<String> {
+    let config = node.operator().config(OWNER).unwrap_or_default();
+    let held = config.into_iter().filter(|(key, _)| key != "description");
+    held.filter(|(_, value)| value.contains("vm-777-"))
+        .map(|(key, value)| format!("{key}: {value}"))
+        .collect()
+}
+
+/// Volumes the client made and that are left.
+fn volumes(node: &PveSim) -> Vec<String> {
+    let mut left = node.left();
+    left.retain(|one| one.starts_with("volume "));
+    left
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_goes_to_another_storage_and_back_and_keeps_its_owner() {
+    for version in [Version::V8, Version::V9] {
+        let node = node_with(Plugin::LvmThin, version).await;
+        let backend = backend_on(&node, "local");
+        let volume = backend.create_volume("ws-1", 1).await.unwrap();
+        assert_eq!(
+            backend.move_volume(&volume, "ws-1", "local").await.unwrap(),
+            volume
+        );
+        let moved = backend.move_volume(&volume, "ws-1", "fast").await.unwrap();
+        assert!(moved.starts_with("fast:vm-777-"), "{moved}");
+        // Whoever asked and did not hear the answer asks for the same again.
+        assert_eq!(backend.move_volume(&volume, "ws-1", "fast").await.unwrap(), moved);
+        assert_eq!(volumes(&node), [format!("volume {moved}")]);
+        backend.clone_template(&spec()).await.unwrap();
+        backend.attach_volume(&moved, vmid(1000), &stamp()).await.unwrap();
+        let answer = backend.move_volume(&moved, "ws-1", "local").await;
+        assert!(
+            matches!(&answer, Err(BackendError::Refused { reason, .. }) if reason.contains("attached")),
+            "{answer:?}"
+        );
+        backend.destroy(vmid(1000), &stamp()).await.unwrap();
+        backend.take_volume_snapshot(&moved, "one").await.unwrap();
+        let answer = backend.move_volume(&moved, "ws-1", "local").await;
+        assert!(
+            matches!(&answer, Err(BackendError::Refused { hint: Some(hint), .. }) if hint.contains("snapshots first")),
+            "{answer:?}"
+        );
+        backend.delete_volume_snapshot(&moved, "one").await.unwrap();
+        let back = backend.move_volume(&moved, "ws-1", "local").await.unwrap();
+        assert!(back.starts_with("local:777/vm-777-"), "{back}");
+        for _ in 0..2 {
+            backend.destroy_volume(&back).await.unwrap();
+        }
+        assert_eq!(volumes(&node), Vec::<String>::new());
+        assert_eq!(held(&node), Vec::<String>::new());
+        assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_storage_cannot_do_with_a_volume_is_refused_with_another_way() {
+    let refused = |answer: Result<(), BackendError>, way: &str| {
+        assert!(
+            matches!(&answer, Err(BackendError::Refused { hint: Some(hint), .. }) if hint.contains(way)),
+            "{answer:?}"
+        );
+    };
+    let node = node_with(Plugin::Lvm, Version::V9).await;
+    let backend = backend_on(&node, "fast");
+    let volume = backend.create_volume("ws-1", 1).await.unwrap();
+    refused(
+        backend.take_volume_snapshot(&volume, "one").await,
+        "workspace fork",
+    );
+    backend.copy_volume(&volume, None, "ws-2").await.unwrap();
+    assert_eq!(held(&node).len(), 2);
+
+    let node = node_with(Plugin::Zfs, Version::V9).await;
+    let backend = backend_on(&node, "fast");
+    let volume = backend.create_volume("ws-1", 1).await.unwrap();
+    for name in ["one", "two"] {
+        backend.take_volume_snapshot(&volume, name).await.unwrap();
+    }
+    refused(backend.roll_back_volume(&volume, "one").await, "newer ones first");
+    let answer = backend.copy_volume(&volume, Some("one"), "ws-2").await;
+    refused(answer.map(drop), "go back to the snapshot first");
+    backend.roll_back_volume(&volume, "two").await.unwrap();
+    backend.copy_volume(&volume, None, "ws-2").await.unwrap();
+    backend.destroy_volume(&volume).await.unwrap();
+    assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_elses_machine_under_the_number_of_volumes_is_never_changed() {
+    let node = node_with(Plugin::Dir, Version::V9).await;
+    let backend = backend_on(&node, "local");
+    let volume = backend.create_volume("ws-1", 1).await.unwrap();
+    assert!(node.operator().create_foreign(OWNER));
+    let before = node.operator().config(OWNER);
+    let answers = [
+        backend.take_volume_snapshot(&volume, "one").await,
+        backend.roll_back_volume(&volume, "one").await,
+        backend.delete_volume_snapshot(&volume, "one").await,
+        backend.copy_volume(&volume, None, "ws-2").await.map(drop),
+        backend.move_volume(&volume, "ws-1", "fast").await.map(drop),
+        backend.destroy_volume(&volume).await,
+    ];
+    for answer in answers {
+        assert!(
+            matches!(&answer, Err(BackendError::NotOurs { reason, .. }) if reason.contains("proxmox_volume_vmid")),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(node.operator().config(OWNER), before);
+    // Ours until somebody writes over its description.
+    node.operator().destroy(OWNER);
+    let volume = backend.create_volume("ws-3", 1).await.unwrap();
+    backend.take_volume_snapshot(&volume, "one").await.unwrap();
+    node.operator().configure(OWNER, "description", Some("mine now"));
+    let answer = backend.destroy_volume(&volume).await;
+    assert!(matches!(answer, Err(BackendError::NotOurs { .. })), "{answer:?}");
+    assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_dies_on_the_way_leaves_one_copy_and_one_volume_to_the_next() {
+    for cut in (0..600).step_by(40).map(Duration::from_millis) {
+        let node = node_with(Plugin::Dir, Version::V8).await;
+        let volume = backend_on(&node, "local").create_volume("ws-1", 1).await.unwrap();
+        let died = backend_on(&node, "local");
+        let died = tokio::time::timeout(cut, died.copy_volume(&volume, None, "ws-2")).await;
+        let backend = backend_on(&node, "local");
+        let copy = backend.copy_volume(&volume, None, "ws-2").await.unwrap();
+        if let Ok(answer) = died {
+            assert_eq!(answer.unwrap(), copy);
+        }
+        let died = backend_on(&node, "local");
+        let _ = tokio::time::timeout(cut, died.move_volume(&volume, "ws-1", "fast")).await;
+        let backend = backend_on(&node, "local");
+        let moved = backend.move_volume(&volume, "ws-1", "fast").await.unwrap();
+        let mut there = [format!("volume {copy}"), format!("volume {moved}")];
+        there.sort();
+        assert_eq!(volumes(&node), there, "{cut:?}");
+        for gone in [copy, moved] {
+            backend.destroy_volume(&gone).await.unwrap();
+        }
+        assert_eq!(node.left(), ["VM 777 (no lock)"], "{cut:?}");
+        assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+    }
+}
