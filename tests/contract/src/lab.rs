@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use agentlab_testkit::{Ran, Repository, binaries_dir};
+use agentlab_testkit::{Ran, Repository, binaries_dir, job_run};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -277,22 +277,21 @@ impl Lab {
         self.repository.get().context("made before")
     }
 
+    /// The words of `agentlab job run` on the repository, which the first call makes.
+    ///
+    /// # Errors
+    /// git failed.
+    pub fn job<'a>(&self, task: &'a str, more: &[&'a str]) -> Result<Vec<&'a str>> {
+        self.repository()?;
+        Ok(job_run("repository", "demo", task, more))
+    }
+
     /// Begins a job on a URL, which no scripted guest clones, and gives its id.
     ///
     /// # Errors
     /// It was refused.
     pub fn detached(&self, task: &str) -> Result<String> {
-        let ran = self.agentlab(&[
-            "job",
-            "run",
-            "--detach",
-            "--repo",
-            URL,
-            "--profile",
-            "demo",
-            "--task",
-            task,
-        ])?;
+        let ran = self.agentlab(&job_run(URL, "demo", task, &["--detach"]))?;
         ensure!(ran.code() == Some(0), "{ran:?}\n{}", self.log());
         Ok(ran.stdout.trim().to_owned())
     }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use agentlab_testkit::Ran;
+use agentlab_testkit::{Ran, job_run};
 use agentlab_tests_contract::{Lab, run};
 
 use crate::assert_shown;
@@ -176,18 +176,7 @@ fn a_template_that_is_missing_or_carries_another_runner_is_refused_before_anythi
     lab.flags(&["--template", "9000=0.1.7", "--template", "9001=0.0.9"]);
     lab.start().unwrap();
     lab.repository().unwrap();
-    let with = |profile: &'static str| {
-        [
-            "job",
-            "run",
-            "--repo",
-            "repository",
-            "--task",
-            "ok",
-            "--profile",
-            profile,
-        ]
-    };
+    let with = |profile: &'static str| job_run("repository", profile, "ok", &[]);
     assert_shown!(
         "template-missing",
         shown(&lab, &lab.agentlab(&with("absent")).unwrap())

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use agentlab_testkit::job_run;
 use agentlab_tests_contract::{Lab, run};
 
 use crate::assert_shown;
@@ -12,18 +13,7 @@ const WORK: &str =
     "print working\ncomplain careful\ncommit sum.sh echo $(($1 + $2))\nwrite answer.txt 42\nprint done";
 
 fn on_repository<'a>(lab: &Lab, task: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    lab.repository().unwrap();
-    let arguments = [
-        "job",
-        "run",
-        "--repo",
-        "repository",
-        "--profile",
-        "demo",
-        "--task",
-        task,
-    ];
-    [&arguments[..], more].concat()
+    lab.job(task, more).unwrap()
 }
 
 #[test]
@@ -140,8 +130,7 @@ fn what_cannot_run_is_refused_before_anything_is_made() {
     let lab = Lab::started().unwrap();
     lab.repository().unwrap();
     let refused = |repo: &str, profile: &str, more: &[&str]| {
-        let arguments = ["job", "run", "--task", "ok", "--repo", repo, "--profile", profile];
-        shown(&lab, &lab.agentlab(&[&arguments[..], more].concat()).unwrap())
+        shown(&lab, &lab.agentlab(&job_run(repo, profile, "ok", more)).unwrap())
     };
     let url = "https://example.invalid/r.git";
     assert_shown!("unknown-profile", refused("repository", "dmeo", &[]));

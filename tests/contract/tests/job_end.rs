@@ -1,7 +1,6 @@
 //! How jobs end and what they leave: cancel, Ctrl-C, artifacts, download, apply.
 
 use agentlab_tests_contract::Lab;
-use serde_json::Value;
 
 use crate::assert_shown;
 use crate::shown::{document, followed, shown};
@@ -9,19 +8,7 @@ use crate::shown::{document, followed, shown};
 const WORK: &str = "commit sum.sh echo $(($1 + $2))\nwrite out/answer.txt 42\nwrite a.txt b";
 
 fn worked(lab: &Lab, task: &str) -> String {
-    lab.repository().unwrap();
-    let arguments = [
-        "--json",
-        "job",
-        "run",
-        "--repo",
-        "repository",
-        "--profile",
-        "demo",
-        "--task",
-    ];
-    let ran = lab.agentlab(&[&arguments[..], &[task]].concat()).unwrap();
-    let job: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let job = lab.json(&lab.job(task, &[]).unwrap()).unwrap();
     job["id"].as_str().unwrap().to_owned()
 }
 
@@ -48,21 +35,9 @@ fn a_cancelled_job_ends_as_cancelled_and_keeps_what_it_made() {
 #[test]
 fn ctrl_c_detaches_and_says_how_to_follow_again_and_the_job_goes_on() {
     let lab = Lab::started().unwrap();
-    lab.repository().unwrap();
     let go = lab.path("go").display().to_string();
     let task = format!("print begun\nawait {go}\nprint ended");
-    let mut running = lab
-        .begin(&[
-            "job",
-            "run",
-            "--repo",
-            "repository",
-            "--profile",
-            "demo",
-            "--task",
-            &task,
-        ])
-        .unwrap();
+    let mut running = lab.begin(&lab.job(&task, &[]).unwrap()).unwrap();
     running.wait_for("begun").unwrap();
     running.interrupt().unwrap();
     let ran = running.finish().unwrap();

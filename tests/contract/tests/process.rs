@@ -28,21 +28,9 @@ fn sigterm_ends_the_daemon_at_once_and_takes_the_socket_away() {
 #[test]
 fn a_job_and_whoever_follows_it_outlive_a_daemon_that_is_restarted() {
     let lab = Lab::started().unwrap();
-    lab.repository().unwrap();
     let go = lab.path("go").display().to_string();
     let task = format!("print one\nawait {go}\nprint two\ncommit sum.sh x");
-    let mut following = lab
-        .begin(&[
-            "job",
-            "run",
-            "--repo",
-            "repository",
-            "--profile",
-            "demo",
-            "--task",
-            &task,
-        ])
-        .unwrap();
+    let mut following = lab.begin(&lab.job(&task, &[]).unwrap()).unwrap();
     following.wait_for("│ one").unwrap();
     lab.restart_beside_its_machines().unwrap();
     std::fs::write(go, "").unwrap();
@@ -72,19 +60,8 @@ fn a_job_and_whoever_follows_it_outlive_a_daemon_that_is_restarted() {
 #[test]
 fn a_job_gets_through_a_daemon_that_is_restarted_again_and_again() {
     let lab = Lab::started().unwrap();
-    lab.repository().unwrap();
-    let arguments = [
-        "job",
-        "run",
-        "--detach",
-        "--repo",
-        "repository",
-        "--profile",
-        "demo",
-        "--task",
-    ];
     let task = "print said\nwrite a.txt b\ncommit sum.sh x";
-    let ran = lab.agentlab(&[&arguments[..], &[task]].concat()).unwrap();
+    let ran = lab.agentlab(&lab.job(task, &["--detach"]).unwrap()).unwrap();
     for _ in 0..3 {
         lab.restart_beside_its_machines().unwrap();
     }

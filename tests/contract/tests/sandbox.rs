@@ -1,5 +1,6 @@
 //! `agentlab sandbox`.
 
+use agentlab_testkit::job_run;
 use agentlab_tests_contract::Lab;
 
 use crate::assert_shown;
@@ -103,18 +104,9 @@ fn a_followed_story_of_a_sandbox_ends_with_ctrl_c() {
 fn a_kept_sandbox_outlives_its_job_and_is_ready_for_the_operator() {
     let lab = Lab::started().unwrap();
     let url = "https://example.invalid/r.git";
-    let arguments = [
-        "job",
-        "run",
-        "--repo",
-        url,
-        "--profile",
-        "demo",
-        "--task",
-        "ok",
-        "--keepalive",
-    ];
-    let ran = lab.agentlab(&arguments).unwrap();
+    let ran = lab
+        .agentlab(&job_run(url, "demo", "ok", &["--keepalive"]))
+        .unwrap();
     assert_eq!((ran.code(), ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     let list = lab.json(&["sandbox", "list"]).unwrap();
     assert_eq!(list["sandboxes"][0]["state"], "READY", "{list:#}");

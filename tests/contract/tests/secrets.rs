@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agentlab_protocol::message::{ArtifactRole, HEARTBEAT_PATH, REPORT_PATH};
 use agentlab_protocol::seed::Seed;
-use agentlab_testkit::Ran;
+use agentlab_testkit::{Ran, job_run};
 use agentlab_tests_contract::{Guest, Lab, Visitors};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -251,19 +251,9 @@ async fn everything_a_profile_names_is_given_and_a_change_reaches_the_next_sandb
 async fn a_job_without_its_secrets_is_refused_before_anything_is_made_and_ended_when_they_go_later() {
     let stage = Stage::set("secrets: [env.WANTED, env.ABSENT]\n").start();
     let run = || {
-        let line = [
-            "job",
-            "run",
-            "--detach",
-            "--repo",
-            "https://example.invalid/r.git",
-            "--profile",
-            "demo",
-        ];
-        stage
-            .lab
-            .agentlab(&[&["--json"], &line[..], &["--task", "ok"]].concat())
-            .unwrap()
+        let url = "https://example.invalid/r.git";
+        let line = job_run(url, "demo", "ok", &["--detach", "--json"]);
+        stage.lab.agentlab(&line).unwrap()
     };
     let refused: Value = serde_json::from_str(&run().stdout).unwrap();
     assert_eq!(refused["code"], "secrets_unavailable", "{refused:#}");

@@ -17,6 +17,6 @@ mod template;
 
 pub use lab::{Lab, Ran};
 pub use namespace::Namespace;
-pub use repository::Repository;
+pub use repository::{Repository, job_run};
 pub use requirement::{Missing, root_tier, vm_tier};
 pub use template::{binaries_dir, runner_path, template_store};

@@ -1,6 +1,6 @@
 //! Small git repositories for jobs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +8,23 @@ use anyhow::{Context, Result, ensure};
 /// A git repository in a directory of the test's.
 #[derive(Debug, Clone)]
 pub struct Repository {
-    path: PathBuf,
+    path: String,
+}
+
+/// The words of `agentlab job run`. `repository` is a path or a URL; `more` comes last.
+#[must_use]
+pub fn job_run<'a>(repository: &'a str, profile: &'a str, task: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let words = [
+        "job",
+        "run",
+        "--repo",
+        repository,
+        "--profile",
+        profile,
+        "--task",
+        task,
+    ];
+    [&words, more].concat()
 }
 
 impl Repository {
@@ -25,7 +41,7 @@ impl Repository {
             std::fs::set_permissions(path.join(name), mode)?;
         }
         let repository = Self {
-            path: path.to_owned(),
+            path: path.display().to_string(),
         };
         repository.git(&["init", "-q", "-b", "main"])?;
         repository.git(&["add", "."])?;
@@ -40,14 +56,20 @@ impl Repository {
     pub fn clone_to(&self, path: &Path) -> Result<Self> {
         self.git(&["clone", "-q", ".", &path.display().to_string()])?;
         Ok(Self {
-            path: path.to_owned(),
+            path: path.display().to_string(),
         })
     }
 
     /// Its directory.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        Path::new(&self.path)
+    }
+
+    /// The words of `agentlab job run` on it.
+    #[must_use]
+    pub fn job<'a>(&'a self, profile: &'a str, task: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        job_run(&self.path, profile, task, more)
     }
 
     /// Runs git in it and gives what it printed.

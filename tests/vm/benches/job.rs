@@ -90,18 +90,8 @@ fn main() -> Result<()> {
 }
 
 fn job(lab: &Lab, repository: &Repository) -> Result<(Duration, Duration)> {
-    let path = repository.path().display().to_string();
     let begun = Instant::now();
-    let ran = lab.agentlab(&[
-        "job",
-        "run",
-        "--repo",
-        &path,
-        "--task",
-        TASK,
-        "--profile",
-        "bench",
-    ])?;
+    let ran = lab.agentlab(&repository.job("bench", TASK, &[]))?;
     ensure!(ran.code() == Some(0), "{}{}", ran.stdout, ran.stderr);
     let whole = begun.elapsed();
     let job = lab.newest_job()?;

@@ -65,20 +65,7 @@ mod tests {
         let config = format!("qemu:\n  vsock_dir: {}\n", devices.path().display());
         let mut lab = Lab::start_with(PROFILE, &config)?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
-        let begun = lab.json(&[
-            "job",
-            "run",
-            "--detach",
-            "--repo",
-            &path,
-            "--task",
-            AGENT,
-            "--agent",
-            "shell",
-            "--profile",
-            "over-vsock",
-        ])?;
+        let begun = lab.json(&repository.job("over-vsock", AGENT, &["--detach", "--agent", "shell"]))?;
         let id = begun["id"].as_str().context("id")?.to_owned();
         lab.wait_for_log(&id, Duration::from_secs(300), "waiting")?;
         ensure!(

@@ -7,7 +7,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use agentlab_api::{ChannelKind, ErrorCode, JobState};
-    use agentlab_testkit::{Lab, Repository, vm_tier};
+    use agentlab_testkit::{Lab, Repository, job_run, vm_tier};
     use anyhow::{Context, Result, ensure};
 
     const FIX: &str = r#"./test.sh && { echo "the test should fail before the fix"; exit 1; }
@@ -40,7 +40,7 @@ echo "the agent is user $(id -un)"
     fn whole_job(lab: &Lab, profile: &str, channel: ChannelKind) -> Result<()> {
         let repository = Repository::with_failing_test(&lab.dir().join(format!("repository-{profile}")))?;
         let path = repository.path().display().to_string();
-        let ran = lab.agentlab(&["job", "run", "--repo", &path, "--task", FIX, "--profile", profile])?;
+        let ran = lab.agentlab(&repository.job(profile, FIX, &[]))?;
         ensure!(
             ran.code() == Some(0),
             "job run ended with {:?}\n{}{}\n{}",
@@ -133,19 +133,9 @@ echo "the agent is user $(id -un)"
         }
         let lab = Lab::start(&profiles())?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
         let task = "echo early; sleep 6; echo late";
         let mut child = lab
-            .command(&[
-                "job",
-                "run",
-                "--repo",
-                &path,
-                "--task",
-                task,
-                "--profile",
-                "over-serial",
-            ])
+            .command(&repository.job("over-serial", task, &[]))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
@@ -173,19 +163,8 @@ echo "the agent is user $(id -un)"
         }
         let lab = Lab::start(&profiles())?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
         let task = "echo more > more; git add more; git commit -qm more; echo waiting; sleep 600";
-        let begun = lab.json(&[
-            "job",
-            "run",
-            "--detach",
-            "--repo",
-            &path,
-            "--task",
-            task,
-            "--profile",
-            "over-serial",
-        ])?;
+        let begun = lab.json(&repository.job("over-serial", task, &["--detach"]))?;
         let id = begun["id"].as_str().context("id")?.to_owned();
         lab.wait_for_log(&id, Duration::from_secs(300), "waiting")?;
         // The command is a child of the runner's, and its connection ends with it.
@@ -213,7 +192,6 @@ echo "the agent is user $(id -un)"
         }
         let lab = Lab::start(&profiles())?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
         for (task, code) in [
             // Keeps all it reads until it sees a line end.
             (
@@ -225,8 +203,7 @@ echo "the agent is user $(id -un)"
                 ErrorCode::GuestDiskFull,
             ),
         ] {
-            let words = ["--repo", &path, "--task", task, "--profile", "over-serial"];
-            let ran = lab.agentlab(&[&["job", "run"][..], &words].concat())?;
+            let ran = lab.agentlab(&repository.job("over-serial", task, &[]))?;
             let job = lab.newest_job()?;
             let failure = job.failure.context("no failure")?;
             ensure!(failure.code == code, "{failure:#?}\n{}{}", ran.stdout, ran.stderr);
@@ -243,20 +220,7 @@ echo "the agent is user $(id -un)"
         }
         let lab = Lab::start(&profiles())?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
-        let run = |task: &str, more: &[&str]| {
-            let arguments = [
-                "job",
-                "run",
-                "--repo",
-                &path,
-                "--task",
-                task,
-                "--profile",
-                "over-serial",
-            ];
-            lab.agentlab(&[&arguments[..], more].concat())
-        };
+        let run = |task: &str, more: &[&str]| lab.agentlab(&repository.job("over-serial", task, more));
         let has = |id: &str, wanted: &str| -> Result<bool> {
             let list = lab.json(&["job", "artifacts", id])?;
             Ok(list["artifacts"]
@@ -309,16 +273,8 @@ echo "the agent is user $(id -un)"
             return Ok(());
         }
         let lab = Lab::start(&profiles())?;
-        let ran = lab.agentlab(&[
-            "job",
-            "run",
-            "--repo",
-            "https://10.77.0.1:8846/nothing.git",
-            "--task",
-            "true",
-            "--profile",
-            "over-serial",
-        ])?;
+        let url = "https://10.77.0.1:8846/nothing.git";
+        let ran = lab.agentlab(&job_run(url, "over-serial", "true", &[]))?;
         ensure!(
             ran.code() == Some(1),
             "{:?} {}{}",
@@ -409,33 +365,14 @@ echo "the agent is user $(id -un)"
         }
         let lab = Lab::start(&profiles())?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
-        let ran = lab.agentlab(&[
-            "job",
-            "run",
-            "--repo",
-            &path,
-            "--task",
-            "true",
-            "--profile",
-            "no-template",
-        ])?;
+        let ran = lab.agentlab(&repository.job("no-template", "true", &[]))?;
         ensure!(ran.code() == Some(1), "{:?}", ran.code());
         ensure!(
             ran.stderr.contains("9999") && ran.stderr.contains("agentlab-template build"),
             "{}",
             ran.stderr
         );
-        let ran = lab.agentlab(&[
-            "job",
-            "run",
-            "--repo",
-            &path,
-            "--task",
-            "true",
-            "--profile",
-            "over-serail",
-        ])?;
+        let ran = lab.agentlab(&repository.job("over-serail", "true", &[]))?;
         ensure!(
             ran.stderr.contains("over-serial"),
             "the nearest profile is not named: {}",
@@ -462,19 +399,8 @@ echo "the agent is user $(id -un)"
 
     fn started_on(lab: &Lab, task: &str, profile: &str) -> Result<String> {
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
         let task = format!("echo begun; {task}");
-        let ran = lab.agentlab(&[
-            "job",
-            "run",
-            "--detach",
-            "--repo",
-            &path,
-            "--task",
-            &task,
-            "--profile",
-            profile,
-        ])?;
+        let ran = lab.agentlab(&repository.job(profile, &task, &["--detach"]))?;
         ensure!(ran.code() == Some(0), "{}{}", ran.stdout, ran.stderr);
         let id = ran.stdout.trim().to_owned();
         lab.wait_for_job(&id, Duration::from_secs(120), |job| {

@@ -82,17 +82,7 @@ echo "as the list says"
         )?;
         lab.start_daemon()?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
-        let ran = lab.agentlab(&[
-            "job",
-            "run",
-            "--repo",
-            &path,
-            "--task",
-            TASK,
-            "--profile",
-            "listed",
-        ])?;
+        let ran = lab.agentlab(&repository.job("listed", TASK, &[]))?;
         let shown = format!("{}{}", ran.stdout, ran.stderr);
         ensure!(ran.code() == Some(0), "{shown}\n{}", lab.daemon_log());
         ensure!(shown.contains("as the list says"), "{shown}");

@@ -102,17 +102,7 @@ mod tests {
         lab.stop_daemon()?;
         lab.start_daemon()?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
-        let ran = lab.agentlab(&[
-            "job",
-            "run",
-            "--repo",
-            &path,
-            "--task",
-            FIX,
-            "--profile",
-            "over-rest",
-        ])?;
+        let ran = lab.agentlab(&repository.job("over-rest", FIX, &[]))?;
         let said = format!("{}{}\n{}", ran.stdout, ran.stderr, lab.daemon_log());
         ensure!(
             ran.code() == Some(0),
@@ -141,20 +131,8 @@ mod tests {
         lab.stop_daemon()?;
         lab.start_daemon()?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
         let job = |task: &str| -> Result<String> {
-            let ran = lab.agentlab(&[
-                "job",
-                "run",
-                "--repo",
-                &path,
-                "--task",
-                task,
-                "--profile",
-                "over-rest",
-                "--workspace",
-                "w",
-            ])?;
+            let ran = lab.agentlab(&repository.job("over-rest", task, &["--workspace", "w"]))?;
             let said = format!("{}{}", ran.stdout, ran.stderr);
             ensure!(ran.code() == Some(0), "{said}\n{}", lab.daemon_log());
             Ok(said)
@@ -205,22 +183,11 @@ mod tests {
         lab.stop_daemon()?;
         lab.start_daemon()?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let path = repository.path().display().to_string();
         let mut ends = BTreeMap::<String, u64>::new();
         for kill in 0..kills {
             let moment = Duration::from_millis((kill * 3571 + 400) % 9000);
             println!("killed after {moment:?}");
-            let asked = [
-                "job",
-                "run",
-                "--detach",
-                "--repo",
-                &path,
-                "--task",
-                FIX,
-                "--profile",
-                "over-rest",
-            ];
+            let asked = repository.job("over-rest", FIX, &["--detach"]);
             // As a user would, who is told that the node does not answer just now.
             let end = Instant::now() + PATIENCE;
             loop {

@@ -37,18 +37,7 @@ head -c 6000000 /dev/urandom > "$AGENTLAB_ARTIFACTS_DIR/large"
             .prefix("repository-")
             .tempdir_in(lab.dir())?;
         let repository = Repository::with_failing_test(&fresh.path().join("it"))?;
-        let path = repository.path().display().to_string();
-        let ran = lab.agentlab(&[
-            "job",
-            "run",
-            "--detach",
-            "--repo",
-            &path,
-            "--task",
-            task,
-            "--profile",
-            "lab",
-        ])?;
+        let ran = lab.agentlab(&repository.job("lab", task, &["--detach"]))?;
         Ok((ran.code() == Some(0)).then(|| ran.stdout.trim().to_owned()))
     }
 

@@ -23,20 +23,7 @@ mod tests {
     }
 
     fn job(lab: &Lab, repository: &Repository, workspace: &str, task: &str) -> Result<Ran> {
-        let path = repository.path().display().to_string();
-        let arguments = [
-            "job",
-            "run",
-            "--repo",
-            &path,
-            "--task",
-            task,
-            "--profile",
-            "work",
-            "--workspace",
-            workspace,
-        ];
-        lab.agentlab(&arguments)
+        lab.agentlab(&repository.job("work", task, &["--workspace", workspace]))
     }
 
     fn whole_job(lab: &Lab, repository: &Repository, workspace: &str, task: &str) -> Result<String> {
