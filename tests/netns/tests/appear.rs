@@ -27,21 +27,26 @@ mod tests {
         followed.flatten().collect()
     }
 
-    fn started(host: &Namespace) -> (Enforcer, LinkWatch) {
-        host.enter(|| {
-            let watch = LinkWatch::open().unwrap();
-            (Enforcer::start(host_policy().unwrap()).unwrap(), watch)
-        })
-        .unwrap()
+    /// A host whose policy stands and that is watched; nothing where this tier cannot run.
+    fn started() -> Option<(Namespace, Enforcer, LinkWatch)> {
+        if skipped() {
+            return None;
+        }
+        let host = bare_host().unwrap();
+        let (enforcer, watch) = host
+            .enter(|| {
+                let watch = LinkWatch::open().unwrap();
+                (Enforcer::start(host_policy().unwrap()).unwrap(), watch)
+            })
+            .unwrap();
+        Some((host, enforcer, watch))
     }
 
     #[test]
     fn a_port_that_appears_is_bound_at_once_and_unbound_when_it_is_gone() {
-        if skipped() {
+        let Some((host, mut enforcer, mut watch)) = started() else {
             return;
-        }
-        let host = bare_host().unwrap();
-        let (mut enforcer, mut watch) = started(&host);
+        };
         let expected = port(3, Trust::Nat).unwrap();
         host.enter(|| enforcer.bind(&expected)).unwrap().unwrap();
         follow(&mut enforcer, &mut watch);
@@ -87,11 +92,9 @@ mod tests {
 
     #[test]
     fn a_binding_that_is_newer_than_the_end_of_a_link_outlives_its_news() {
-        if skipped() {
+        let Some((host, mut enforcer, mut watch)) = started() else {
             return;
-        }
-        let host = bare_host().unwrap();
-        let (mut enforcer, mut watch) = started(&host);
+        };
         let port = port(3, Trust::Nat).unwrap();
         host.enter(|| {
             drop(enforcer.attach(&port).unwrap());
@@ -105,11 +108,9 @@ mod tests {
 
     #[test]
     fn a_new_tap_of_an_old_name_is_not_unbound_by_news_of_the_old_one() {
-        if skipped() {
+        let Some((host, mut enforcer, mut watch)) = started() else {
             return;
-        }
-        let host = bare_host().unwrap();
-        let (mut enforcer, mut watch) = started(&host);
+        };
         let port = port(3, Trust::Nat).unwrap();
         host.enter(|| {
             drop(enforcer.attach(&port).unwrap());
@@ -123,11 +124,9 @@ mod tests {
 
     #[test]
     fn with_the_hypervisor_s_own_firewall_the_link_before_it_gets_the_binding() {
-        if skipped() {
+        let Some((host, mut enforcer, mut watch)) = started() else {
             return;
-        }
-        let host = bare_host().unwrap();
-        let (mut enforcer, mut watch) = started(&host);
+        };
         let tap = port(3, Trust::Nat).unwrap();
         host.enter(|| enforcer.bind(&tap)).unwrap().unwrap();
         host.ip("link add fwpr1003p0 type veth peer name fwln1003i0")
@@ -158,11 +157,9 @@ mod tests {
 
     #[test]
     fn two_ports_that_nobody_bound_are_closed_off_from_each_other_when_they_appear() {
-        if skipped() {
+        let Some((host, mut enforcer, mut watch)) = started() else {
             return;
-        }
-        let host = bare_host().unwrap();
-        let (mut enforcer, mut watch) = started(&host);
+        };
         let strangers: Vec<Guest> = [4, 5]
             .into_iter()
             .map(|number| {
