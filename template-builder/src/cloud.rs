@@ -1,12 +1,11 @@
 //! An image that somebody else published, with the runner and a recipe put into it.
 //!
 //! ```text
-//!   download ─► verify ─► raw disk ─► its ext4 root ─► overlay of files, by debugfs ─► e2fsck
+//!   download ─► verify ─► raw disk ─► its ext4 root ─► packages that it lacks, by its own apt
+//!                                                   ─► overlay of files, by debugfs ─► e2fsck
 //! ```
 //!
-//! Nothing of the image is mounted or run. That is also the bound of what can be done to it: files, units, programs and
-//! an account, but no Debian package, whose scripts would have to run. A recipe that names one which the image lacks is
-//! refused, as are file systems other than ext4.
+//! Nothing of the image is mounted, and file systems other than ext4 are refused by name.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -21,11 +20,12 @@ use crate::fingerprint::Fingerprint;
 use crate::manifest::{KernelRecord, Package, RunnerRecord, SourceRecord, WHOLE_DISK};
 use crate::partition::{self, Content};
 use crate::progress::{Progress, Step};
+use crate::recipe::Recipe;
 use crate::rootfs::{self, EPOCH};
 use crate::store::TemplateStore;
 use crate::tool::{Call, Workshop};
 use crate::tree::Tree;
-use crate::{npm, overlay, tuning};
+use crate::{install, npm, overlay, tuning};
 
 /// What does not work on a template of an image that nothing was put into.
 pub const UNCUSTOMISED: [&str; 4] = [
@@ -62,13 +62,11 @@ pub fn build(
         if customise {
             assembly::fetch_npm(templates, order.recipe, workshop, progress)?;
         }
-        let found = progress.step(Step::Customise, if customise { "" } else { "nothing" }, || {
-            if customise {
-                put_into(workshop, templates, order, &disk)
-            } else {
-                Ok(Found::default())
-            }
-        })?;
+        let found = if customise {
+            customised(workshop, templates, order, (&disk, progress))?
+        } else {
+            Found::default()
+        };
         let version = order.runner.version().filter(|_| customise);
         let made = Made {
             input_id,
@@ -183,28 +181,45 @@ struct Found {
     packages: Vec<Package>,
 }
 
+fn customised(
+    workshop: &Workshop<'_>,
+    templates: &TemplateStore,
+    order: &Order<'_>,
+    (disk, progress): (&Path, &mut Progress),
+) -> Result<Found> {
+    let root = root_of(workshop, disk)?;
+    let mut found = look(&root)?;
+    let lacking = lacking(order.recipe, &found);
+    if !lacking.is_empty() {
+        let sources = order
+            .mirror
+            .map(|mirror| format!("deb {mirror} {} main", found.suite));
+        progress.step(Step::Install, &lacking.join(", "), || {
+            install::install(workshop, &root, &lacking, sources.as_deref())
+        })?;
+        found = look(&root)?;
+    }
+    progress.step(Step::Customise, "", || {
+        put_into(workshop, templates, order, &root)
+    })?;
+    Ok(found)
+}
+
+/// Packages of the recipe that are not in the image.
+fn lacking<'a>(recipe: &'a Recipe, found: &Found) -> Vec<&'a str> {
+    let named = recipe.packages.iter().map(String::as_str);
+    named
+        .filter(|name| !found.packages.iter().any(|package| package.name == *name))
+        .collect()
+}
+
 fn put_into(
     workshop: &Workshop<'_>,
     templates: &TemplateStore,
     order: &Order<'_>,
-    disk: &Path,
-) -> Result<Found> {
-    let root = root_of(workshop, disk)?;
-    let found = look(&root)?;
+    root: &FileSystem<'_>,
+) -> Result<()> {
     let recipe = order.recipe;
-    let lacking: Vec<&str> = recipe
-        .packages
-        .iter()
-        .filter(|name| !found.packages.iter().any(|package| package.name == **name))
-        .map(String::as_str)
-        .collect();
-    if !lacking.is_empty() {
-        return Err(unfit(
-            &format!("lacks packages of the recipe: {}", lacking.join(", ")),
-            "nothing runs in an image while it is customised, so that no package is installed: leave out --image-url to build \
-             from packages, or use a recipe without them",
-        ));
-    }
     let path = workshop.scratch.join("overlay");
     fs::create_dir(&path).during("create", &path)?;
     let tree = Tree::open(&path)?;
@@ -224,9 +239,8 @@ fn put_into(
         },
     )?;
     tree.clamp_times(EPOCH)?;
-    overlay::lay(&root, &tree)?;
-    check(workshop, &root)?;
-    Ok(found)
+    overlay::lay(root, &tree)?;
+    check(workshop, root)
 }
 
 /// The ext4 partition that holds a Debian or one of its kind.
@@ -290,4 +304,4 @@ fn check(workshop: &Workshop<'_>, root: &FileSystem<'_>) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

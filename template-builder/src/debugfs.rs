@@ -4,6 +4,7 @@
 //! otherwise, and is our error.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,28 @@ impl<'a> FileSystem<'a> {
         let (mode, owner) = self.attributes(path)?;
         tree.give(path, owner)?;
         tree.protect(path, mode)
+    }
+
+    /// Copies everything below the root into a directory, with owners, modes and times.
+    pub(crate) fn copy_all(&self, into: &Path) -> Result<()> {
+        self.execute(&format!("rdump / \"{}\"\n", into.display()))
+    }
+
+    /// Puts a value where a command finds it, for as long as the build takes.
+    pub(crate) fn keep(&self, name: &str, value: &[u8]) -> Result<PathBuf> {
+        let path = self.workshop.scratch.join(name);
+        fs::write(&path, value).during("write", &path)?;
+        Ok(path)
+    }
+
+    /// Removes files and, where the second says so, directories that are empty by then, in their order.
+    pub(crate) fn remove_all(&self, paths: &[(String, bool)]) -> Result<()> {
+        let mut commands = String::new();
+        for (path, is_dir) in paths {
+            let command = if *is_dir { "rmdir" } else { "rm" };
+            let _infallible = writeln!(commands, "{command} {}", quoted(path)?);
+        }
+        self.execute(&commands)
     }
 
     /// Mode bits and owner of a file that is there.
@@ -138,6 +161,16 @@ impl<'a> FileSystem<'a> {
         let said = fs::read(&log).during("read", &log)?;
         Ok(String::from_utf8_lossy(&said).into_owned())
     }
+}
+
+/// For debugfs, which knows quotes and no way to write one.
+pub(crate) fn quoted(text: &str) -> Result<String> {
+    if text.contains(|letter: char| letter == '"' || letter.is_control()) {
+        return Err(TemplateError::Tree {
+            problem: format!("cannot hold a file named `{}`", text.escape_debug()),
+        });
+    }
+    Ok(format!("\"{text}\""))
 }
 
 fn failed(words: &str) -> TemplateError {

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Nothing is mounted, no loop device is used and nothing runs inside the tree: every change to it is made by this
-//! crate through [`tree::Tree`], which cannot be led out of it by a symbolic link.
+//! crate through [`tree::Tree`], which cannot be led out of it by a symbolic link. What packages run is run while
+//! mmdebstrap makes the tree, and by [`install`] in a copy of an image that others made.
 
 pub mod account;
 pub mod assembly;
@@ -29,6 +30,7 @@ pub mod fingerprint;
 pub mod gc;
 mod image;
 pub mod initrd;
+mod install;
 pub mod kernel;
 pub mod manifest;
 pub mod npm;

@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crate::debugfs::FileSystem;
-use crate::error::{During, Result, TemplateError};
+use rustix::io::Errno;
+
+use crate::debugfs::{self, FileSystem};
+use crate::error::{During, Result};
 use crate::tree::Tree;
 
+const RIGHTS: &str = "security.capability";
 const PERMISSIONS: u32 = 0o7777;
 const REGULAR: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
@@ -40,8 +43,8 @@ pub(crate) fn lay(file_system: &FileSystem<'_>, tree: &Tree) -> Result<()> {
     let paths: Vec<&str> = directories.iter().map(|entry| entry.path.as_str()).collect();
     let made = file_system.make_missing_directories(&paths)?;
     let mut commands = String::new();
-    for entry in &entries {
-        let quoted = quoted(&entry.path)?;
+    for (number, entry) in entries.iter().enumerate() {
+        let quoted = debugfs::quoted(&entry.path)?;
         match &entry.kind {
             Kind::Directory if made.contains(&entry.path) => {
                 attributes(&mut commands, &quoted, DIRECTORY, entry)
@@ -53,17 +56,22 @@ pub(crate) fn lay(file_system: &FileSystem<'_>, tree: &Tree) -> Result<()> {
                 let _infallible = writeln!(
                     commands,
                     "rm {quoted}\ncd {}\nwrite {} {}\ncd /",
-                    self::quoted(parent)?,
-                    self::quoted(source)?,
-                    self::quoted(name)?
+                    debugfs::quoted(parent)?,
+                    debugfs::quoted(source)?,
+                    debugfs::quoted(name)?
                 );
                 attributes(&mut commands, &quoted, REGULAR, entry);
+                if let Some(rights) = rights(source)? {
+                    let value = file_system.keep(&format!("rights-{number}"), &rights)?;
+                    let value = debugfs::quoted(&value.display().to_string())?;
+                    let _infallible = writeln!(commands, "ea_set -f {value} {quoted} {RIGHTS}");
+                }
             }
             Kind::Link(target) => {
                 let _infallible = writeln!(
                     commands,
                     "rm {quoted}\nsymlink {quoted} {}",
-                    self::quoted(target)?
+                    debugfs::quoted(target)?
                 );
             }
         }
@@ -83,14 +91,14 @@ fn attributes(commands: &mut String, quoted: &str, kind: u32, entry: &Entry) {
     }
 }
 
-/// For debugfs, which knows quotes and no way to write one.
-fn quoted(text: &str) -> Result<String> {
-    if text.contains(|letter: char| letter == '"' || letter.is_control()) {
-        return Err(TemplateError::Tree {
-            problem: format!("cannot hold a file named `{}`", text.escape_debug()),
-        });
+/// What a program may do that its caller may not.
+fn rights(source: &str) -> Result<Option<Vec<u8>>> {
+    let mut value = [0; 64];
+    match rustix::fs::lgetxattr(source, RIGHTS, &mut value) {
+        Ok(length) => Ok(value.get(..length).map(<[u8]>::to_vec)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(std::io::Error::from(error)).during("look at", source.as_ref()),
     }
-    Ok(format!("\"{text}\""))
 }
 
 fn entries(root: &Path) -> Result<Vec<Entry>> {

@@ -22,6 +22,8 @@ pub enum Step {
     Convert,
     /// Identity out, runner in.
     Bake,
+    /// Packages go into an image of others.
+    Install,
     /// The same in an image of others.
     Customise,
     /// Kernel and initrd.
@@ -48,6 +50,7 @@ impl fmt::Display for Step {
             Self::Unpack => "unpack the kept root tree",
             Self::Convert => "unpack the image",
             Self::Bake => "strip identity, bake the runner in",
+            Self::Install => "install packages with the image's own apt",
             Self::Customise => "put the runner and the recipe into the image",
             Self::Kernel => "kernel and initrd",
             Self::Image => "file system image",

@@ -28,6 +28,8 @@ pub struct Toolbox {
     pub e2fsck: PathBuf,
     /// Converts disks between formats.
     pub qemu_img: PathBuf,
+    /// Starts a program with mounts and processes of its own.
+    pub unshare: PathBuf,
 }
 
 impl Default for Toolbox {
@@ -41,6 +43,7 @@ impl Default for Toolbox {
             curl: "curl".into(),
             e2fsck: "e2fsck".into(),
             qemu_img: "qemu-img".into(),
+            unshare: "unshare".into(),
         }
     }
 }
@@ -207,7 +210,7 @@ pub(crate) fn require_root() -> Result<()> {
         return Ok(());
     }
     Err(TemplateError::Permission {
-        problem: "A root tree with its owners can only be made by root".to_owned(),
+        problem: "A system with its owners can only be made by root".to_owned(),
         hint: "run it again with sudo".to_owned(),
     })
 }

@@ -1,5 +1,7 @@
 //! Whole builds with a stand-in for mmdebstrap: everything else, mke2fs and tar included, is real.
 
+mod killed;
+
 use super::*;
 use crate::manifest::{DISK, INITRD, KERNEL, WHOLE_DISK};
 use crate::runner::smallest_program;
@@ -299,7 +301,8 @@ fn the_store_stays_locked_until_a_dead_builds_program_has_ended_too() {
     assert!(store.try_lock().unwrap().is_none());
     program.kill().unwrap();
     program.wait().unwrap();
-    assert!(store.try_lock().unwrap().is_some());
+    // A child that another test is just beginning may still have the descriptor, but not for ever.
+    drop(store.lock().unwrap());
 }
 
 #[test]

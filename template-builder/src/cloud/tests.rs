@@ -14,7 +14,7 @@ use crate::store::{CACHE, Template, read_dir};
 
 /// How a server behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manners {
+pub(crate) enum Manners {
     Good,
     /// Each connection ends after so many bytes of the file.
     Cut(usize),
@@ -23,14 +23,14 @@ enum Manners {
 }
 
 /// Serves files by name until the test's process ends.
-struct Server {
+pub(crate) struct Server {
     address: String,
     /// From which byte each request wanted a file.
     asked: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Server {
-    fn start(files: Vec<(&'static str, Vec<u8>)>, manners: Manners) -> Self {
+    pub(crate) fn start(files: Vec<(&'static str, Vec<u8>)>, manners: Manners) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -44,7 +44,7 @@ impl Server {
         Self { address, asked }
     }
 
-    fn url(&self, name: &str) -> String {
+    pub(crate) fn url(&self, name: &str) -> String {
         format!("{}/{name}", self.address)
     }
 
@@ -123,7 +123,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// A cloud image as its makers publish it: a table, a boot loader, the lab's tree as its root.
-fn published(lab: &Lab) -> Vec<u8> {
+pub(crate) fn published(lab: &Lab) -> Vec<u8> {
     let at = |name: &str| lab.dir.path().join(name).display().to_string();
     let mut boot = vec![0; 512];
     boot[510..].copy_from_slice(&[0x55, 0xaa]);
@@ -280,24 +280,70 @@ fn what_has_another_checksum_is_never_looked_into_and_not_kept() {
     assert!(error.contains("404"), "{error}");
 }
 
+/// Stands in for the namespaces, and for apt in them: `unshare ... install SYSTEM SOURCES PACKAGE...`.
+const APT: &str = r#"while [ "$1" != install ]; do shift; done
+system=$2
+{ echo "$3"; shift 3; echo "$*"; } >"$system/usr/bin/installed"
+[ -e "$system/etc/passwd" ] || exit 9
+case $* in *nowhere*) echo "E: Unable to locate package nowhere"; exit 100 ;; esac
+echo 'mail:x:8:8::/var/mail:/bin/sh' >>"$system/etc/passwd"
+mkdir -p "$system/var/log/apt" "$system/usr/lib/new"
+echo noise >"$system/var/log/apt/history.log"
+echo new >"$system/usr/lib/new/jq"
+rm "$system/usr/bin/busybox"
+printf '\nPackage: jq\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1.7\n' >>"$system/var/lib/dpkg/status""#;
+
 #[test]
-fn what_cannot_be_put_into_an_image_is_refused_by_name_and_a_bare_one_is_taken_as_it_is() {
+fn packages_that_an_image_lacks_are_installed_and_all_that_they_change_is_in_it() {
+    if !agentlab_testkit::root_tier() {
+        return;
+    }
+    let mut lab = Lab::new();
+    lab.stand_in("unshare", APT);
+    lab.tools.unshare = lab.dir.path().join("unshare");
+    let image = published(&lab);
+    let sha256 = fingerprint::of_bytes(&image);
+    let server = Server::start(vec![("cloud.qcow2", image)], Manners::Good);
+    let source = Source::new(&server.url("cloud.qcow2"), Some(&sha256), None).unwrap();
+    let error = built(&lab, "name = \"mine\"\npackages = [\"nowhere\"]\n", &source, true).unwrap_err();
+    assert!(
+        error.to_string().contains("Unable to locate package nowhere"),
+        "{error}"
+    );
+    assert!(error.hint().is_some());
+    assert_eq!(lab.store().list().unwrap().0, []);
+
+    let recipe = "name = \"mine\"\npackages = [\"git\", \"jq\"]\n";
+    let template = built(&lab, recipe, &source, true).unwrap();
+    assert_eq!(
+        inside(&template, "cat /usr/bin/installed"),
+        "\njq\n",
+        "git is there already"
+    );
+    assert_eq!(inside(&template, "cat /usr/lib/new/jq"), "new\n");
+    assert!(!inside(&template, "ls /usr/bin").contains("busybox"));
+    assert!(!inside(&template, "ls /var").contains("log"));
+    let accounts = inside(&template, "cat /etc/passwd");
+    assert!(
+        accounts.contains("mail:x:8:") && accounts.contains("agent:x:1000:"),
+        "{accounts}"
+    );
+    assert!(
+        template
+            .manifest
+            .packages
+            .iter()
+            .any(|package| package.name == "jq")
+    );
+}
+
+#[test]
+fn a_bare_image_is_taken_as_it_is() {
     let lab = Lab::new();
     let image = published(&lab);
     let sha256 = fingerprint::of_bytes(&image);
     let server = Server::start(vec![("cloud.qcow2", image)], Manners::Good);
     let source = Source::new(&server.url("cloud.qcow2"), Some(&sha256), None).unwrap();
-    let error = built(
-        &lab,
-        "name = \"mine\"\npackages = [\"git\", \"jq\"]\n",
-        &source,
-        true,
-    )
-    .unwrap_err();
-    assert_eq!(error.to_string(), "The image lacks packages of the recipe: jq");
-    assert!(error.hint().unwrap().contains("nothing runs in an image"));
-    assert_eq!(lab.store().list().unwrap().0, []);
-
     let bare = built(&lab, RECIPE, &source, false).unwrap();
     assert!(!inside(&bare, "cat /etc/passwd").contains("agent"));
     assert_eq!(bare.manifest.runner.version, None);

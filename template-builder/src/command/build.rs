@@ -194,7 +194,9 @@ fn make_from(
     (source, customise): (&Source, bool),
     progress: &mut Progress,
 ) -> Result<Outcome> {
-    if !customise {
+    if customise {
+        tool::require_root()?;
+    } else {
         progress.say("warning: --skip-customize leaves the image as its makers published it:");
         for lost in cloud::UNCUSTOMISED {
             progress.say(&format!("warning:   {lost}"));
