@@ -47,6 +47,7 @@ pub use sandbox::{
 pub use secret::{SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, StatusView, TemplateView};
 pub use workspace::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceRebind, WorkspaceRequest,
-    WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
+    WorkspaceAttach, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceMove, WorkspaceRebind,
+    WorkspaceRequest, WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceSnapshotView, WorkspaceState,
+    WorkspaceView,
 };

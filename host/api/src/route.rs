@@ -177,4 +177,9 @@ pub const ROUTES: &[Route] = &[
         "/v1/workspaces/{workspace}/fork",
         Permission::WorkspaceWrite,
     ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/move",
+        Permission::WorkspaceWrite,
+    ),
 ];

@@ -48,7 +48,7 @@ pub enum WorkspaceState {
     Detached,
     /// A sandbox has it, or is about to.
     Attached,
-    /// Its volume is being copied, or goes back to a snapshot; nobody can have it meanwhile.
+    /// Its volume is being copied or moved, or goes back to a snapshot; nobody can have it meanwhile.
     Busy,
     /// Its volume is being removed.
     Deleting,
@@ -109,6 +109,14 @@ pub struct WorkspaceFork {
     /// The snapshot to copy; the workspace as it is now when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_snapshot: Option<String>,
+}
+
+/// Body of `POST /v1/workspaces/{workspace}/move`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspaceMove {
+    /// The storage to take its volume to, as the hypervisor calls it.
+    pub storage: String,
 }
 
 /// Body of `POST /v1/workspaces/{workspace}/attach`.

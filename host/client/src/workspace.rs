@@ -1,8 +1,8 @@
 //! Workspaces. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,
-    WorkspaceSnapshotRequest, WorkspaceView,
+    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest,
+    WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceView,
 };
 use serde::Serialize;
 
@@ -106,6 +106,15 @@ impl Client {
     /// See [`crate::ClientError`].
     pub async fn fork_workspace(&self, selector: &str, fork: &WorkspaceFork) -> Result<WorkspaceView> {
         self.change(selector, "fork", fork).await
+    }
+
+    /// Has its volume taken to another storage.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn move_workspace(&self, selector: &str, storage: &str) -> Result<WorkspaceView> {
+        let storage = storage.to_owned();
+        self.change(selector, "move", &WorkspaceMove { storage }).await
     }
 
     /// Has a new sandbox made and the workspace handed to it; answered at once.

@@ -38,4 +38,4 @@ pub use log::Log;
 pub use network::EnforcedNetwork;
 pub use reload::Reload;
 pub use run::{Surroundings, run, run_in};
-pub use wire::World;
+pub use wire::{World, backend};

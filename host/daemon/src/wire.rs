@@ -36,19 +36,24 @@ impl fmt::Debug for World {
 impl World {
     /// This host's, as the configuration names it.
     pub(crate) async fn of_host(config: &Config) -> Result<Self, StartError> {
-        let backend = async {
-            match config.backend {
-                BackendKind::Qemu => qemu(config).await,
-                BackendKind::Proxmox => proxmox(config),
-                BackendKind::Shell => Ok(shell::connect(ShellSettings::new(pve(config)))),
-            }
-        };
-        let (backend, network) = tokio::join!(backend, EnforcedNetwork::start(config));
+        let (backend, network) = tokio::join!(backend(config), EnforcedNetwork::start(config));
         Ok(Self {
             backend: backend?,
             network: Arc::new(network?),
             clock: Arc::new(SystemClock),
         })
+    }
+}
+
+/// The hypervisor that the configuration names.
+///
+/// # Errors
+/// A setting cannot be used, or QEMU not be found.
+pub async fn backend(config: &Config) -> Result<Arc<dyn Backend>, StartError> {
+    match config.backend {
+        BackendKind::Qemu => qemu(config).await,
+        BackendKind::Proxmox => proxmox(config),
+        BackendKind::Shell => Ok(shell::connect(ShellSettings::new(pve(config)))),
     }
 }
 

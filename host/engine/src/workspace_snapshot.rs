@@ -1,4 +1,4 @@
-//! States of a workspace that are kept, gone back to and copied, while nobody has it.
+//! States of a workspace that are kept, gone back to, copied and moved, while nobody has it.
 
 use agentlab_api::{ErrorCode, Problem, WorkspaceFork, WorkspaceView};
 use agentlab_store::{WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask};
@@ -76,6 +76,27 @@ impl Engine {
         self.task(alone, record, WorkspaceTask::Restore { name }).await
     }
 
+    /// Has the volume of a workspace that nobody has taken to another storage.
+    ///
+    /// # Errors
+    /// Somebody has it, it has snapshots, or the back end knows no such storage.
+    pub async fn move_workspace(&self, selector: &str, storage: String) -> Result<WorkspaceView, Problem> {
+        self.accepting()?;
+        check_storage(&storage)?;
+        let alone = self.shared.workspaces.alone().await;
+        let record = select(&self.shared, selector).await?;
+        if !record.snapshots.is_empty() {
+            let text = format!(
+                "Workspace `{}` has snapshots, which no storage hands over",
+                record.name
+            );
+            return Err(Problem::new(ErrorCode::StateConflict, text).with_hint(
+                "`agentlab workspace snapshot delete` removes one; a fork has none, and can be moved",
+            ));
+        }
+        self.task(alone, record, WorkspaceTask::Move { storage }).await
+    }
+
     /// Has a snapshot removed.
     ///
     /// # Errors
@@ -87,6 +108,20 @@ impl Engine {
         snapshot(&record, &name)?;
         self.task(alone, record, WorkspaceTask::Forget { name }).await
     }
+}
+
+/// As hypervisors call their storages; which there are is for them to say.
+fn check_storage(storage: &str) -> Result<(), Problem> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let begins = storage
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphabetic());
+    if begins && storage.len() <= 100 && storage.bytes().all(plain) {
+        return Ok(());
+    }
+    let text = "the name of a storage is letters, digits, `-`, `_` and `.`, beginning with a letter";
+    Err(Problem::new(ErrorCode::InvalidValue, text).with_field("/storage", text))
 }
 
 fn snapshot<'a>(record: &'a WorkspaceRecord, name: &str) -> Result<&'a WorkspaceSnapshot, Problem> {

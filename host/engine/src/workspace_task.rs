@@ -107,8 +107,7 @@ async fn once(shared: &Shared, id: WorkspaceId) -> std::result::Result<bool, Sto
 
 fn hint_of(error: &BackendError) -> Option<String> {
     matches!(error, BackendError::Unsupported { .. }).then(|| {
-        "on Proxmox VE set `proxmox_volume_vmid` and `proxmox_storage`; its API can neither copy nor snapshot a \
-         volume that belongs to no machine"
+        "on Proxmox VE set `proxmox_volume_vmid` and `proxmox_storage`; QEMU keeps all volumes in one directory"
             .to_owned()
     })
 }
@@ -139,6 +138,9 @@ async fn perform(shared: &Shared, record: &WorkspaceRecord, task: &WorkspaceTask
                 .delete_volume_snapshot(volume, name)
                 .await
                 .map(|()| record.volume.clone()),
+            (WorkspaceTask::Move { storage }, Some(volume)) => {
+                backend.move_volume(volume, &name, storage).await.map(Some)
+            }
             (_, None) => Ok(None),
         }
     };
@@ -196,6 +198,7 @@ async fn record_done(
             record.snapshots.retain(|known| known.name != name);
             "has a snapshot less"
         }
+        WorkspaceTask::Move { .. } => "is on another storage",
     };
     let told = event::workspace(&record, None, what);
     let write = if before.task == Some(WorkspaceTask::Delete) {
@@ -241,6 +244,7 @@ async fn record_refused(
         WorkspaceTask::Snapshot { .. }
         | WorkspaceTask::Restore { .. }
         | WorkspaceTask::Forget { .. }
+        | WorkspaceTask::Move { .. }
         | WorkspaceTask::Delete => Write::Workspace(Box::new(WorkspaceRecord {
             task: None,
             trouble: Some(reason.to_owned()),

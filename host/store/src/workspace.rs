@@ -77,6 +77,11 @@ pub enum WorkspaceTask {
         /// Which.
         name: String,
     },
+    /// Take it elsewhere.
+    Move {
+        /// To this storage of the hypervisor's.
+        storage: String,
+    },
     /// Remove it with all its snapshots.
     Delete,
 }

@@ -43,6 +43,7 @@ pub enum Call {
     RollBackVolume,
     DeleteVolumeSnapshot,
     CopyVolume,
+    MoveVolume,
 }
 
 /// One call, in the order they arrived.

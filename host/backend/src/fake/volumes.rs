@@ -204,6 +204,23 @@ impl Volumes for Fake {
         .await
     }
 
+    async fn move_volume(&self, volume: &str, name: &str, storage: &str) -> Result<String> {
+        self.perform(Call::MoveVolume, None, || {
+            if let Some(holder) = self.holder(volume) {
+                return Err(refused("move_volume", holder, "it has the volume"));
+            }
+            let moved = format!("{name}-on-{storage}");
+            check_name(&moved)?;
+            let mut world = self.world();
+            if !world.volumes.contains_key(&moved) {
+                let content = world.volumes.remove(volume).ok_or_else(|| absent(volume))?;
+                world.volumes.insert(moved.clone(), content);
+            }
+            Ok(moved)
+        })
+        .await
+    }
+
     async fn copy_volume(&self, of: &str, snapshot: Option<&str>, name: &str) -> Result<String> {
         self.perform(Call::CopyVolume, None, || {
             let (size_gb, content) = self.at_rest("copy_volume", of, |found| match snapshot {

@@ -35,7 +35,7 @@ pub struct PveOptions {
     pub bridge: String,
     /// Where seeds go that go by cloud-init; absent: all go by SMBIOS.
     pub snippets: Option<SnippetStore>,
-    /// VMID that owns volumes: no machine has it, so no machine's end takes a volume along.
+    /// VMID that owns volumes: no sandbox has it, so no sandbox's end takes a volume along.
     pub volume_owner: Option<Vmid>,
     /// How long a task may take, other than a clone.
     pub task_patience: Duration,

@@ -62,6 +62,13 @@ pub(crate) enum WorkspaceCommand {
     Snapshot(Snapshot),
     /// Make a workspace that holds what another does
     Fork(Fork),
+    /// Take a workspace that nobody has to another storage
+    Move {
+        /// Name or UUID
+        workspace: String,
+        /// Storage of the hypervisor's, as `pvesm status` lists it
+        storage: String,
+    },
     /// Make a new sandbox and hand the workspace of another to it, which then goes
     Rebind(Rebind),
 }
@@ -183,6 +190,9 @@ impl WorkspaceCommand {
                     from_snapshot: fork.from_snapshot,
                 };
                 changed(context, &client.fork_workspace(&fork.workspace, &wanted).await?)
+            }
+            Self::Move { workspace, storage } => {
+                changed(context, &client.move_workspace(&workspace, &storage).await?)
             }
             Self::Rebind(rebind) => rebind.run(context).await,
         }

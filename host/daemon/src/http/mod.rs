@@ -148,6 +148,9 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     (Method::Post, "/v1/workspaces/{workspace}/fork", || {
         post(workspace::fork)
     }),
+    (Method::Post, "/v1/workspaces/{workspace}/move", || {
+        post(workspace::move_to)
+    }),
 ];
 
 fn handler(route: &Route) -> Option<MethodRouter<Edge>> {

@@ -1,8 +1,8 @@
 //! `/v1/workspaces`. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,
-    WorkspaceSnapshotRequest, WorkspaceState, WorkspaceView,
+    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest,
+    WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceState, WorkspaceView,
 };
 use axum::Json as JsonAnswer;
 use axum::extract::{Path, State};
@@ -108,6 +108,16 @@ pub(super) async fn fork(
     Json(request): Json<WorkspaceFork>,
 ) -> Answer {
     Ok(answer(edge.engine.fork_workspace(&selector, request).await?))
+}
+
+pub(super) async fn move_to(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+    Json(request): Json<WorkspaceMove>,
+) -> Answer {
+    Ok(answer(
+        edge.engine.move_workspace(&selector, request.storage).await?,
+    ))
 }
 
 /// 202: the new sandbox is made and the workspace handed over without the caller.

@@ -49,6 +49,7 @@ fn whole_body(path: &str) -> Value {
         Some("resize") => json!({"size_gb": 8}),
         Some("attach") => json!({"sandbox": "4711"}),
         Some("snapshots" | "fork") => json!({"name": "another"}),
+        Some("move") => json!({"storage": "fast"}),
         Some("rebind") => json!({"profile": "demo"}),
         Some(_) | None => json!({}),
     }
