@@ -1,7 +1,7 @@
 //! UDP sockets in every namespace, and who was heard there.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, eth, socket_with};
 
 use crate::frame::{Mac, tokens};
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, until};
 
 /// One datagram of ours that arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,19 +110,38 @@ impl Ears {
     #[must_use]
     pub fn listen(self) -> Listening {
         let (heard, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        let (writes, stopped) = (Arc::clone(&heard), Arc::clone(&stop));
+        let rounds = Rounds::default();
+        let (writes, stopped, round) = (Arc::clone(&heard), Arc::clone(&stop), rounds.clone());
         let sockets = self.sockets;
-        let thread = thread::spawn(move || listen(&sockets, &writes, &stopped));
+        let thread = thread::spawn(move || listen(&sockets, &writes, &stopped, &round));
         Listening {
             heard,
             stop,
+            rounds,
             thread: Some(thread),
             _listeners: self.listeners,
         }
     }
 }
 
-fn listen(sockets: &[Ear], heard: &Mutex<Vec<Heard>>, stop: &AtomicBool) {
+/// Counts how often a thread has been through everything it reads.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rounds(Arc<AtomicU64>);
+
+impl Rounds {
+    pub(crate) fn complete(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Returns once everything is read that can be read now, or the thread has ended.
+    pub(crate) fn settle(&self, thread: &JoinHandle<()>) {
+        // The round that is under way may be past what matters; the next one is not.
+        let enough = self.0.load(Ordering::Acquire) + 2;
+        until(|| thread.is_finished() || self.0.load(Ordering::Acquire) >= enough);
+    }
+}
+
+fn listen(sockets: &[Ear], heard: &Mutex<Vec<Heard>>, stop: &AtomicBool, rounds: &Rounds) {
     let pause = Timespec {
         tv_sec: 0,
         tv_nsec: 20_000_000,
@@ -148,6 +167,7 @@ fn listen(sockets: &[Ear], heard: &Mutex<Vec<Heard>>, stop: &AtomicBool) {
                 heard.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
             }
         }
+        rounds.complete();
     }
 }
 
@@ -166,6 +186,7 @@ impl Ear {
 pub struct Listening {
     heard: Arc<Mutex<Vec<Heard>>>,
     stop: Arc<AtomicBool>,
+    rounds: Rounds,
     thread: Option<JoinHandle<()>>,
     _listeners: Vec<TcpListener>,
 }
@@ -175,6 +196,13 @@ impl Listening {
     #[must_use]
     pub fn take(&self) -> Vec<Heard> {
         std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns once everything that has arrived is heard.
+    pub fn settle(&self) {
+        if let Some(thread) = &self.thread {
+            self.rounds.settle(thread);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use agentlab_netpolicy::create_tap;
 use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::ears::Rounds;
 use crate::frame::{Mac, tokens};
 use crate::namespace::Namespace;
 
@@ -38,6 +39,7 @@ pub struct Guest {
     cable: File,
     seen: Arc<Mutex<Vec<Vec<u8>>>>,
     stop: Arc<AtomicBool>,
+    rounds: Rounds,
     wire: Option<JoinHandle<()>>,
 }
 
@@ -58,8 +60,9 @@ impl Guest {
             guest: inside,
             seen: Arc::clone(&seen),
         };
-        let stopped = Arc::clone(&stop);
-        let wire = thread::spawn(move || ends.carry(&stopped));
+        let rounds = Rounds::default();
+        let (stopped, round) = (Arc::clone(&stop), rounds.clone());
+        let wire = thread::spawn(move || ends.carry(&stopped, &round));
         Ok(Self {
             namespace,
             mac,
@@ -67,6 +70,7 @@ impl Guest {
             cable,
             seen,
             stop,
+            rounds,
             wire: Some(wire),
         })
     }
@@ -91,6 +95,13 @@ impl Guest {
     pub fn take_frames(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// Returns once everything that is in the cable has come out.
+    pub fn settle(&self) {
+        if let Some(wire) = &self.wire {
+            self.rounds.settle(wire);
+        }
+    }
 }
 
 impl Drop for Guest {
@@ -110,7 +121,7 @@ struct Ends {
 }
 
 impl Ends {
-    fn carry(mut self, stop: &AtomicBool) {
+    fn carry(mut self, stop: &AtomicBool, rounds: &Rounds) {
         let pause = Timespec {
             tv_sec: 0,
             tv_nsec: 20_000_000,
@@ -138,6 +149,7 @@ impl Ends {
             while let Some(frame) = next(&mut self.guest) {
                 let _ = self.host.write(&frame);
             }
+            rounds.complete();
         }
     }
 }

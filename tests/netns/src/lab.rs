@@ -181,6 +181,14 @@ impl Lab {
         })
     }
 
+    /// Returns once everything that is on its way has come out of the cables and is heard.
+    pub fn settle(&self) {
+        for guest in [&self.a, &self.b, &self.stranger] {
+            guest.settle();
+        }
+        self.listening.settle();
+    }
+
     /// Does something with the policy on a thread of the host.
     pub fn enforce<T: Send>(&mut self, work: impl FnOnce(&mut Enforcer) -> Result<T> + Send) -> Result<T> {
         let enforcer = self.enforcer.as_mut().context("this lab has no policy")?;

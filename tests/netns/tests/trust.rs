@@ -3,17 +3,15 @@
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::thread;
     use std::time::{Duration, Instant};
 
     use agentlab_netpolicy::{Destination, EnforceError, Enforcer, IfName, PortRange, Protocol, Trust};
     use agentlab_tests_netns::frame::{IPV4, ethernet, ipv4_udp, token};
     use agentlab_tests_netns::lab::{Lab, host_policy, port, skipped};
-    use agentlab_tests_netns::namespace::Namespace;
-
-    const PATIENCE: Duration = Duration::from_millis(300);
+    use agentlab_tests_netns::namespace::{Namespace, PATIENCE, SILENCE, until};
 
     fn destination(network: &str, ports: Option<(Protocol, u16, u16)>) -> Destination {
         let ports = ports.map(|(protocol, first, last)| PortRange {
@@ -52,13 +50,15 @@ mod tests {
         // Somebody who says whose it is may have it.
         lab.enforce(|enforcer| Ok(enforcer.adopt(&port(2, Trust::Nat)?)?))
             .unwrap();
-        assert!(connects(&lab.stranger.namespace, "1.1.1.1:443"));
+        assert!(opens(&lab.stranger.namespace, "1.1.1.1:443"));
     }
 
-    fn connects(from: &Namespace, to: &str) -> bool {
-        let to: SocketAddr = to.parse().unwrap();
-        from.enter(|| TcpStream::connect_timeout(&to, PATIENCE).is_ok())
-            .unwrap()
+    fn opens(from: &Namespace, to: &str) -> bool {
+        from.opens(to).unwrap()
+    }
+
+    fn is_closed(from: &Namespace, to: &str) -> bool {
+        from.is_closed(to).unwrap()
     }
 
     fn trusted(trust: Trust) -> Lab {
@@ -79,8 +79,8 @@ mod tests {
             destination("192.168.1.0/24", None),
         ]));
         let a = &lab.a.namespace;
-        assert!(connects(a, "1.1.1.1:443"));
-        assert!(connects(a, "10.77.0.1:8844"));
+        assert!(opens(a, "1.1.1.1:443"));
+        assert!(opens(a, "10.77.0.1:8844"));
         for closed in [
             "1.1.1.1:80",
             "8.8.8.8:443",
@@ -88,13 +88,14 @@ mod tests {
             "192.168.1.20:445",
             "10.77.0.1:8006",
         ] {
-            assert!(!connects(a, closed), "{closed} is open");
+            assert!(is_closed(a, closed), "{closed} is open");
         }
     }
 
-    /// What one end hears when the other speaks, or nothing.
-    fn hears(ear: &mut TcpStream, mouth: &mut TcpStream) -> bool {
+    /// Whether one end hears, within this time, when the other speaks.
+    fn hears(ear: &mut TcpStream, mouth: &mut TcpStream, patience: Duration) -> bool {
         let mut buffer = [0; 4];
+        ear.set_read_timeout(Some(patience)).unwrap();
         // A cut flow may already have told its ends.
         let said = mouth.write_all(b"word");
         said.is_ok() && ear.read_exact(&mut buffer).is_ok()
@@ -118,22 +119,25 @@ mod tests {
                 .enter(|| TcpStream::connect("1.1.1.1:7777").unwrap())
                 .unwrap();
             let (mut outside, _) = listener.accept().unwrap();
-            inside.set_read_timeout(Some(PATIENCE)).unwrap();
-            outside.set_read_timeout(Some(PATIENCE)).unwrap();
-            assert!(hears(&mut inside, &mut outside) && hears(&mut outside, &mut inside));
-            assert!(flows(&lab).contains("dport=7777"));
+            assert!(hears(&mut inside, &mut outside, PATIENCE) && hears(&mut outside, &mut inside, PATIENCE));
+            assert!(has_flow(&lab, "dport=7777"));
             let wider = Trust::Nat;
             for (trust, alive) in [(wider, true), (lower.clone(), false)] {
                 lab.enforce(|enforcer| Ok(enforcer.set_trust(&name("tap1000i0"), trust)?))
                     .unwrap();
-                assert_eq!(flows(&lab).contains("dport=7777"), alive, "{lower:?}");
+                let (known, patience) = if alive {
+                    (has_flow(&lab, "dport=7777"), PATIENCE)
+                } else {
+                    (flows(&lab).contains("dport=7777"), SILENCE)
+                };
+                assert_eq!(known, alive, "{lower:?}");
                 assert_eq!(
-                    hears(&mut inside, &mut outside),
+                    hears(&mut inside, &mut outside, patience),
                     alive,
                     "{lower:?}: what the guest hears"
                 );
                 assert_eq!(
-                    hears(&mut outside, &mut inside),
+                    hears(&mut outside, &mut inside, patience),
                     alive,
                     "{lower:?}: what the outside hears"
                 );
@@ -172,42 +176,50 @@ mod tests {
             "inet agentlab postrouting",
         ];
         let damage = chains.map(|chain| format!("add rule {chain} counter\n")).concat();
-        let replaced = AtomicU32::new(0);
+        // A neighbour is not given up while this machine is busy with something else.
+        for (place, link) in [(&a.namespace, "eth0"), (&host, "vmbr0"), (&host, "vmbr1")] {
+            for tries in ["ucast_solicit", "mcast_solicit"] {
+                place.set(&format!("ipv4/neigh/{link}/{tries}"), "60").unwrap();
+            }
+        }
+        let (sent, over) = (AtomicU32::new(0), AtomicBool::new(false));
         let mut heard = Vec::new();
-        let sent = thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(|| {
-                host.enter(|| {
-                    while replaced.fetch_add(1, Ordering::Relaxed) < REPLACEMENTS {
+                let mut replaced = 0;
+                let replacing = host.enter(|| {
+                    // Under traffic: for each replacement, a packet has got through.
+                    while replaced < REPLACEMENTS || sent.load(Ordering::Relaxed) < REPLACEMENTS {
                         // Harmless damage in every chain on the way, so that all of them get new rules.
                         host.run("nft", &["-f", "-"], &damage).unwrap();
                         assert!(!enforcer.verify().unwrap().is_empty());
+                        replaced += 1;
                     }
-                })
-                .unwrap();
+                });
+                over.store(true, Ordering::Relaxed);
+                replacing.unwrap();
             });
-            a.namespace
-                .enter(|| {
-                    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                    let mut number = 0;
-                    while replaced.load(Ordering::Relaxed) <= REPLACEMENTS {
-                        let _ = socket.send_to(&token(number), "8.8.8.8:9999");
-                        let _ = socket.send_to(&token(DENIED + number), "192.168.1.20:9999");
-                        let _ = socket.send_to(&token(DENIED + number), "10.77.0.1:9999");
-                        // Waiting for each keeps every queue on the way short: what is lost then, the policy lost.
-                        let patient = Instant::now() + PATIENCE;
-                        while !heard.contains(&number) && Instant::now() < patient {
-                            heard.extend(listening.take().iter().map(|heard| heard.token));
-                            thread::yield_now();
-                        }
-                        number += 1;
+            let sending = a.namespace.enter(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    let number = sent.fetch_add(1, Ordering::Relaxed);
+                    let _ = socket.send_to(&token(number), "8.8.8.8:9999");
+                    let _ = socket.send_to(&token(DENIED + number), "192.168.1.20:9999");
+                    let _ = socket.send_to(&token(DENIED + number), "10.77.0.1:9999");
+                    // Waiting for each keeps every queue on the way short: what is lost then, the policy lost.
+                    let patient = Instant::now() + PATIENCE;
+                    while !heard.contains(&number) && Instant::now() < patient {
+                        heard.extend(listening.take().iter().map(|heard| heard.token));
+                        thread::yield_now();
                     }
-                    number
-                })
-                .unwrap()
+                }
+            });
+            sending.unwrap();
         });
         heard.extend(listening.take().iter().map(|heard| heard.token));
-        assert!(sent >= REPLACEMENTS, "only {sent} packets were sent");
-        let lost: Vec<_> = (0..sent).filter(|number| !heard.contains(number)).collect();
+        let lost: Vec<_> = (0..sent.into_inner())
+            .filter(|number| !heard.contains(number))
+            .collect();
         let leaked: Vec<_> = heard.iter().filter(|number| **number >= DENIED).collect();
         assert!(
             lost.is_empty() && leaked.is_empty(),
@@ -228,7 +240,7 @@ mod tests {
             .unwrap();
         lab.enforce(|enforcer| Ok(enforcer.set_trust(&name("tap1000i0"), Trust::Off)?))
             .unwrap();
-        assert!(flows(&lab).contains("dport=8844"), "{}", flows(&lab));
+        assert!(has_flow(&lab, "dport=8844"), "{}", flows(&lab));
         drop(talk);
     }
 
@@ -250,14 +262,11 @@ mod tests {
             })
             .unwrap();
         let both = ["tap1000i0", "tap1001i0"].map(name);
-        assert!(reached(&mut lab).iter().eq(&both));
+        // What a connection has told its own end is not yet known everywhere on the way.
+        assert!(until(|| reached(&mut lab).iter().eq(&both)));
         drop(other);
         // Nobody reads at the other end, which only the kernel knows of.
-        let patient = Instant::now() + Duration::from_secs(5);
-        while reached(&mut lab).len() > 1 && Instant::now() < patient {
-            thread::yield_now();
-        }
-        assert!(reached(&mut lab).iter().eq(&both[..1]));
+        assert!(until(|| reached(&mut lab).iter().eq(&both[..1])));
         drop(login);
     }
 
@@ -268,11 +277,11 @@ mod tests {
         }
         let mut lab = trusted(Trust::Nat);
         let talk = |lab: &Lab| {
-            assert!(connects(&lab.a.namespace, "1.1.1.1:443"));
-            assert!(flows(lab).contains("src=10.77.0.11"), "{}", flows(lab));
+            assert!(opens(&lab.a.namespace, "1.1.1.1:443"));
+            assert!(has_flow(lab, "src=10.77.0.11"), "{}", flows(lab));
         };
         talk(&lab);
-        assert!(connects(&lab.b.namespace, "1.1.1.1:443"));
+        assert!(opens(&lab.b.namespace, "1.1.1.1:443"));
         let heir = port(0, Trust::Nat).unwrap();
         let _tap = lab
             .enforce(|enforcer| {
@@ -281,7 +290,7 @@ mod tests {
             })
             .unwrap();
         assert!(!flows(&lab).contains("src=10.77.0.11"), "{}", flows(&lab));
-        assert!(flows(&lab).contains("src=10.77.0.12"), "{}", flows(&lab));
+        assert!(has_flow(&lab, "src=10.77.0.12"), "{}", flows(&lab));
 
         // An address that nobody gets is cleaned by the next verification, or by the next process.
         for next_process in [false, true] {
@@ -305,6 +314,11 @@ mod tests {
         }
     }
 
+    /// Whether the host knows a flow. A list that is read while flows end elsewhere may miss one.
+    fn has_flow(lab: &Lab, words: &str) -> bool {
+        until(|| flows(lab).contains(words))
+    }
+
     fn flows(lab: &Lab) -> String {
         lab.host
             .enter(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))
@@ -321,13 +335,11 @@ mod tests {
         lab.a
             .namespace
             .enter(|| {
-                let began = Instant::now();
-                let refused =
-                    TcpStream::connect_timeout(&"1.1.1.1:443".parse().unwrap(), Duration::from_secs(5));
+                let refused = TcpStream::connect_timeout(&"1.1.1.1:443".parse().unwrap(), PATIENCE);
                 assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
                 socket.connect("192.168.1.20:9999").unwrap();
-                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
                 socket.send(b"hello").unwrap();
                 let refused = socket.recv(&mut [0; 8]).unwrap_err();
                 assert_ne!(
@@ -335,7 +347,6 @@ mod tests {
                     std::io::ErrorKind::WouldBlock,
                     "no ICMP came back"
                 );
-                assert!(began.elapsed() < Duration::from_secs(1));
             })
             .unwrap();
     }
@@ -354,16 +365,12 @@ mod tests {
         let mac = parse_mac(link.split_whitespace().nth(2).unwrap());
         let packet = ipv4_udp(lab.a.address, "6.6.6.1".parse().unwrap(), 9999, &token(1));
         lab.a.inject(&ethernet(mac, lab.a.mac, IPV4, &packet)).unwrap();
-        assert!(!connects(&lab.a.namespace, "6.6.6.6:80"));
+        assert!(is_closed(&lab.a.namespace, "6.6.6.6:80"));
         assert_eq!(lab.listening.take(), []);
-        let denials = lab.enforce(|enforcer| Ok(enforcer.denials()?)).unwrap();
-        let why = "Guest's port that hangs on another bridge";
-        assert!(
-            denials
-                .iter()
-                .any(|denial| denial.reason == why && denial.packets > 0),
-            "{denials:?}"
-        );
+        assert!(until(|| refusals(
+            &mut lab,
+            "Guest's port that hangs on another bridge"
+        ) > 0));
     }
 
     fn parse_mac(text: &str) -> [u8; 6] {
@@ -383,7 +390,7 @@ mod tests {
         lab.host.ip("address add 7.7.7.1/24 dev vmbr0").unwrap();
         lab.net.ip("address add 7.7.7.7/24 dev eth0").unwrap();
         assert!(
-            connects(&lab.a.namespace, "7.7.7.7:80"),
+            opens(&lab.a.namespace, "7.7.7.7:80"),
             "the way itself does not work"
         );
         let found = lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap();
@@ -392,8 +399,8 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap(), []);
-        assert!(!connects(&lab.a.namespace, "7.7.7.7:80"));
-        assert!(connects(&lab.a.namespace, "1.1.1.1:80"));
+        assert!(is_closed(&lab.a.namespace, "7.7.7.7:80"));
+        assert!(opens(&lab.a.namespace, "1.1.1.1:80"));
         lab.host.ip("address del 7.7.7.1/24 dev vmbr0").unwrap();
         lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap();
         let denied = lab
@@ -412,33 +419,28 @@ mod tests {
             return;
         }
         let mut lab = trusted(Trust::Nat);
-        assert!(connects(&lab.a.namespace, "1.1.1.1:443"));
-        let count = |lab: &mut Lab| {
-            let denials = lab.enforce(|enforcer| Ok(enforcer.denials()?)).unwrap();
-            let why = "More flows at once than one guest may have";
-            let refused = denials.iter().filter(|denial| denial.reason == why);
-            refused.map(|denial| denial.packets).sum::<u64>()
-        };
-        // One flow for each port, until one is refused; a cable that is full loses some.
-        let mut port = 10_000;
-        while count(&mut lab) == 0 {
-            assert!(port < 60_000, "nothing was refused");
+        assert!(opens(&lab.a.namespace, "1.1.1.1:443"));
+        // One flow for each port of each socket, until one is refused; a cable that is full loses some.
+        let mut sent = 0;
+        let why = "More flows at once than one guest may have";
+        let refused = until(|| {
             lab.a
                 .namespace
                 .enter(|| {
                     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                    for port in port..port + 250 {
+                    for port in 10_000..10_250 {
                         let _ = socket.send_to(b"x", ("1.1.1.1", port));
                     }
                 })
                 .unwrap();
-            port += 250;
-        }
-        assert!(port > 14_000, "refused after {}", port - 10_000);
-        assert!(!connects(&lab.a.namespace, "1.1.1.1:443"));
-        assert!(!connects(&lab.a.namespace, "10.77.0.1:8844"));
-        assert!(connects(&lab.b.namespace, "1.1.1.1:443"));
-        assert!(connects(&lab.b.namespace, "10.77.0.1:8844"));
+            sent += 250;
+            refusals(&mut lab, why) > 0
+        });
+        assert!(refused && sent > 4000, "after {sent}");
+        assert!(is_closed(&lab.a.namespace, "1.1.1.1:443"));
+        assert!(is_closed(&lab.a.namespace, "10.77.0.1:8844"));
+        assert!(opens(&lab.b.namespace, "1.1.1.1:443"));
+        assert!(opens(&lab.b.namespace, "10.77.0.1:8844"));
         assert_eq!(
             lab.enforce(|enforcer| Ok(enforcer.verify()?)).unwrap().len(),
             1,
@@ -452,12 +454,14 @@ mod tests {
             return;
         }
         let mut lab = trusted(Trust::Nat);
-        assert!(!connects(&lab.a.namespace, "192.168.1.1:80"));
+        assert!(is_closed(&lab.a.namespace, "192.168.1.1:80"));
+        assert!(until(|| refusals(&mut lab, "Private or special range") > 0));
+    }
+
+    /// Packets that were refused for one reason.
+    fn refusals(lab: &mut Lab, why: &str) -> u64 {
         let denials = lab.enforce(|enforcer| Ok(enforcer.denials()?)).unwrap();
-        let private = denials
-            .iter()
-            .find(|denial| denial.reason == "Private or special range")
-            .unwrap();
-        assert!(private.packets > 0, "{denials:?}");
+        let refused = denials.iter().filter(|denial| denial.reason == why);
+        refused.map(|denial| denial.packets).sum()
     }
 }

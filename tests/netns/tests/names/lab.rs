@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentlab_api::{AllowEntry, Vmid};
 use agentlab_engine::port::{Disturbance, Network, Port, Trust};
 use agentlab_resolver::budget::{Allowance, Limits};
 use agentlab_tests_netns::guest::Guest;
-use agentlab_tests_netns::namespace::Namespace;
+use agentlab_tests_netns::namespace::{Namespace, PATIENCE};
 use agentlabd::EnforcedNetwork;
 use anyhow::{Context, Result, anyhow, ensure};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
@@ -26,7 +26,9 @@ use tokio::sync::oneshot;
 pub(crate) const RESOLVER: &str = "10.77.0.1:53";
 /// Where the resolver asks.
 const UPSTREAM: &str = "9.9.9.9:53";
-const PATIENCE: Duration = Duration::from_secs(5);
+const UPSTREAMS: &str = "dns: {upstreams: [9.9.9.9]}";
+/// A question that got no answer is asked again after this time, as a guest's own resolver does.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// `name type target`: what the upstream says.
 const ZONE: &[&str] = &[
@@ -59,12 +61,9 @@ pub(crate) struct Lab {
     daemon: Option<JoinHandle<()>>,
 }
 
-/// Short times and few questions, so that a test sees the end of both.
-pub(crate) fn limits() -> Limits {
+/// Few questions, so that a test sees their end.
+fn limits() -> Limits {
     Limits {
-        answer_seconds: (1, 2),
-        // Long enough for a machine that is busy with other tests to call in time.
-        grace_seconds: 5,
         questions: Allowance {
             size: 100.0,
             refill: 1.0,
@@ -79,11 +78,25 @@ pub(crate) fn vmid(number: u32) -> Vmid {
 
 impl Lab {
     pub(crate) fn new() -> Result<Self> {
-        Self::with("dns: {upstreams: [9.9.9.9]}")
+        Self::with(UPSTREAMS)
+    }
+
+    /// What a name opens closes within seconds.
+    pub(crate) fn short() -> Result<Self> {
+        let limits = Limits {
+            answer_seconds: (1, 2),
+            grace_seconds: 2,
+            ..limits()
+        };
+        Self::build(UPSTREAMS, limits)
     }
 
     /// With these lines of configuration.
     pub(crate) fn with(lines: &str) -> Result<Self> {
+        Self::build(lines, limits())
+    }
+
+    fn build(lines: &str, limits: Limits) -> Result<Self> {
         let (host, net) = (Arc::new(Namespace::new()?), Arc::new(Namespace::new()?));
         host.ip(&format!(
             "link add vmbr0 type veth peer name eth0 netns {}\nlink set vmbr0 up\n\
@@ -99,7 +112,7 @@ impl Lab {
         serve_names(&net, UPSTREAM, &asked)?;
         take_calls(&net)?;
         let text = format!("uplink: vmbr0\n{lines}\n");
-        let (network, stop, daemon) = start(&host, text)?;
+        let (network, stop, daemon) = start(&host, text, limits)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let cable = |number: u32| -> Result<Guest> {
             let last = u8::try_from(number)?;
@@ -153,7 +166,7 @@ impl Lab {
 
     /// What the daemon is told about the resolver next.
     pub(crate) fn disturbance(&self) -> Result<Disturbance> {
-        let told = self.wait(async { tokio::time::timeout(4 * PATIENCE, self.network.disturbed()).await });
+        let told = self.wait(async { tokio::time::timeout(PATIENCE, self.network.disturbed()).await });
         told.context("nothing was told")
     }
 
@@ -187,7 +200,7 @@ impl Drop for Lab {
 /// A thread in the host's namespace, for as long as the lab: everything of the daemon's begins there.
 type Daemon = (Arc<EnforcedNetwork>, oneshot::Sender<()>, JoinHandle<()>);
 
-fn start(host: &Arc<Namespace>, text: String) -> Result<Daemon> {
+fn start(host: &Arc<Namespace>, text: String, limits: Limits) -> Result<Daemon> {
     let config = agentlab_config::parse_config(&text, "config.yaml")?.value;
     let (stop, stopped) = oneshot::channel::<()>();
     let (send, started) = std::sync::mpsc::channel();
@@ -196,7 +209,7 @@ fn start(host: &Arc<Namespace>, text: String) -> Result<Daemon> {
         let lived = host.enter(|| {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let network = Arc::new(EnforcedNetwork::start_with(&config, limits()).await?);
+                let network = Arc::new(EnforcedNetwork::start_with(&config, limits).await?);
                 send.send(Ok(network))?;
                 // Ends with the lab, whose end of it is dropped.
                 let _ = stopped.await;
@@ -333,23 +346,40 @@ fn question(name: &str, kind: RecordType) -> Result<Message> {
     Ok(message)
 }
 
-/// Asks as a guest, over UDP.
+/// Asks as a guest, over UDP, until there is an answer; an upstream that was too slow for the resolver is none.
 pub(crate) fn ask(guest: &Guest, name: &str, kind: RecordType) -> Result<Message> {
+    let mut answer = None;
+    until("an answer", || {
+        let given = ask_once(guest, name, kind)?;
+        let late = given.metadata.response_code == ResponseCode::ServFail;
+        answer = Some(given);
+        Ok(!late)
+    })?;
+    answer.context("no answer")
+}
+
+/// Asks as a guest, over UDP.
+pub(crate) fn ask_once(guest: &Guest, name: &str, kind: RecordType) -> Result<Message> {
     send(guest, &question(name, kind)?.to_vec()?)?.context("no answer")
 }
 
-/// Asks with bytes of one's own. `None`: silence.
+/// Asks with bytes of one's own, and again while there is silence. `None`: refused, or silence to the end.
 pub(crate) fn send(guest: &Guest, bytes: &[u8]) -> Result<Option<Message>> {
     guest.namespace.enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(RESOLVER)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send(bytes)?;
+        socket.set_read_timeout(Some(AGAIN))?;
         let mut buffer = [0; 4096];
-        match socket.recv(&mut buffer) {
-            Ok(length) => Ok(Some(Message::from_vec(&buffer[..length])?)),
-            Err(_) => Ok(None),
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            socket.send(bytes)?;
+            match socket.recv(&mut buffer) {
+                Ok(length) => return Ok(Some(Message::from_vec(&buffer[..length])?)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
         }
+        Ok(None)
     })?
 }
 
@@ -375,22 +405,26 @@ pub(crate) fn addresses(message: &Message) -> Vec<String> {
 }
 
 /// Whether a guest reaches an address.
-pub(crate) fn reaches(guest: &Guest, to: &str) -> Result<bool> {
-    let to: SocketAddr = to.parse()?;
-    guest
-        .namespace
-        .enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)).is_ok())
+pub(crate) fn opens(guest: &Guest, to: &str) -> bool {
+    guest.namespace.opens(to).unwrap()
+}
+
+/// Whether a guest does not reach an address.
+pub(crate) fn is_closed(guest: &Guest, to: &str) -> bool {
+    guest.namespace.is_closed(to).unwrap()
 }
 
 /// Tries until it is so.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    for _ in 0..400 {
-        if is_so()? {
-            return Ok(());
+    let mut failed = None;
+    let so = agentlab_tests_netns::namespace::until(|| match is_so() {
+        Ok(so) => so,
+        Err(error) => {
+            failed = Some(error);
+            true
         }
-        #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    ensure!(false, "it never came to this: {what}");
+    });
+    failed.map_or(Ok(()), Err)?;
+    ensure!(so, "it never came to this: {what}");
     Ok(())
 }
