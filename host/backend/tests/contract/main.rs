@@ -5,6 +5,7 @@
 //!   fake.rs       the rig of the fake                      always runs
 //!   proxmox.rs    the rig of the REST API                  always runs, against a stand-in
 //!   shell.rs      the rig of qm, pvesh and pvesm           always runs, against programs of its own
+//!   publish.rs    templates, over both of the latter
 //!   genuine.rs    the rig of a node of the reader's own        by `make pve-contract`, and ignored otherwise
 //!   qemu/         the rig of real QEMU processes, and what only they can get wrong      root and QEMU
 //! ```
@@ -19,6 +20,8 @@ mod fake;
 mod genuine;
 #[cfg(test)]
 mod proxmox;
+#[cfg(test)]
+mod publish;
 #[cfg(test)]
 mod qemu;
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_api::Vmid;
-use agentlab_backend::proxmox::{ApiToken, ProxmoxSettings, Trust, connect};
-use agentlab_backend::{Backend, PveOptions};
+use agentlab_backend::proxmox::{ApiToken, ProxmoxSettings, Trust, connect, publisher};
+use agentlab_backend::{Backend, Publisher, PveOptions};
 use agentlab_protocol::secret::SecretText;
 use async_trait::async_trait;
 use pve_sim::{PveSim, Scale, Version};
@@ -28,6 +28,16 @@ impl ProxmoxRig {
             backend: connect(backend).unwrap(),
             node,
         })
+    }
+}
+
+impl ProxmoxRig {
+    pub(crate) fn node(&self) -> &PveSim {
+        &self.node
+    }
+
+    pub(crate) fn publisher(&self) -> Arc<dyn Publisher> {
+        publisher(settings(&self.node)).unwrap()
     }
 }
 

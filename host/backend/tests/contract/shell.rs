@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_api::Vmid;
-use agentlab_backend::shell::{ShellSettings, connect};
-use agentlab_backend::{Backend, PveOptions};
+use agentlab_backend::shell::{ShellSettings, connect, publisher};
+use agentlab_backend::{Backend, Publisher, PveOptions};
 use async_trait::async_trait;
 use pve_sim::{PveSim, Request, Response, Scale, Setup, Version};
 use serde_json::{Map, Value};
@@ -74,6 +74,16 @@ impl ShellRig {
             programs,
             _answering: answering,
         }))
+    }
+}
+
+impl ShellRig {
+    pub(crate) fn node(&self) -> &PveSim {
+        &self.node
+    }
+
+    pub(crate) fn publisher(&self) -> Arc<dyn Publisher> {
+        publisher(settings(&self.node, self.programs.path()))
     }
 }
 
@@ -154,6 +164,7 @@ fn asked(node: &str, words: &[&str]) -> (&'static str, String, Map<String, Value
             }
             ("POST", format!("{}/move_disk", machine(vmid)))
         }
+        ["qm", "template", vmid] => ("POST", format!("{}/template", machine(vmid))),
         ["qm", "set", vmid] => ("PUT", format!("{}/config", machine(vmid))),
         ["qm", "resize", vmid, disk, size] => {
             give("disk", disk);
@@ -190,8 +201,26 @@ fn asked(node: &str, words: &[&str]) -> (&'static str, String, Map<String, Value
     (method, path, values)
 }
 
+/// A disk that lies on the node: no token may name it, so the template's stands in for it.
+fn import(node: &PveSim, values: &mut Map<String, Value>) {
+    let drive = values.get("scsi0").and_then(Value::as_str).unwrap_or_default();
+    let Some(path) = drive
+        .split(',')
+        .find_map(|part| part.strip_prefix("import-from=/"))
+    else {
+        return;
+    };
+    let path = format!("/{path}");
+    assert!(Path::new(&path).is_file(), "{path}");
+    let template = node.operator().config(TEMPLATE).unwrap()["scsi0"].clone();
+    let volume = template.split(',').next().unwrap();
+    let drive = drive.replace(&path, volume);
+    values.insert("scsi0".to_owned(), drive.into());
+}
+
 async fn perform(node: &PveSim, words: &[&str]) -> Printed {
-    let (method, path, values) = asked(node.node(), words);
+    let (method, path, mut values) = asked(node.node(), words);
+    import(node, &mut values);
     let response = call(node, method, &path, &values).await;
     if response.status != 200 {
         return refused(&response);
