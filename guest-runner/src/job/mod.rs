@@ -15,8 +15,10 @@ mod cause;
 mod collect;
 mod files;
 mod git;
+mod hand_over;
 mod heartbeat;
 mod host;
+mod layout;
 mod life;
 mod log;
 mod operator;
@@ -31,13 +33,11 @@ mod tests;
 mod upload;
 mod workspace;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_protocol::message::{
-    ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, JobOrder, Phase, PushResult, REPORT_NAME,
-    RedeemAnswer, Report, ReportStatus, Repository, VERSION,
+    FailureCause, JobOrder, Phase, PushResult, RedeemAnswer, Report, ReportStatus, Repository, VERSION,
 };
 use agentlab_protocol::secret::SecretText;
 use agentlab_protocol::workspace::WorkspaceNews;
@@ -45,15 +45,14 @@ use tokio::sync::watch;
 
 use self::agent::{AgentEnd, AgentSpec, Ending};
 use self::collect::Work;
-use self::files::Tree;
 pub use self::host::HostLink;
+pub use self::layout::Layout;
 use self::life::Life;
 pub(crate) use self::log::JobLog;
 pub use self::operator::prepare_for_operator;
 pub use self::process::AgentUser;
 pub(crate) use self::process::end_user;
 use self::sandbox::InnerSandbox;
-use self::upload::Upload;
 use crate::link::LinkError;
 use crate::redact::Needles;
 use crate::secrets::{self, GitAccess, SecretDir, SecretsError, secret_values, settings_values};
@@ -64,60 +63,6 @@ use crate::workspace::{self as disk, WorkspaceError};
 const MAX_MESSAGE: usize = 4000;
 /// How long the last of the live log may take before the report goes without it.
 const LOG_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Where a job happens. Everything but tests uses the default.
-#[derive(Debug, Clone)]
-pub struct Layout {
-    /// Holds `repo` and `artifacts`.
-    pub work: PathBuf,
-    /// Becomes a tmpfs: secrets and the task.
-    pub run: PathBuf,
-    /// The runner's own: downloaded bundle, log, collected work. Emptied when a job begins.
-    pub spool: PathBuf,
-    /// Who the agent is.
-    pub user: AgentUser,
-    /// Settings that the template carries.
-    pub settings: PathBuf,
-    /// How a repository may be cloned, in git's words: ways that prove whom they talk to, and nothing else.
-    pub clone_protocols: &'static str,
-    /// Certificates that git trusts instead of the system's.
-    pub authorities: Option<PathBuf>,
-}
-
-impl Default for Layout {
-    fn default() -> Self {
-        Self {
-            work: "/work".into(),
-            run: "/run/agentlab".into(),
-            spool: "/var/lib/agentlab-runner".into(),
-            user: AgentUser {
-                name: "agent".to_owned(),
-                uid: 1000,
-                gid: 1000,
-                home: "/home/agent".into(),
-                path: process::PATH.to_owned(),
-            },
-            settings: "/etc/agentlab/agent-runner.env".into(),
-            clone_protocols: "https:ssh",
-            authorities: None,
-        }
-    }
-}
-
-impl Layout {
-    pub(crate) fn repo(&self) -> PathBuf {
-        self.work.join("repo")
-    }
-
-    /// Where the repository of an earlier job is put aside.
-    pub(crate) fn previous(&self) -> PathBuf {
-        self.work.join("previous")
-    }
-
-    pub(crate) fn artifacts(&self) -> PathBuf {
-        self.work.join("artifacts")
-    }
-}
 
 /// How a job ended, and whether the host knows.
 #[derive(Debug)]
@@ -432,8 +377,9 @@ impl<H: HostLink> Job<'_, H> {
         } else {
             ""
         };
+        let commits = if work.commits == 1 { "commit" } else { "commits" };
         self.log
-            .runner(&format!("Collected {} commits{rest}", work.commits));
+            .runner(&format!("Collected {} {commits}{rest}", work.commits));
         work
     }
 
@@ -450,111 +396,6 @@ impl<H: HostLink> Job<'_, H> {
         }
         report.push = Some(result);
     }
-
-    async fn upload(&self, report: &mut Report, work: Work) {
-        self.enter(Phase::Upload);
-        if let Some(message) = &report.message {
-            self.log.runner(message);
-        }
-        let log = self.log.close();
-        let log_bytes = log
-            .as_ref()
-            .ok()
-            .and_then(|path| path.metadata().ok())
-            .map_or(0, |seen| seen.len());
-        let mut upload = Upload::new(
-            self.host,
-            self.answer.limits,
-            log_bytes,
-            (self.log.needles(), &self.layout.spool),
-        );
-        upload.left_out = work.left_out;
-        for made in work.made {
-            upload.made(made).await;
-        }
-        let artifacts = self.layout.artifacts();
-        if artifacts.exists() {
-            upload.tree(Tree::open(&artifacts, self.layout.user.uid)).await;
-        }
-        self.transcripts(&mut upload).await;
-        match log {
-            Ok(path) => upload.kept(upload::LOG.0, upload::LOG.1, &path).await,
-            Err(error) => upload.left_out.push(format!("{}: {error}", upload::LOG.0)),
-        }
-        self.settle(report, &upload);
-        let path = self.layout.spool.join(REPORT_NAME);
-        let written = serde_json::to_vec_pretty(&report)
-            .map_err(std::io::Error::other)
-            .and_then(|bytes| std::fs::write(&path, bytes));
-        match written {
-            Ok(()) => upload.kept(REPORT_NAME, ArtifactRole::Report, &path).await,
-            Err(error) => upload.left_out.push(format!("{REPORT_NAME}: {error}")),
-        }
-        // report.json cannot list itself; the report handed over later lists everything.
-        self.settle(report, &upload);
-    }
-
-    /// What the agent recorded of itself, below its home: absent where it recorded nothing.
-    async fn transcripts(&self, upload: &mut Upload<'_, H>) {
-        let Ok(kind) = self.order.agent.parse() else {
-            return;
-        };
-        let user = &self.layout.user;
-        for relative in adapter::transcripts(kind) {
-            let name = relative.rsplit('/').next().unwrap_or(relative);
-            let prefix = format!("{FILES_DIR}transcript/{name}/");
-            match Tree::open_within(&user.home, relative, &prefix, user.uid) {
-                Ok(tree) => upload.tree(Ok(tree)).await,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => upload.left_out.push(format!("{prefix}: {error}")),
-            }
-        }
-    }
-
-    /// Puts the state of the uploads into the report.
-    fn settle(&self, report: &mut Report, upload: &Upload<'_, H>) {
-        report.artifacts.clone_from(&upload.uploaded);
-        let left_out = upload
-            .left_out
-            .iter()
-            .map(|entry| self.log.redact(entry))
-            .collect();
-        report.left_out = upload::bounded(left_out);
-        if let Some(words) = &upload.broken
-            && report.status == ReportStatus::Completed
-        {
-            fail(
-                report,
-                Phase::Upload,
-                format!("The work could not be handed over: {words}"),
-            );
-        }
-        if let Some(lost) = lost_work(report)
-            && report.status == ReportStatus::Completed
-        {
-            let reasons: Vec<&str> = report
-                .left_out
-                .iter()
-                .map(String::as_str)
-                .filter(|entry| entry.starts_with(lost))
-                .collect();
-            let words = format!("The work could not be handed over: {}", reasons.join("; "));
-            fail(report, Phase::Upload, words);
-        }
-        report.message = report
-            .message
-            .take()
-            .map(|words| bounded(&self.log.redact(&words)));
-    }
-}
-
-/// The first part of the work that is in the repository and not among what was uploaded.
-fn lost_work(report: &Report) -> Option<&'static str> {
-    let has = |role: ArtifactRole| report.artifacts.iter().any(|file| file.role == role);
-    if report.commits > 0 && !has(ArtifactRole::Bundle) {
-        return Some(BUNDLE_NAME);
-    }
-    (report.uncommitted && !has(ArtifactRole::Diff)).then_some(DIFF_NAME)
 }
 
 /// Where the repository comes from, and its work may go: the host that git's credentials are for.
