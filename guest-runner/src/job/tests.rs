@@ -2,7 +2,6 @@
 
 mod agents;
 mod endings;
-mod origin;
 mod push;
 mod tailnet;
 mod work;

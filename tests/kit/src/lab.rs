@@ -12,7 +12,8 @@ use agentlab_api::JobView;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::{Namespace, leftovers, template};
+use crate::internet::UPLINK;
+use crate::{Internet, Namespace, leftovers, template};
 
 /// What a command line program did.
 #[derive(Debug, Clone)]
@@ -56,6 +57,23 @@ impl Lab {
     /// # Errors
     /// As [`Lab::start`].
     pub fn start_with(profiles: &str, configuration: &str) -> Result<Self> {
+        let mut lab = Self::prepare(profiles, configuration)?;
+        lab.start_daemon()?;
+        Ok(lab)
+    }
+
+    /// The same with an uplink, and these public addresses behind it.
+    ///
+    /// # Errors
+    /// As [`Lab::start`].
+    pub fn start_online(profiles: &str, configuration: &str, addresses: &[&str]) -> Result<(Self, Internet)> {
+        let mut lab = Self::prepare(profiles, &format!("uplink: {UPLINK}\n{configuration}"))?;
+        let internet = Internet::behind(&lab.namespace, addresses)?;
+        lab.start_daemon()?;
+        Ok((lab, internet))
+    }
+
+    fn prepare(profiles: &str, configuration: &str) -> Result<Self> {
         let store = template::template_store()?;
         let dir = tempfile::Builder::new().prefix("agentlab-lab-").tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
@@ -78,14 +96,12 @@ impl Lab {
         let mut file = fs::File::create(dir.path().join("config.yaml"))?;
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.write_all(config.as_bytes())?;
-        let mut lab = Self {
+        Ok(Self {
             dir,
             namespace: Namespace::create()?,
             daemon: None,
             binaries: template::binaries_dir(),
-        };
-        lab.start_daemon()?;
-        Ok(lab)
+        })
     }
 
     /// Its directory.
@@ -404,7 +420,7 @@ impl Drop for Lab {
     clippy::disallowed_methods,
     reason = "a test thread may sleep between two looks"
 )]
-fn wait_for(within: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<bool> {
+pub(crate) fn wait_for(within: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<bool> {
     let end = Instant::now() + within;
     loop {
         if condition()? {

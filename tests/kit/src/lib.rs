@@ -8,15 +8,21 @@
 //!       ── agentlab(..)    the CLI as a user runs it
 //! ```
 
+mod internet;
 mod lab;
 mod leftovers;
 mod namespace;
+mod origin;
 mod repository;
 mod requirement;
 mod template;
+mod terminal;
 
+pub use internet::Internet;
 pub use lab::{Lab, Ran};
 pub use namespace::Namespace;
+pub use origin::{Identity, Origin};
 pub use repository::{Repository, job_run};
 pub use requirement::{Missing, root_tier, vm_tier};
 pub use template::{binaries_dir, runner_path, template_store};
+pub use terminal::{CTRL_C, Left, Terminal};

@@ -1,9 +1,13 @@
 //! A network namespace that lives as long as its value.
 
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace with only loopback up, held by a process that does nothing else.
 #[derive(Debug)]
@@ -34,6 +38,29 @@ impl Namespace {
         std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
         ensure!(line == "ready\n", "the namespace did not come up");
         Ok(Self { holder })
+    }
+
+    /// The process that holds it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// A socket of this process that listens inside it.
+    ///
+    /// # Errors
+    /// Somebody listens there already, or nobody may.
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        let namespace = File::open(self.path())?;
+        let bound = std::thread::scope(|threads| {
+            // Only this thread goes there, and its end is the end of that.
+            let binding = threads.spawn(|| {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                TcpListener::bind(address)
+            });
+            binding.join()
+        });
+        let bound = bound.map_err(|_| anyhow!("the thread that binds {address} panicked"))?;
+        bound.with_context(|| format!("binding {address}"))
     }
 
     /// Its file, for `nsenter --net=`.

@@ -4,8 +4,8 @@ use agentlab_protocol::message::{
     FailureCause, GitCredentials, Phase, PushOrder, PushResult, Report, ReportStatus, Stream,
 };
 use agentlab_protocol::secret::SecretText;
+use agentlab_testkit::{Identity, Origin};
 
-use super::origin::Origin;
 use super::{Lab, shell};
 use crate::requirement::skipped_without_root;
 
@@ -14,7 +14,8 @@ const COMMIT: &str = "echo three > a.txt; git commit -qam third";
 
 struct Pushing {
     lab: Lab,
-    origin: Origin,
+    port: u16,
+    _origin: Origin,
 }
 
 impl Pushing {
@@ -28,7 +29,11 @@ impl Pushing {
         )
         .await;
         let authority = base.join("authority.pem");
-        let origin = Origin::serve(&base, &authority, TOKEN).await;
+        let identity = Identity::new("127.0.0.1").unwrap();
+        std::fs::write(&authority, &identity.certificate).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let origin = Origin::serve(&base, &identity, TOKEN, listener).unwrap();
         lab.layout.authorities = Some(authority);
         lab.answer.git = Some(GitCredentials {
             username: "bot".to_owned(),
@@ -36,14 +41,18 @@ impl Pushing {
             ssh_private_key: None,
             known_hosts: None,
         });
-        let mut pushing = Self { lab, origin };
+        let mut pushing = Self {
+            lab,
+            port,
+            _origin: origin,
+        };
         pushing.to("agentlab/fix");
         pushing
     }
 
     fn to(&mut self, branch: &str) {
         self.lab.order.push = Some(PushOrder {
-            url: format!("https://127.0.0.1:{}/origin.git", self.origin.port),
+            url: format!("https://127.0.0.1:{}/origin.git", self.port),
             branch: branch.to_owned(),
         });
     }
