@@ -44,7 +44,7 @@ pub use sandbox::{
     Failure, IdleView, LeaseRequest, PruneRequest, PruneView, SandboxList, SandboxRequest, SandboxState,
     SandboxView, StepView,
 };
-pub use secret::{SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
+pub use secret::{SSH_KEY_TYPES, SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, StatusView, TemplateView};
 pub use workspace::{
     WorkspaceAttach, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceMove, WorkspaceRebind,

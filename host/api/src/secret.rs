@@ -49,6 +49,17 @@ pub fn is_environment_name(name: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
+/// First word of a line of `authorized_keys` without options: the types of keys that OpenSSH writes.
+pub const SSH_KEY_TYPES: &[&str] = &[
+    "ssh-ed25519",
+    "ssh-rsa",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+];
+
 /// Whether a key may be called so.
 #[must_use]
 pub fn is_ssh_key_name(name: &str) -> bool {

@@ -2,19 +2,11 @@
 
 use std::path::Path;
 
+use agentlab_api::SSH_KEY_TYPES;
+
 use crate::check::Check;
 use crate::{Config, ConfigError, Fault, file};
 
-/// Kinds of keys that OpenSSH writes.
-const KINDS: &[&str] = &[
-    "ssh-ed25519",
-    "ssh-rsa",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
-];
 /// Said of everything else. What stands there is not repeated: it may be the private half.
 pub(crate) const NO_KEY: &str =
     "is not a public key in OpenSSH's form: one line such as `ssh-ed25519 AAAA… name`";
@@ -23,7 +15,7 @@ pub(crate) const NO_KEY: &str =
 pub(crate) fn is_public_key(text: &str) -> bool {
     let line = text.trim();
     let mut words = line.split(' ');
-    let kind = words.next().is_some_and(|kind| KINDS.contains(&kind));
+    let kind = words.next().is_some_and(|kind| SSH_KEY_TYPES.contains(&kind));
     let base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
     let blob = words
         .next()

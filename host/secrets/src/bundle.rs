@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use agentlab_api::{is_environment_name, is_ssh_key_name};
+use agentlab_api::{SSH_KEY_TYPES, is_environment_name, is_ssh_key_name};
 use agentlab_protocol::secret::SecretText;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -113,15 +113,6 @@ const TAILSCALE: &[&str] = &[
     "extra_args",
     "admin_api_key",
     "tailnet",
-];
-const KEY_TYPES: &[&str] = &[
-    "ssh-ed25519",
-    "ssh-rsa",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
 ];
 
 impl Bundle {
@@ -398,7 +389,7 @@ pub(crate) fn public_key([kind, key, comment]: [&str; 3]) -> Result<SshKey, &'st
     }
     let mut words = key.split_whitespace();
     let first = words.next().ok_or("has no `key`")?;
-    let (kind, body, rest) = if KEY_TYPES.contains(&first) {
+    let (kind, body, rest) = if SSH_KEY_TYPES.contains(&first) {
         (
             first,
             words.next().unwrap_or(""),
@@ -407,7 +398,7 @@ pub(crate) fn public_key([kind, key, comment]: [&str; 3]) -> Result<SshKey, &'st
     } else {
         (kind, first, words.collect::<Vec<_>>().join(" "))
     };
-    if !KEY_TYPES.contains(&kind) {
+    if !SSH_KEY_TYPES.contains(&kind) {
         return Err("is no public key as in authorized_keys, without options, and has no known `type`");
     }
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
