@@ -302,3 +302,27 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
         assert!(active.contains(&format!("\n  {key}: ")), "dns.{key} is not named");
     }
 }
+
+#[test]
+fn a_value_of_the_wrong_kind_is_told_which_key_it_stands_at_and_what_belongs_there() {
+    for (text, said) in [
+        (
+            "max_sandboxes: -1\n",
+            "c.yaml:1:16: `max_sandboxes` must be a whole number, 0 or more",
+        ),
+        (
+            "idle_stop_enabled: maybe\n",
+            "c.yaml:1:20: `idle_stop_enabled` must be true or false",
+        ),
+        (
+            "qemu: fast\n",
+            "c.yaml:1:7: `qemu` must be a block of keys with values, such as `key: value`",
+        ),
+        (
+            "backend qemu\n",
+            "c.yaml:1:1: here belongs a block of keys with values, such as `key: value`",
+        ),
+    ] {
+        assert_eq!(faults(text), said);
+    }
+}

@@ -104,6 +104,20 @@ impl Node {
         })
     }
 
+    /// Name of the key whose value stands at a place.
+    fn key_at(&self, place: Place) -> Option<&str> {
+        match &self.value {
+            Value::Scalar => None,
+            Value::Sequence(items) => items.iter().find_map(|item| item.key_at(place)),
+            Value::Mapping(entries) => entries.iter().find_map(|entry| {
+                let is_it = entry.node.place == place;
+                is_it
+                    .then_some(entry.key.as_str())
+                    .or_else(|| entry.node.key_at(place))
+            }),
+        }
+    }
+
     /// Moves all of it down by so many lines.
     fn lower(&mut self, lines: u64) {
         self.place.line += lines;
@@ -245,7 +259,8 @@ fn one<T: DeserializeOwned>(
             Sought::Value(place)
         };
         if !missing || faults.is_empty() {
-            faults.push(Fault::new(label, place, &sentence(error)));
+            let key = roots.iter().find_map(|root| root.key_at(place));
+            faults.push(Fault::new(label, place, &sentence(error, key)));
         }
         match without(&rest, sought).filter(|_| !missing && faults.len() < MOST_FAULTS) {
             Some(less) => rest = Cow::Owned(less),
@@ -317,15 +332,22 @@ fn options() -> serde_saphyr::Options {
 fn invalid(error: &Error, label: &str) -> ConfigError {
     let error = error.without_snippet();
     let place = error.location().map(Place::from).unwrap_or_default();
-    ConfigError::Invalid(vec![Fault::new(label, place, &sentence(error))])
+    ConfigError::Invalid(vec![Fault::new(label, place, &sentence(error, None))])
 }
 
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "the library's own words serve for its other sixty variants"
 )]
-fn sentence(error: &Error) -> String {
+fn sentence(error: &Error, key: Option<&str>) -> String {
+    let must_be = |what: &str| match key {
+        Some(key) => format!("`{}` must be {what}", plain(key)),
+        None => format!("here belongs {what}"),
+    };
     match error {
+        Error::InvalidBooleanStrict { .. } => must_be("true or false"),
+        Error::InvalidScalar { ty, .. } if let Some(what) = scalar(ty) => must_be(what),
+        Error::Unexpected { expected, .. } if let Some(what) = shape(expected) => must_be(what),
         Error::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
         Error::SerdeUnknownVariant {
             variant, expected, ..
@@ -344,6 +366,27 @@ fn sentence(error: &Error) -> String {
             format!("key `{}` stands here twice", plain(key))
         }
         other => DefaultMessageFormatter.format_message(other).into_owned(),
+    }
+}
+
+/// What the library's names of types stand for.
+fn scalar(ty: &str) -> Option<&'static str> {
+    match ty {
+        "u8" | "u16" | "u32" | "u64" | "usize" => Some("a whole number, 0 or more"),
+        "i8" | "i16" | "i32" | "i64" | "isize" => Some("a whole number"),
+        "f32" | "f64" => Some("a number"),
+        "bool" => Some("true or false"),
+        _ => None,
+    }
+}
+
+/// What the library's names of events stand for.
+fn shape(event: &str) -> Option<&'static str> {
+    match event {
+        "mapping start" => Some("a block of keys with values, such as `key: value`"),
+        "sequence start" => Some("a list, such as `[one, two]`"),
+        "string scalar" => Some("a text"),
+        _ => None,
     }
 }
 
