@@ -115,6 +115,8 @@ pub(crate) struct Driver {
     pub(crate) progress: super::session::Progress,
     /// Its guest is to let go of the workspace before its power goes.
     pub(crate) parting: super::workspace::Parting,
+    /// Takes away the seed that its guest has used. Ends with this value.
+    pub(crate) spent_seed: Option<JoinSet<()>>,
     /// Since when nobody uses it.
     pub(crate) unused: Unused,
     pub(crate) resumed: bool,
@@ -155,6 +157,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         powered: None,
         progress: super::session::Progress::default(),
         parting: super::workspace::Parting::default(),
+        spent_seed: None,
         unused: Unused::begin(&record),
         resumed,
         record,
@@ -306,6 +309,7 @@ impl Driver {
         }
         self.powered = None;
         self.state = transition.next;
+        self.keep_seed_unless_spent();
         self.pending = true;
         Ok(())
     }

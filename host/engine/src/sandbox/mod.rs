@@ -3,7 +3,7 @@
 //! ```text
 //!   machine, step, reserve                  pure decisions
 //!   driver ─ asked ─ pursue ─ outcome ─ unwind ─ session     one task: inbox, clocks, commits
-//!   attempt, perform, watch                          calls to the back end and the network
+//!   attempt, perform, watch, spent                   calls to the back end and the network
 //! ```
 
 mod again;
@@ -19,6 +19,7 @@ pub(crate) mod perform;
 mod pursue;
 pub(crate) mod reserve;
 pub(crate) mod session;
+mod spent;
 pub mod step;
 mod unused;
 mod unwind;

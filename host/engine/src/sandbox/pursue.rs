@@ -239,6 +239,7 @@ impl Driver {
                 self.clocks.entered(&self.state, &self.shared.settings, None);
                 // The guest may speak before the hypervisor does; trust follows the look.
                 self.watch_machine();
+                self.remove_seed_of_earlier_process();
                 self.look();
             }
             State::Requested

@@ -353,6 +353,7 @@ impl Driver {
             .await;
         commit.map_err(|error| later(&error))?;
         self.adopt(record);
+        self.remove_spent_seed();
         Ok(())
     }
 

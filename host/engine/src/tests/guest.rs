@@ -2,9 +2,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use agentlab_api::{ErrorCode, JobState, SandboxState};
+use agentlab_backend::BackendError;
+use agentlab_backend::fake::Call;
 use agentlab_protocol::message::{Phase, Report, ReportStatus};
 
-use super::lab::{Guest, Lab};
+use super::lab::{Guest, Lab, vmid};
 use crate::port::Trust;
 use crate::{GuestOrigin, GuestRefusal};
 
@@ -25,6 +27,39 @@ async fn the_same_key_gets_the_same_answer_until_it_is_acknowledged_even_after_a
     );
     assert!(guest.beat(&lab, Phase::Agent).await.is_ok());
     assert_eq!(lab.alarms(&job).await, 0);
+}
+
+#[tokio::test]
+async fn a_seed_goes_when_its_guest_has_the_answer_and_not_before_also_after_a_refusal_or_a_restart() {
+    let mut lab = Lab::new().await;
+    let job = lab.run().await;
+    let mut guest = lab.boot(&job).await;
+    guest.redeem(&lab).await.unwrap();
+    assert!(
+        lab.backend.seed(vmid(1000)).is_some(),
+        "a runner that is killed now reads it again"
+    );
+    let refused = || BackendError::Refused {
+        action: "remove_seed",
+        vmid: vmid(1000),
+        reason: "no".to_owned(),
+        hint: None,
+    };
+    for _ in 0..2 {
+        lab.backend.fail_next(Call::RemoveSeed, refused());
+    }
+    guest.acknowledge(&lab).await;
+    lab.until("the seed is gone", || lab.backend.seed(vmid(1000)).is_none())
+        .await;
+
+    let job = lab.run().await;
+    let mut guest = lab.boot(&job).await;
+    guest.redeem(&lab).await.unwrap();
+    lab.backend.fail_next(Call::RemoveSeed, refused());
+    guest.acknowledge(&lab).await;
+    lab.restart().await;
+    lab.until("the seed is gone", || lab.backend.seed(vmid(1001)).is_none())
+        .await;
 }
 
 #[tokio::test]

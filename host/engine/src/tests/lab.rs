@@ -293,9 +293,9 @@ impl Lab {
         self.guest_of(&self.record(job).await)
     }
 
-    /// The guest of a machine that has its seed.
+    /// The guest of a machine that was powered on with a seed.
     pub(super) fn guest_of(&self, record: &SandboxRecord) -> Guest {
-        let seed = Seed::decode(&self.backend.seed(record.vmid).unwrap()).unwrap();
+        let seed = Seed::decode(&self.backend.booted_with(record.vmid).unwrap()).unwrap();
         assert_eq!(seed.sandbox, *record.id.as_bytes());
         Guest {
             origin: GuestOrigin::Address(record.address),
