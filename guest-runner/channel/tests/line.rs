@@ -10,7 +10,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::timeout;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     fn frame(kind: FrameKind, id: u32, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -1,7 +1,5 @@
 //! Each agent is begun the way its own command line wants, here by programs that say how they were begun.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use agentlab_protocol::agent::AgentMode;
 use agentlab_protocol::message::{Phase, ReportStatus, Stream};
 use agentlab_protocol::secret::SecretText;
@@ -15,8 +13,15 @@ pub(super) fn install(lab: &Lab, name: &str, script: &str) {
     let path = home.join("bin").join(name);
     std::fs::create_dir_all(home.join("bin")).unwrap();
     std::os::unix::fs::chown(home, Some(lab.layout.user.uid), Some(lab.layout.user.gid)).unwrap();
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Installed by a child: while another test begins a process, that may hold open what this process writes, and what
+    // is open for writing cannot be run.
+    let draft = lab.base.path().join("draft");
+    std::fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+    let installed = std::process::Command::new("install")
+        .args([&draft, &path])
+        .status()
+        .unwrap();
+    assert!(installed.success(), "{installed}");
 }
 
 const SAYS_HOW: &str = "echo \"$(basename $0) $*\"; echo \"task: $(cat)\"; cmp -s $AGENTLAB_TASK_FILE - </dev/null; \

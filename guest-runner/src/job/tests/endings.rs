@@ -1,11 +1,37 @@
 //! How an agent may end, flood and linger.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agentlab_protocol::message::{FailureCause, Phase, ReportStatus, Stream};
 
 use super::Lab;
 use crate::requirement::skipped_without_root;
+
+/// Longer than anything takes on a machine that is busy with something else.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Runs a test of this file as the only one of a process, so that what the process grows by is what the test needs.
+/// True in that process.
+fn is_alone(test: &str) -> bool {
+    if std::env::args().any(|argument| argument == "--exact") {
+        return true;
+    }
+    let alone = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("job::tests::endings::{test}"), "--nocapture"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = alone.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{failed}"
+    );
+    false
+}
 
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -47,28 +73,31 @@ async fn an_agent_that_ignores_term_is_killed_and_its_work_still_comes() {
         return;
     }
     for inner_sandbox in [true, false] {
-        let mut lab = Lab::new(
-            "trap 'echo got TERM' TERM; echo more >> a.txt; git commit -qam more\n\
-             (setsid sh -c 'trap \"\" TERM; while :; do sleep 0.2; done' &)\n\
-             echo started; while :; do sleep 0.2 || true; done",
-        )
-        .await;
-        lab.order.inner_sandbox = inner_sandbox;
-        lab.order.deadline_seconds = 2;
-        let begun = Instant::now();
-        let report = lab.run().await;
-        assert_eq!(
-            (report.status, report.exit_code, report.commits),
-            (ReportStatus::Timeout, Some(137), 1),
-            "{report:?}"
-        );
-        assert!(begun.elapsed() < Duration::from_secs(15));
-        assert_eq!(
-            lab.host.text(Stream::Stdout),
-            "started\ngot TERM\n",
-            "inner sandbox {inner_sandbox}"
-        );
-        assert!(lab.host.artifact("work.bundle").is_some());
+        // A busy machine needs longer to begin an agent, and the agent longer to say what it was sent.
+        for seconds in [2, 20, 200] {
+            let mut lab = Lab::new(
+                "trap 'echo got TERM' TERM; echo more >> a.txt; git commit -qam more\n\
+                 (setsid sh -c 'trap \"\" TERM; while :; do sleep 0.2; done' &)\n\
+                 echo started; while :; do sleep 0.2 || true; done",
+            )
+            .await;
+            lab.order.inner_sandbox = inner_sandbox;
+            lab.order.deadline_seconds = seconds;
+            lab.order.kill_grace_seconds = seconds / 2;
+            let report = lab.run().await;
+            let heard = lab.host.text(Stream::Stdout);
+            if heard != "started\ngot TERM\n" && seconds < 200 {
+                continue;
+            }
+            assert_eq!(
+                (report.status, report.exit_code, report.commits),
+                (ReportStatus::Timeout, Some(137), 1),
+                "{report:?}"
+            );
+            assert_eq!(heard, "started\ngot TERM\n", "inner sandbox {inner_sandbox}");
+            assert!(lab.host.artifact("work.bundle").is_some());
+            break;
+        }
     }
 }
 
@@ -77,7 +106,8 @@ async fn a_cancelled_agent_is_sent_term_and_reports_cancelled() {
     if skipped_without_root() {
         return;
     }
-    let lab = Lab::new("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done").await;
+    let mut lab = Lab::new("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done").await;
+    lab.order.kill_grace_seconds = 60;
     lab.host(|seen| seen.cancel_at = Some("ready"));
     let report = lab.run().await;
     assert_eq!(
@@ -96,20 +126,22 @@ async fn what_an_agent_leaves_in_the_background_does_not_hold_the_job_up() {
         let mut lab =
             Lab::new("setsid sleep 1000 & setsid sh -c 'trap \"\" TERM HUP; sleep 1000' & echo done").await;
         lab.order.inner_sandbox = inner_sandbox;
+        lab.order.deadline_seconds = 800;
         let begun = Instant::now();
         assert_eq!(lab.run().await.status, ReportStatus::Completed);
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < PATIENCE, "what lives for 1000 s was waited for");
     }
 }
 
 #[tokio::test]
 async fn a_flood_of_output_stays_within_the_log_and_the_memory() {
-    if skipped_without_root() {
+    if skipped_without_root() || !is_alone("a_flood_of_output_stays_within_the_log_and_the_memory") {
         return;
     }
     let mut lab =
         Lab::new("yes 0123456789012345678901234567890123456789 | head -c 50000000; echo end >&2").await;
     lab.answer.limits.max_log_bytes = 300_000;
+    lab.order.deadline_seconds = 600;
     let before = resident_kib();
     let report = lab.run().await;
     let grown = resident_kib().saturating_sub(before);
@@ -128,10 +160,9 @@ async fn a_host_that_takes_no_log_does_not_hold_the_agent() {
     let mut lab = Lab::new("yes 0123456789 | head -c 4000000; echo; echo end").await;
     lab.answer.limits.max_log_bytes = 10_000_000;
     lab.host(|seen| seen.deaf = true);
-    let begun = Instant::now();
-    let report = lab.run().await;
+    lab.order.deadline_seconds = 800;
+    let report = tokio::time::timeout(PATIENCE, lab.run()).await.unwrap();
     assert_eq!(report.status, ReportStatus::Completed);
-    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     let log = String::from_utf8(lab.host.artifact("agent.log").unwrap()).unwrap();
     assert!(
         log.len() > 4_000_000 && log.contains("\nend\n"),
@@ -202,12 +233,13 @@ async fn an_agent_whose_runner_was_killed_is_ended_and_what_it_made_is_handed_ov
 
 #[tokio::test]
 async fn two_hundred_thousand_files_are_bounded_counted_and_reported() {
-    if skipped_without_root() {
+    if skipped_without_root() || !is_alone("two_hundred_thousand_files_are_bounded_counted_and_reported") {
         return;
     }
     let task = "cd \"$AGENTLAB_ARTIFACTS_DIR\"; for d in $(seq 20); do mkdir $d; (cd $d; seq 10000 | xargs touch); done\n\
                 cd \"$AGENTLAB_REPO_DIR\"; echo more >> a.txt; git commit -qam more";
-    let lab = Lab::new(task).await;
+    let mut lab = Lab::new(task).await;
+    lab.order.deadline_seconds = 600;
     let before = resident_kib();
     let report = lab.run().await;
     assert_eq!(report.status, ReportStatus::Completed, "{:?}", report.message);
