@@ -102,7 +102,7 @@ async fn post(runner: &mut Runner, path: &str, session: &str, body: Value) -> An
 async fn redeemed(lab: &Lab, job: &JobView) -> (Runner, Value) {
     let job = lab.until(job, |job| job.vmid.is_some()).await;
     let vmid = job.vmid.unwrap();
-    let line = tokio::time::timeout(Duration::from_secs(10), lab.fake.next_guest_channel(vmid))
+    let line = tokio::time::timeout(Duration::from_secs(60), lab.fake.next_guest_channel(vmid))
         .await
         .unwrap();
     let seed = Seed::decode(&lab.fake.seed(vmid).unwrap()).unwrap();

@@ -52,7 +52,7 @@ impl Reader {
                 self.text = rest.to_owned();
                 return Some(parsed);
             }
-            let frame = tokio::time::timeout(Duration::from_secs(10), self.body.frame())
+            let frame = tokio::time::timeout(Duration::from_secs(60), self.body.frame())
                 .await
                 .expect("a frame")?;
             self.text += std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// For what takes milliseconds on a machine that has nothing else to do.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const QEMU: &str = "#!/bin/sh\necho 'QEMU emulator version 7.2.22'\n";
 
 /// Dropping it ends the daemon.
@@ -29,10 +29,14 @@ impl Lab {
         let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         manager.set_read_timeout(Some(PATIENCE)).unwrap();
         fs::create_dir(dir.path().join("bin")).unwrap();
+        // Installed by a child: while another test begins a process, that may hold open what this process writes, and
+        // what is open for writing cannot be run.
+        let draft = dir.path().join("draft");
+        fs::write(&draft, QEMU).unwrap();
         for name in ["qemu-system-x86_64", "qemu-img"] {
             let program = dir.path().join("bin").join(name);
-            fs::write(&program, QEMU).unwrap();
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+            let installed = Command::new("install").args([&draft, &program]).status();
+            assert!(installed.unwrap().success());
         }
         fs::create_dir(dir.path().join("profiles")).unwrap();
         let lab = Self {
@@ -74,11 +78,15 @@ impl Lab {
 
     /// Starts it, with a socket as descriptor 3 if there is one.
     pub(crate) fn spawn(&mut self, environment: &[(&str, &str)], socket: Option<&UnixListener>) {
-        // The shell becomes the program, so that LISTEN_PID is its process id, as a service manager makes it.
-        let hand_over = socket.map_or(String::new(), |socket| {
-            rustix::io::fcntl_setfd(socket.as_fd(), rustix::io::FdFlags::empty()).unwrap();
-            format!("exec 3<&{}; export LISTEN_PID=$$;", socket.as_raw_fd())
-        });
+        // The shell becomes the program, so that LISTEN_PID is its process id, as a service manager makes it. The socket
+        // comes as its standard input: no other test's process inherits it, and its number is one that every shell reads.
+        let (hand_over, input) = match socket {
+            Some(socket) => (
+                "exec 3<&0 </dev/null; export LISTEN_PID=$$;",
+                Stdio::from(OwnedFd::from(socket.try_clone().unwrap())),
+            ),
+            None => ("", Stdio::null()),
+        };
         let script = format!("{hand_over} exec \"$0\" --config \"$1\"");
         let mut command = Command::new("unshare");
         if !rustix::process::geteuid().is_root() {
@@ -102,13 +110,10 @@ impl Lab {
             .env_remove("RUST_LOG")
             .env("NOTIFY_SOCKET", self.path("notify"))
             .envs(environment.iter().copied())
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::null())
             .stderr(log);
         self.daemon = Some(command.spawn().unwrap());
-        if let Some(socket) = socket {
-            rustix::io::fcntl_setfd(socket.as_fd(), rustix::io::FdFlags::CLOEXEC).unwrap();
-        }
     }
 
     /// The next thing the service manager is told.
@@ -131,6 +136,15 @@ impl Lab {
             if message.lines().any(|told| told.starts_with(line)) {
                 return message;
             }
+        }
+    }
+
+    /// Waits until the daemon has logged this.
+    pub(crate) fn until_logged(&self, words: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.log().contains(words) {
+            assert!(Instant::now() < end, "`{words}` was not logged:\n{}", self.log());
+            std::thread::yield_now();
         }
     }
 
