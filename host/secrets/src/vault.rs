@@ -31,6 +31,18 @@ const FORMS: &[(&str, Form)] = &[
     (".sops.json", Form::Sops),
 ];
 
+/// The right to write, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct WriteLock(File);
+
+impl Drop for WriteLock {
+    fn drop(&mut self) {
+        // A child that is just being begun still has the descriptor, and closing ours alone would leave it locked. Where
+        // this fails, the kernel gives it back a moment later.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// A bundle that was opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -170,8 +182,8 @@ impl Vault {
         open_bytes(&bytes, path, form, &identities)
     }
 
-    /// One writer at a time. Ends when it is dropped.
-    pub(crate) fn lock(&self) -> Result<File, SecretsError> {
+    /// One writer at a time.
+    pub(crate) fn lock(&self) -> Result<WriteLock, SecretsError> {
         file::make_dir(&self.dir)?;
         let path = self.dir.join(LOCK);
         let mut options = File::options();
@@ -183,7 +195,7 @@ impl Vault {
             .open(&path)
             .map_err(failed("Opening", &path))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(lock),
+            Ok(()) => Ok(WriteLock(lock)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(SecretsError::Busy(self.dir.clone())),
             Err(errno) => Err(failed("Locking", &path)(errno.into())),
         }
