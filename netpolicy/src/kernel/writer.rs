@@ -23,7 +23,15 @@ const LONGEST: u64 = 4096;
 /// The right to write.
 #[derive(Debug)]
 pub struct WriterLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // A child that is just being begun still has the descriptor, and closing ours alone would leave it locked. Where
+        // this fails, the kernel gives it back a moment later.
+        let _ = self.file.unlock();
+    }
 }
 
 /// Who has it instead.
@@ -95,7 +103,7 @@ impl WriterLock {
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| write!(file, "{}\n{socket}\n", std::process::id()))
             .map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
