@@ -555,7 +555,13 @@ mod tests {
     fn a_missing_helper_is_named_and_one_beside_the_command_is_run() {
         let dir = tempfile::tempdir().unwrap();
         let alone = dir.path().join("agentlab");
-        std::fs::copy(env!("CARGO_BIN_EXE_agentlab"), &alone).unwrap();
+        // By a child: while another test begins a process, that may hold open what this process writes, and what is open
+        // for writing cannot be run.
+        let install = |from: &Path, to: &Path| {
+            let installed = Command::new("install").args([from, to]).status();
+            assert!(installed.unwrap().success());
+        };
+        install(Path::new(env!("CARGO_BIN_EXE_agentlab")), &alone);
         let run = || {
             let stderr = dir.path().join("stderr");
             let status = Command::new(&alone)
@@ -573,9 +579,9 @@ mod tests {
                 && stderr.contains("hint: "),
             "{stderr}"
         );
-        let helper = dir.path().join("agentlab-net");
-        std::fs::write(&helper, "#!/bin/sh\n[ \"$*\" = 'status --help' ] && exit 23\n").unwrap();
-        std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let draft = dir.path().join("draft");
+        std::fs::write(&draft, "#!/bin/sh\n[ \"$*\" = 'status --help' ] && exit 23\n").unwrap();
+        install(&draft, &dir.path().join("agentlab-net"));
         assert_eq!(run().0, Some(23));
     }
 

@@ -52,8 +52,12 @@ mod tests {
             node.set("changes", "0\n");
             for name in ["pvesh", "pveum", "agentlab-net", "agentlabd"] {
                 let to = node.path("bin").join(name);
-                fs::copy(fixtures.join("stand-in"), &to).unwrap();
-                fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+                // By a child: while another test begins a process, that may hold open what this process writes, and
+                // what is open for writing cannot be run.
+                let installed = Command::new("install")
+                    .args([&fixtures.join("stand-in"), &to])
+                    .status();
+                assert!(installed.unwrap().success());
             }
             fs::hard_link(env!("CARGO_BIN_EXE_agentlab"), node.path("bin").join("agentlab")).unwrap();
             let (profiles, data) = (node.path("profiles"), node.path("state"));

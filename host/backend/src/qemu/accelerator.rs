@@ -69,7 +69,7 @@ pub(super) struct Programs {
 fn absent(reason: String) -> BackendError {
     BackendError::Unreachable {
         backend: super::KIND,
-        action: "looking for QEMU",
+        action: "finding its program",
         reason,
     }
 }
@@ -153,7 +153,12 @@ async fn ask_version(system: &Path) -> Result<Version> {
     let output = timeout(ASK_DEADLINE, asked)
         .await
         .map_err(|_| absent(format!("{} --version did not end", system.display())))?
-        .map_err(|error| absent(format!("{} could not be executed: {error}", system.display())))?;
+        .map_err(|error| {
+            absent(format!(
+                "{} could not be executed: {error}; name another one as `qemu: {{binary: PATH}}`, or none",
+                system.display()
+            ))
+        })?;
     let output = String::from_utf8_lossy(&output.stdout).into_owned();
     Version::parse(&output).ok_or_else(|| absent(format!("{} --version says no version", system.display())))
 }
@@ -192,9 +197,14 @@ mod tests {
         std::fs::write(dir.path().join(IMAGE_PROGRAM), "").unwrap();
         let install = |version: &str| {
             let text = format!("#!/bin/sh\necho asked >>$0.asked\necho QEMU emulator version {version}\n");
-            let fresh = dir.path().join("fresh");
-            std::fs::write(&fresh, text).unwrap();
-            std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let (draft, fresh) = (dir.path().join("draft"), dir.path().join("fresh"));
+            std::fs::write(&draft, text).unwrap();
+            // By a child: while another test begins a process, that may hold open what this process writes, and what
+            // is open for writing cannot be run.
+            let installed = std::process::Command::new("install")
+                .args([&draft, &fresh])
+                .status();
+            assert!(installed.unwrap().success());
             std::fs::rename(fresh, &program).unwrap();
         };
         for (version, asked) in [("7.2.22", 1), ("7.2.23", 2)] {

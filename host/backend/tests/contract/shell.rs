@@ -6,7 +6,6 @@
 //!                      out, err, code.<pid> ◄── done.<pid> (a FIFO) ◄──┘
 //! ```
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,10 +46,16 @@ impl ShellRig {
     pub(crate) fn open(version: Version) -> std::future::Ready<Option<Self>> {
         let node = Setup::lab(version, SCALE).in_process();
         let programs = tempfile::tempdir().unwrap();
+        // Installed by a child: while another test begins a process, that may hold open what this process writes, and
+        // what is open for writing cannot be run.
+        let draft = programs.path().join("draft");
+        std::fs::write(&draft, PROGRAM).unwrap();
         for program in ["qm", "pvesh", "pvesm"] {
             let path = programs.path().join(program);
-            std::fs::write(&path, PROGRAM).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let installed = std::process::Command::new("install")
+                .args([&draft, &path])
+                .status();
+            assert!(installed.unwrap().success());
         }
         let control = programs.path().join("control");
         let fifo = rustix::fs::FileType::Fifo;
@@ -149,6 +154,9 @@ fn asked(node: &str, words: &[&str]) -> (&'static str, String, Map<String, Value
     let machine = |vmid: &str| format!("/nodes/{node}/qemu/{vmid}");
     let (method, path) = match plain {
         ["pvesh", "get", path] => ("GET", (*path).to_owned()),
+        ["pvesh", "set", path] => ("PUT", (*path).to_owned()),
+        ["pvesh", "create", path] => ("POST", (*path).to_owned()),
+        ["pvesh", "delete", path] => ("DELETE", (*path).to_owned()),
         ["qm", "clone", template, to] => {
             give("newid", to);
             ("POST", format!("{}/clone", machine(template)))
