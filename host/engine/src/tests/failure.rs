@@ -198,9 +198,9 @@ async fn a_job_whose_sandbox_is_taken_away_says_how_far_it_was() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_that_never_ends_fails_at_its_own_deadline() {
-    let lab = Lab::with(|settings| settings.provisioning_timeout = Duration::from_millis(200)).await;
+    let lab = Lab::new().await;
     let _hang = lab.backend.hang_next(Call::Configure);
     assert_undone(&lab, "Configure", ErrorCode::BackendUnreachable).await;
 }
@@ -271,15 +271,15 @@ async fn a_vmid_somebody_else_has_is_left_alone_and_another_is_taken() {
     assert_eq!(lab.backend.power(vmid(1000)), Some(Power::Running), "theirs");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_never_answers_fails_the_boot() {
-    let lab = Lab::with(|settings| settings.boot_timeout = Duration::from_millis(100)).await;
+    let lab = Lab::new().await;
     assert_undone(&lab, "AwaitGuest", ErrorCode::GuestSilent).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_falls_silent_is_given_up() {
-    let lab = Lab::with(|settings| settings.heartbeat_silence = Duration::from_millis(150)).await;
+    let lab = Lab::with(|settings| settings.heartbeat_silence = Duration::from_secs(10)).await;
     let job = lab.run().await;
     lab.running(&job).await;
     let failed = lab.until_job(&job, JobState::Failed).await;
@@ -290,7 +290,7 @@ async fn a_guest_that_falls_silent_is_given_up() {
     lab.assert_empty().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_host_ends_a_job_its_guest_will_not_end() {
     let lab = Lab::with(|settings| {
         settings.host_deadline_slack = Duration::ZERO;
@@ -301,7 +301,7 @@ async fn the_host_ends_a_job_its_guest_will_not_end() {
         .engine()
         .create_job(
             JobRequest {
-                deadline_seconds: Some(1),
+                deadline_seconds: Some(10),
                 ..request()
             },
             None,
