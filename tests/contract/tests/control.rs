@@ -32,7 +32,7 @@ impl Answer {
 
 fn connected(lab: &Lab) -> UnixStream {
     let stream = UnixStream::connect(lab.path("run/agentlabd.sock")).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
 }
 

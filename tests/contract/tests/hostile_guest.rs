@@ -38,7 +38,7 @@ impl Stage {
 
     async fn booted(&self) -> (String, Seed, UnixStream) {
         let job = self.lab.detached("ok").unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), self.visitors.next()).await;
+        let next = tokio::time::timeout(Duration::from_secs(60), self.visitors.next()).await;
         let (seed, line) = next.expect("no machine was powered on").unwrap();
         (job, seed, line)
     }
