@@ -1,5 +1,7 @@
 //! Tables, field lists, durations and sizes, as people read them.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use agentlab_api::{JobState, SandboxState};
@@ -28,12 +30,11 @@ impl Table {
     }
 
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
-        self.rows.push(
-            cells
-                .into_iter()
-                .map(|cell| (escape(&cell.text).into_owned(), cell.style))
-                .collect(),
-        );
+        let escaped = |cell: Cell| match escape(&cell.text) {
+            Cow::Borrowed(_) => (cell.text, cell.style),
+            Cow::Owned(text) => (text, cell.style),
+        };
+        self.rows.push(cells.into_iter().map(escaped).collect());
     }
 
     pub(crate) fn render(&self) -> String {
@@ -53,7 +54,8 @@ impl Table {
             for (column, ((cell, style), width)) in row.iter().zip(&widths).enumerate() {
                 let last = column + 1 == row.len();
                 let padding = if last { 0 } else { width - cell.chars().count() + 2 };
-                text.push_str(&format!("{style}{cell}{style:#}{}", " ".repeat(padding)));
+                // Writing to a String cannot fail.
+                let _ = write!(text, "{style}{cell}{style:#}{:padding$}", "");
             }
             text.push('\n');
         }
@@ -158,6 +160,27 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// A time that somebody wrote down: `45 s`, `5 min`, `1 h 30 min`, `2 h`.
+pub(crate) fn span(seconds: u32) -> String {
+    let parts = [
+        (seconds / 3600, "h"),
+        (seconds % 3600 / 60, "min"),
+        (seconds % 60, "s"),
+    ];
+    let said = parts.iter().filter(|(count, _)| *count > 0);
+    let words: Vec<String> = said.map(|(count, unit)| format!("{count} {unit}")).collect();
+    if words.is_empty() {
+        "0 s".to_owned()
+    } else {
+        words.join(" ")
+    }
+}
+
+/// The same of whole minutes.
+pub(crate) fn minutes(minutes: u32) -> String {
+    span(minutes.saturating_mul(60))
+}
+
 /// Time from one moment to a later one; nothing when the clock went back.
 pub(crate) fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
@@ -211,6 +234,15 @@ mod tests {
             (5 << 30, "5.0 GiB"),
         ] {
             assert_eq!(size(bytes), text);
+        }
+        for (seconds, text) in [
+            (0, "0 s"),
+            (90, "1 min 30 s"),
+            (300, "5 min"),
+            (7200, "2 h"),
+            (5405, "1 h 30 min 5 s"),
+        ] {
+            assert_eq!(span(seconds), text);
         }
         for (millis, text) in [
             (80, "0.08 s"),

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use super::{job_apply, job_artifacts, job_prune, job_review, job_run};
 use crate::error::CommandError;
 use crate::follow;
-use crate::output::{Cell, Fields, Table, ago, between, cell, duration, job_style, time};
+use crate::output::{Cell, Fields, Table, ago, between, cell, duration, job_style, span, time};
 use crate::terminal::escape_lines;
 use crate::{CommandResult, Context, ExitStatus};
 
@@ -95,23 +95,12 @@ impl List {
             context.printer.document(&list)?;
             return Ok(ExitStatus::Success);
         }
-        let mut table = Table::new(&["ID", "STATE", "EXIT", "PROFILE", "TOOK", "CREATED", "REPOSITORY"]);
-        for job in &list.jobs {
-            let exit = job.outcome.as_ref().and_then(|outcome| outcome.exit_code);
-            table.row([
-                cell(&job.id),
-                Cell::styled(state(job), job_style(job.state)),
-                cell(exit.map_or("-".to_owned(), |code| code.to_string())),
-                cell(&job.profile),
-                cell(
-                    job.finished_at
-                        .map_or("-".to_owned(), |end| duration(between(job.created_at, end))),
-                ),
-                cell(ago(job.created_at)),
-                cell(&job.repository),
-            ]);
+        context.printer.write(&table(&list.jobs))?;
+        if list.jobs.is_empty() && self.cursor.is_none() {
+            context
+                .printer
+                .hint("there is none; `agentlab job run` begins one");
         }
-        context.printer.write(&table.render())?;
         if let Some(cursor) = &list.next_cursor {
             context
                 .printer
@@ -170,6 +159,40 @@ impl Logs {
     }
 }
 
+/// What came of each, so that one look in the morning says which to open.
+fn table(jobs: &[JobView]) -> String {
+    let mut table = Table::new(&[
+        "ID",
+        "STATE",
+        "CAUSE",
+        "EXIT",
+        "COMMITS",
+        "PROFILE",
+        "TOOK",
+        "CREATED",
+        "REPOSITORY",
+    ]);
+    for job in jobs {
+        let outcome = job.outcome.as_ref();
+        table.row([
+            cell(&job.id),
+            Cell::styled(state(job), job_style(job.state)),
+            or_dash(job.failure.as_ref().map(|failure| failure.code)),
+            or_dash(outcome.and_then(|outcome| outcome.exit_code)),
+            or_dash(outcome.map(|outcome| outcome.commits)),
+            cell(&job.profile),
+            or_dash(job.finished_at.map(|end| duration(between(job.created_at, end)))),
+            cell(ago(job.created_at)),
+            cell(&job.repository),
+        ]);
+    }
+    table.render()
+}
+
+fn or_dash(value: Option<impl ToString>) -> Cell {
+    value.map_or_else(|| cell("-"), cell)
+}
+
 /// `QUEUED, place 3` for one that waits for a sandbox.
 fn state(job: &JobView) -> String {
     match job.queue_position {
@@ -207,7 +230,7 @@ fn show(context: &Context, job: &JobView) -> Result<(), CommandError> {
         .add("profile", &job.profile)
         .add("agent", &job.agent)
         .add_some("push", follow::push(job))
-        .add("deadline", format!("{} s", job.deadline_seconds))
+        .add("deadline", span(job.deadline_seconds))
         .add_some("sandbox", job.sandbox)
         .add_some("VMID", job.vmid)
         .add_some(

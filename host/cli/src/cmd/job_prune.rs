@@ -41,9 +41,14 @@ impl Prune {
             }
             printer.write(&table.render())?;
         }
+        if view.count == 0 {
+            printer.line("nothing to prune")?;
+            return Ok(ExitStatus::Success);
+        }
         let verb = if view.dry_run { "would go" } else { "gone" };
+        let jobs = if view.count == 1 { "job" } else { "jobs" };
         printer.line(&format!(
-            "{} jobs with {} of files {verb}",
+            "{} {jobs} with {} of files {verb}",
             view.count,
             size(view.size_bytes)
         ))?;

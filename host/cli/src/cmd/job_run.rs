@@ -19,6 +19,7 @@ const LARGEST_TASK: u64 = 256 << 10;
 /// `job run`.
 #[derive(Debug, Args)]
 #[command(
+    group = clap::ArgGroup::new("what").required(true),
     after_help = "Follows the job and exits with the agent's own code: 0 COMPLETED, the agent's code when it failed \
                   with one, 7 TIMEOUT, 1 otherwise. Ctrl-C detaches (130); the job goes on. With --json nothing is \
                   shown meanwhile and the job is printed as one document when it is over."
@@ -31,10 +32,10 @@ pub(crate) struct Run {
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,
     /// What the agent is told; the `shell` agent runs it as a script
-    #[arg(long, value_name = "TEXT", required_unless_present = "task_file")]
+    #[arg(long, value_name = "TEXT", group = "what")]
     task: Option<String>,
     /// Read the task from a file, `-` for standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "task")]
+    #[arg(long, value_name = "FILE", group = "what")]
     task_file: Option<PathBuf>,
     /// Profile to make the VM from
     #[arg(long, short, value_name = "NAME")]
@@ -217,7 +218,7 @@ impl Run {
         let hint = match nearest {
             Some((_, name)) => format!("did you mean `{name}`?"),
             None if known.is_empty() => "the daemon has none; see its `profiles_dir`".to_owned(),
-            None => format!("there are {}", known.join(", ")),
+            None => format!("the profiles are: {}", known.join(", ")),
         };
         Err(CommandError::NotFound {
             message,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use agentlab_api::{AllowEntry, ArtifactRules, Profile, ProfileList};
 use clap::{Args, Subcommand};
 
-use crate::output::{Fields, Table, cell, size};
+use crate::output::{Fields, Table, cell, minutes, size, span};
 use crate::printer::Printer;
 use crate::terminal::escape;
 use crate::{CommandResult, Context, ExitStatus};
@@ -94,8 +94,8 @@ fn table(profiles: &[Profile]) -> String {
             cell(one.network.mode),
             cell(one.resources.cores),
             cell(format!("{} MiB", one.resources.memory_mb)),
-            cell(format!("{} min", one.behavior.ttl_minutes_default)),
-            cell(format!("{} s", one.behavior.deadline_seconds_default)),
+            cell(minutes(one.behavior.ttl_minutes_default)),
+            cell(span(one.behavior.deadline_seconds_default)),
         ]);
     }
     table.render()
@@ -158,16 +158,16 @@ fn fields(profile: &Profile) -> String {
             "root disk",
             storage.root_size_gb.map(|size| format!("{size} GiB")),
         )
-        .add("lease", format!("{} min", behavior.ttl_minutes_default))
+        .add("lease", minutes(behavior.ttl_minutes_default))
         .add(
             "idle stop",
             match behavior.idle_stop_minutes_default {
                 None => "as the daemon is told".to_owned(),
                 Some(0) => "never".to_owned(),
-                Some(minutes) => format!("after {minutes} min"),
+                Some(idle) => format!("after {}", minutes(idle)),
             },
         )
-        .add("deadline", format!("{} s", behavior.deadline_seconds_default))
+        .add("deadline", span(behavior.deadline_seconds_default))
         .add("keepalive", behavior.keepalive_default)
         .add(
             "inner sandbox",

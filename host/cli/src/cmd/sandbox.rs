@@ -137,6 +137,11 @@ impl List {
             ]);
         }
         context.printer.write(&table.render())?;
+        if list.sandboxes.is_empty() && self.cursor.is_none() {
+            context
+                .printer
+                .hint("there is none; `agentlab sandbox new` makes one, `agentlab job run` one for a job");
+        }
         if let Some(cursor) = &list.next_cursor {
             let all = if self.all { " --all" } else { "" };
             context.printer.hint(&format!(

@@ -200,9 +200,15 @@ async fn unknown_reference(git: &Git, reference: &str, label: &str) -> Result<Gi
         .map(|name| (strsim::jaro_winkler(name, reference), name))
         .filter(|(score, _)| *score >= 0.8)
         .max_by(|left, right| left.0.total_cmp(&right.0));
-    let hint = nearest.map(|(_, name)| format!("did you mean `{name}`?"));
+    let hint = match nearest {
+        Some((_, name)) => format!("did you mean `{name}`?"),
+        None => format!("`git -C {label} branch --list` and `git -C {label} tag` show what there is"),
+    };
     let message = format!("{label} has no branch, tag or commit `{reference}`");
-    Ok(GitError::Unfit { message, hint })
+    Ok(GitError::Unfit {
+        message,
+        hint: Some(hint),
+    })
 }
 
 /// Whether the work tree holds what HEAD does not. Asked of the scratch repository, with the other's index: no filter
