@@ -21,6 +21,7 @@ mod sandbox;
 mod sandbox_change;
 mod sandbox_new;
 mod secrets;
+mod secrets_set;
 mod status;
 mod workspace;
 

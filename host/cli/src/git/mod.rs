@@ -259,5 +259,4 @@ impl Scratch {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
