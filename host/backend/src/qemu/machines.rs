@@ -123,7 +123,9 @@ impl Qemu {
         match vm.monitor.status(machine, action, ASK_DEADLINE).await {
             Ok(status) => Ok(Some(status)),
             // A QEMU that was told to quit, by a daemon that has died since perhaps, closes its monitor first.
-            Err(BackendError::Unreachable { .. }) if timeout(DYING, process.ended()).await.is_ok() => Ok(None),
+            Err(BackendError::Unreachable { .. }) if timeout(DYING, process.ended()).await.is_ok() => {
+                Ok(None)
+            }
             Err(_) if !process.is_alive() => Ok(None),
             Err(error) => Err(error),
         }
