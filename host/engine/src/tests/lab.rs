@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Longest wait of any test.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One bundle of variables, in memory.
 #[derive(Debug, Clone, Default)]
@@ -102,8 +102,8 @@ impl Lab {
         let settings = Settings {
             vmid_first: vmid(1000),
             vmid_last: vmid(1099),
-            provisioning_timeout: Duration::from_secs(5),
-            boot_timeout: Duration::from_secs(10),
+            provisioning_timeout: Duration::from_secs(60),
+            boot_timeout: Duration::from_secs(60),
             reconcile_interval: Duration::from_millis(100),
             teardown_retry_first: Duration::from_millis(20),
             teardown_retry_max: Duration::from_millis(100),
