@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::Visitors;
 
 /// How long anything may take that takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PROFILE: &str = "name: demo\ntemplate_vmid: 9000\nnetwork:\n  mode: \"off\"\n";
 
 /// Dropping it ends everything.
