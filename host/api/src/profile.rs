@@ -102,8 +102,23 @@ pub struct Network {
     pub bridge: Option<String>,
     /// NIC model; only `virtio` is supported.
     pub model: Option<String>,
+    /// Whether the hypervisor's own firewall stands before the NIC too, besides the daemon's policy. Proxmox VE alone has
+    /// one; as `firewall_group` says when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firewall: Option<bool>,
+    /// Security group of Proxmox VE, the only rule of that firewall.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firewall_group: Option<String>,
     /// Ways between guest and host, in order; all that the back end has, but for vsock, when absent.
     pub channels: Option<Vec<ChannelKind>>,
+}
+
+impl Network {
+    /// Whether the hypervisor's own firewall is asked for.
+    #[must_use]
+    pub fn wants_firewall(&self) -> bool {
+        self.firewall.unwrap_or(self.firewall_group.is_some())
+    }
 }
 
 /// `resources:` of a profile.

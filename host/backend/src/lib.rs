@@ -36,8 +36,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::{BackendError, Result};
 pub use machine::{
-    BackendInfo, Capabilities, CloneSpec, Executed, Limits, Load, MacAddress, Machine, NetworkPlace, Nic,
-    Power, PowerOn, Shape, SnapshotHolds, Stamp, Storage, Template, Usage,
+    BackendInfo, Capabilities, CloneSpec, Executed, Firewall, Limits, Load, MacAddress, Machine,
+    NetworkPlace, Nic, Power, PowerOn, Shape, SnapshotHolds, Stamp, Storage, Template, Usage,
 };
 pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 

@@ -106,7 +106,7 @@ pub struct Shape {
     pub place: Option<NetworkPlace>,
 }
 
-/// Bounds on what a machine takes of its host. A back end that cannot keep one refuses the shape.
+/// Bounds on what a machine takes of its host, and sends through it. A back end that cannot keep one refuses the shape.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Limits {
     /// Processor time, in hundredths of a processor of the host.
@@ -115,6 +115,15 @@ pub struct Limits {
     pub processors: Option<String>,
     /// Memory in MiB that the host leaves it when it takes some back.
     pub balloon_mb: Option<u32>,
+    /// The hypervisor's own firewall, besides our policy.
+    pub firewall: Option<Firewall>,
+}
+
+/// A hypervisor's own firewall: nothing comes in but what its group lets in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Firewall {
+    /// Rules that its administrator keeps under a name.
+    pub group: Option<String>,
 }
 
 /// A machine's address, and who answers there for the world.

@@ -231,6 +231,14 @@ fn out_of_range(profile: &Profile, root: &Node) -> Vec<Range> {
     faults
 }
 
+/// As Proxmox VE names them.
+fn is_security_group(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (2..=18).contains(&name.len())
+        && name.bytes().all(is_plain)
+        && name.starts_with(|first: char| first.is_ascii_alphabetic())
+}
+
 fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     name.len() <= 63
@@ -280,6 +288,20 @@ fn network_faults(profile: &Profile) -> Vec<Range> {
         faults.push((path, reason));
     }
     faults.extend(crowded_name(&network.allow).map(|reason| (vec!["network", "allow"], reason)));
+    if let Some(group) = &network.firewall_group {
+        if !is_security_group(group) {
+            faults.push((
+                vec!["network", "firewall_group"],
+                "must be 2 to 18 letters, digits, `-` and `_`, beginning with a letter".to_owned(),
+            ));
+        }
+        if network.firewall == Some(false) {
+            faults.push((
+                vec!["network", "firewall"],
+                "is false, and `firewall_group` has rules for it; leave one of them out".to_owned(),
+            ));
+        }
+    }
     if network.model.as_deref().is_some_and(|model| model != "virtio") {
         faults.push((
             vec!["network", "model"],

@@ -45,7 +45,7 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest_one() {
     let text = "name: a\ntemplate_vmid: 9000\nnetwork:\n  zzz: 1\n";
     assert_eq!(
         faults(text),
-        "p.yaml:4:3: unknown key `zzz`; known here: `mode`, `allow`, `bridge`, `model`, `channels`"
+        "p.yaml:4:3: unknown key `zzz`; known here: `mode`, `allow`, `bridge`, `model`, `firewall`, `firewall_group`, `channels`"
     );
 }
 
@@ -151,13 +151,41 @@ fn an_allowlist_is_read_entry_by_entry_and_what_is_wrong_is_named_where_it_stand
 }
 
 #[test]
+fn a_security_group_asks_for_the_firewall_that_it_is_for() {
+    let head = "name: a\ntemplate_vmid: 9000\nnetwork:\n";
+    let network = |text: &str| {
+        let profiles = parse_profiles(&format!("{head}{text}"), "p.yaml").unwrap();
+        profiles[0].profile.network.clone()
+    };
+    assert!(network("  firewall_group: web\n").wants_firewall());
+    assert!(network("  firewall: true\n").wants_firewall());
+    assert!(!network("  firewall: false\n").wants_firewall() && !network("  mode: nat\n").wants_firewall());
+    for (text, said) in [
+        (
+            "  firewall: false\n  firewall_group: web\n",
+            "p.yaml:4:3: `network.firewall` is false",
+        ),
+        (
+            "  firewall_group: \"a group\"\n",
+            "p.yaml:4:3: `network.firewall_group` must be",
+        ),
+        (
+            "  firewall_group: x\n",
+            "p.yaml:4:3: `network.firewall_group` must be",
+        ),
+    ] {
+        let fault = faults(&format!("{head}{text}"));
+        assert!(fault.starts_with(said), "{fault}");
+    }
+}
+
+#[test]
 fn documented_keys_that_nothing_enforces_are_refused_by_name() {
     for (block, key) in [
         (
             "resources:\n  cpu_over_commit: 2.0\n",
             "resources.cpu_over_commit",
         ),
-        ("network:\n  firewall: true\n", "network.firewall"),
         (
             "network:\n  allow_domains: [example.org]\n",
             "network.allow_domains",

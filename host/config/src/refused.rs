@@ -14,14 +14,6 @@ const PROFILE: &[(&str, &str)] = &[
         "repo",
         "the repository is always cloned to the runner's own directory",
     ),
-    (
-        "network.firewall",
-        "packets are always filtered; choose with `network.mode`",
-    ),
-    (
-        "network.firewall_group",
-        "packets are always filtered; choose with `network.mode`",
-    ),
     ("network.allowlist", "destinations are listed in `network.allow`"),
     ("network.allow_domains", "names are listed in `network.allow`"),
     ("network.allow_cidrs", "networks are listed in `network.allow`"),

@@ -1,5 +1,6 @@
 //! What happens on a node without its clients: the operator's hand, and fate.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,31 @@ impl Operator {
             for volume in world.volumes.values_mut().filter(|volume| volume.owner == vmid) {
                 volume.origin = Origin::Foreign;
             }
+        }
+    }
+
+    /// Options and rules of a machine's firewall.
+    #[must_use]
+    pub fn firewall(&self, vmid: u32) -> Option<(BTreeMap<String, String>, Vec<BTreeMap<String, String>>)> {
+        let world = self.core.world();
+        let vm = world.vms.get(&vmid)?;
+        Some((vm.firewall.clone(), vm.rules.clone()))
+    }
+
+    /// Sets an option of a machine's firewall.
+    pub fn configure_firewall(&self, vmid: u32, key: &str, value: &str) {
+        if let Some(vm) = self.core.world().vms.get_mut(&vmid) {
+            vm.firewall.insert(key.to_owned(), value.to_owned());
+        }
+    }
+
+    /// Adds a rule to a machine's firewall.
+    pub fn add_firewall_rule(&self, vmid: u32, rule: &[(&str, &str)]) {
+        let rule = rule
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()));
+        if let Some(vm) = self.core.world().vms.get_mut(&vmid) {
+            vm.rules.push(rule.collect());
         }
     }
 
@@ -156,7 +182,7 @@ impl Operator {
 
     /// Configuration of a machine, if it is there.
     #[must_use]
-    pub fn config(&self, vmid: u32) -> Option<std::collections::BTreeMap<String, String>> {
+    pub fn config(&self, vmid: u32) -> Option<BTreeMap<String, String>> {
         self.core.world().vms.get(&vmid).map(|vm| vm.config.clone())
     }
 

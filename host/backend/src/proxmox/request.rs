@@ -9,7 +9,7 @@ use agentlab_api::Vmid;
 use http::Method;
 use serde_json::{Map, Value};
 
-use crate::pve::{Change, Read, Values, pair};
+use crate::pve::{Change, FirewallEdit, Read, Values, pair};
 
 /// One call.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,6 +137,7 @@ impl Request {
             Change::Free { storage, volume, .. } => {
                 Self::delete(&format!("{}/{}", content(node, storage), encoded(volume)), &[])
             }
+            Change::Firewall { vmid, edit } => Self::firewall(&machine(vmid), edit),
             Change::MoveDisk { vmid, disk, storage } => {
                 let values = vec![pair("disk", disk), pair("storage", storage), pair("delete", 1)];
                 post(format!("{}/move_disk", machine(vmid)), values)
@@ -149,6 +150,19 @@ impl Request {
                 ];
                 post(format!("{}/move_disk", machine(vmid)), values)
             }
+        }
+    }
+
+    fn firewall(machine: &str, edit: &FirewallEdit) -> Self {
+        let rules = format!("{machine}/firewall/rules");
+        match edit {
+            FirewallEdit::Options(values) => Self::with_body(
+                Method::PUT,
+                &format!("{machine}/firewall/options"),
+                values.clone(),
+            ),
+            FirewallEdit::AddRule(values) => Self::with_body(Method::POST, &rules, values.clone()),
+            FirewallEdit::RemoveRule(position) => Self::delete(&format!("{rules}/{position}"), &[]),
         }
     }
 

@@ -73,6 +73,15 @@ impl PowerWord {
 /// Keys of a configuration with their values.
 pub(crate) type Values = Vec<(String, String)>;
 
+/// What is changed of a machine's firewall.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FirewallEdit {
+    Options(Values),
+    AddRule(Values),
+    /// The one at this place.
+    RemoveRule(usize),
+}
+
 /// Something that has an effect. `Ok` means that it took effect, however long PVE works on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -138,6 +147,10 @@ pub(crate) enum Change {
         owner: Vmid,
         volume: String,
     },
+    Firewall {
+        vmid: Vmid,
+        edit: FirewallEdit,
+    },
     /// To another storage; what it was made of goes.
     MoveDisk {
         vmid: Vmid,
@@ -170,6 +183,7 @@ impl Change {
             Self::DeleteSnapshot { .. } => "delete snapshot",
             Self::Allocate { .. } => "create volume",
             Self::Free { .. } => "destroy volume",
+            Self::Firewall { .. } => "set firewall",
             Self::MoveDisk { .. } => "move disk",
             Self::GiveDisk { .. } => "give disk",
         }
@@ -189,6 +203,7 @@ impl Change {
             | Self::TakeSnapshot { vmid, .. }
             | Self::RollBack { vmid, .. }
             | Self::DeleteSnapshot { vmid, .. }
+            | Self::Firewall { vmid, .. }
             | Self::MoveDisk { vmid, .. }
             | Self::GiveDisk { vmid, .. }
             | Self::Allocate { owner: vmid, .. }

@@ -223,6 +223,7 @@ impl<W: Wire> Pve<W> {
             template: spec.template,
             uuid: None,
             mac: None,
+            firewall: None,
         };
         let mut values = vec![
             pair("name", &spec.name),

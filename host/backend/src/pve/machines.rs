@@ -40,6 +40,7 @@ impl<W: Wire> Pve<W> {
             );
             return Err(refused(ACTION, vmid, reason).into());
         }
+        self.check_firewall(ACTION, &record).await?;
         self.switch(&record, PowerWord::Start, Power::Running).await
     }
 

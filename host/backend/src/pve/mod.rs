@@ -19,6 +19,7 @@ mod agent;
 mod answer;
 mod change;
 mod clone;
+mod firewall;
 mod machines;
 mod options;
 mod owner;
@@ -57,7 +58,7 @@ pub(crate) use answer::Fields;
 pub(crate) use answer::{number, truth};
 #[cfg(test)]
 pub(crate) use change::PowerWord;
-pub(crate) use change::{Change, Read, Values, pair};
+pub(crate) use change::{Change, FirewallEdit, Read, Values, pair};
 pub use options::{CloneMode, PveOptions};
 pub use publish::{NewTemplate, Publication, Publisher};
 use record::Record;

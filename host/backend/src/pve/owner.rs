@@ -330,16 +330,16 @@ impl<W: Wire> Pve<W> {
     ) -> Attempt<Option<String>> {
         let _turn = self.turn(machine).await;
         let line = copy_line(owner.record.vmid, name, machine);
-        let record = match self.find(action, machine).await? {
-            Found::Here(record) => Some(record),
-            Found::Nothing | Found::Container | Found::Hidden(_) => None,
-        };
-        let Some(record) = record.filter(|record| record.description().lines().any(|found| found == line))
-        else {
+        let mut record = self.copy_in(action, machine, &line).await?;
+        if record.is_none() {
             // Nobody can read it before it is whole.
             if self.is_copied(owner).await? {
                 return Err(under_way(machine).into());
             }
+            // It may have become so between the two looks.
+            record = self.copy_in(action, machine, &line).await?;
+        }
+        let Some(record) = record else {
             return Ok(owner.at(ARRIVAL));
         };
         if record.is_being_made() {
@@ -361,6 +361,15 @@ impl<W: Wire> Pve<W> {
         let arrived = self.owner_again(action).await?.at(ARRIVAL);
         self.change(&node, Change::Destroy { vmid: machine }).await?;
         Ok(arrived)
+    }
+
+    /// The machine that a copy was made in, if its description says so.
+    async fn copy_in(&self, action: &'static str, machine: Vmid, line: &str) -> Attempt<Option<Record>> {
+        let says_so = |record: &Record| record.description().lines().any(|found| found == line);
+        Ok(match self.find(action, machine).await? {
+            Found::Here(record) if says_so(&record) => Some(*record),
+            Found::Here(_) | Found::Nothing | Found::Container | Found::Hidden(_) => None,
+        })
     }
 
     /// Whether PVE is at work on a copy of one of its disks.

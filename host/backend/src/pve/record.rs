@@ -3,8 +3,8 @@
 //! What we know of a machine stands in the first of its description's lines that begins like a stamp:
 //!
 //! ```text
-//!   agentlab:<sandbox>:<nonce> vmid=1000 template=9000 uuid=<smbios uuid> mac=<net0>
-//!   └ in the clone call itself ──────────────────────┘ └ after it ────┘ └ configured ┘
+//!   agentlab:<sandbox>:<nonce> vmid=1000 template=9000 uuid=<smbios uuid> mac=<net0> firewall=on
+//!   └ in the clone call itself ──────────────────────┘ └ after it ────┘ └ configured ──────────┘
 //! ```
 //! A copy of the machine that somebody else makes carries the same description, and another VMID or another uuid: PVE
 //! makes a new one for every clone. Then the line is not believed, and the copy is not ours.
@@ -25,12 +25,18 @@ pub(crate) struct Label {
     pub(crate) uuid: Option<String>,
     /// Of its NIC, once it was configured.
     pub(crate) mac: Option<String>,
+    /// PVE's own firewall, if it was configured with that.
+    pub(crate) firewall: Option<String>,
 }
 
 impl Label {
     pub(crate) fn to_line(&self) -> String {
         let mut line = format!("{} vmid={} template={}", self.stamp, self.vmid, self.template);
-        for (key, value) in [("uuid", &self.uuid), ("mac", &self.mac)] {
+        for (key, value) in [
+            ("uuid", &self.uuid),
+            ("mac", &self.mac),
+            ("firewall", &self.firewall),
+        ] {
             if let Some(value) = value {
                 line.push_str(&format!(" {key}={value}"));
             }
@@ -62,6 +68,7 @@ impl Label {
             template: value("template")?.parse().ok()?,
             uuid: value("uuid"),
             mac: value("mac"),
+            firewall: value("firewall"),
         })
     }
 
@@ -327,12 +334,13 @@ fn is_slot(key: &str, bus: &str) -> bool {
         .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// `net0` as we write it. PVE's own firewall is left out: with it the port on our bridge is not the machine's tap but
-/// one end of a pair to a bridge of its own, and our policy filters each port anyway.
-pub(crate) fn net0(mac: &MacAddress, bridge: &str) -> String {
+/// `net0` as we write it. With PVE's own firewall the port on our bridge is not the machine's tap but one end of a pair
+/// to a bridge of its own; without need it is left out, because our policy filters each port anyway.
+pub(crate) fn net0(mac: &MacAddress, bridge: &str, firewall: bool) -> String {
     format!(
-        "virtio={},bridge={bridge},firewall=0",
-        mac.to_string().to_uppercase()
+        "virtio={},bridge={bridge},firewall={}",
+        mac.to_string().to_uppercase(),
+        u8::from(firewall)
     )
 }
 

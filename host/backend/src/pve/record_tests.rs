@@ -17,6 +17,7 @@ fn label() -> Label {
         template: vmid(9000),
         uuid: Some(UUID.to_owned()),
         mac: None,
+        firewall: None,
     }
 }
 

@@ -4,6 +4,7 @@
 use agentlab_api::Vmid;
 
 use super::change::{Change, Values, pair};
+use super::firewall::label_of;
 use super::machines::{Attempt, GIB};
 use super::record::{Disk, Label, Record, net0};
 use super::{Kind, Pve, Refusal, Wire, refused};
@@ -26,6 +27,9 @@ impl<W: Wire> Pve<W> {
         }
         if power != Power::Stopped {
             return Err(refused(ACTION, vmid, "it is running").into());
+        }
+        if let Some(firewall) = &shape.limits.firewall {
+            self.set_firewall(ACTION, &record, firewall).await?;
         }
         if !has_shape {
             self.shape(&record, shape).await?;
@@ -101,11 +105,11 @@ fn dispensable(refusal: &Refusal, values: &Values) -> Option<&'static str> {
 /// Whether a configuration is what a shape asks for already, the disk aside.
 fn has_shape(record: &Record, shape: &Shape, bridge: &str) -> bool {
     let mac = shape.mac.to_string();
-    let is_labelled = record
-        .label()
-        .and_then(|label| label.mac)
-        .is_some_and(|noted| noted.eq_ignore_ascii_case(&mac));
     let limits = &shape.limits;
+    let is_labelled = record.label().is_some_and(|label| {
+        let has_mac = label.mac.is_some_and(|noted| noted.eq_ignore_ascii_case(&mac));
+        has_mac && label.firewall == limits.firewall.as_ref().map(label_of)
+    });
     let is_limited = limits.cpu_percent.is_none_or(|percent| {
         let found = record.fraction("cpulimit").unwrap_or(0.0) * 100.0;
         (found - f64::from(percent)).abs() < 0.5
@@ -129,7 +133,7 @@ fn shape_values(record: &Record, shape: &Shape, bridge: &str) -> Values {
         pair("cores", shape.cores),
         pair("memory", shape.memory_mb),
         pair("balloon", limits.balloon_mb.unwrap_or(0)),
-        pair("net0", net0(&shape.mac, bridge)),
+        pair("net0", net0(&shape.mac, bridge, limits.firewall.is_some())),
         // A clone has them from its template, and a machine of ours neither begins by itself nor outlives its sandbox.
         pair("protection", 0),
         pair("onboot", 0),
@@ -158,6 +162,7 @@ fn shape_values(record: &Record, shape: &Shape, bridge: &str) -> Values {
         let label = Label {
             uuid: record.smbios().uuid().map(str::to_owned),
             mac: Some(shape.mac.to_string().to_uppercase()),
+            firewall: limits.firewall.as_ref().map(label_of),
             ..label
         };
         values.push(pair("description", label.replace_in(&record.description())));
@@ -205,8 +210,8 @@ fn stands_at(record: &Record, place: &NetworkPlace) -> bool {
 
 /// One NIC, on our bridge, with the address that the policy pins.
 pub(super) fn stands_where_it_should(record: &Record, bridge: &str) -> Result<(), String> {
-    let mac = record.label().and_then(|label| label.mac);
-    let mac = mac.ok_or("it was never configured")?;
+    let label = record.label().ok_or("it was never configured")?;
+    let mac = label.mac.ok_or("it was never configured")?;
     let nics = record.nics();
     let [(slot, net)] = nics.as_slice() else {
         return Err(format!("it has {} NICs, and must have one", nics.len()));
@@ -219,8 +224,13 @@ pub(super) fn stands_where_it_should(record: &Record, bridge: &str) -> Result<()
         return Err(format!("its NIC is not the one it was configured with, {mac}"));
     }
     match &net.bridge {
-        Some(found) if found == bridge && !net.firewall => Ok(()),
-        Some(found) if found == bridge => Err("its NIC is behind a bridge of PVE's own firewall".to_owned()),
+        Some(found) if found == bridge && net.firewall == label.firewall.is_some() => Ok(()),
+        Some(found) if found == bridge && net.firewall => Err(
+            "its NIC is behind a bridge of PVE's own firewall, which its profile does not ask for".to_owned(),
+        ),
+        Some(found) if found == bridge => {
+            Err("its NIC is not behind PVE's own firewall, which its profile asks for".to_owned())
+        }
         Some(found) => Err(format!("its NIC is on bridge {found}, and must be on {bridge}")),
         None => Err(format!("its NIC is on no bridge, and must be on {bridge}")),
     }
@@ -285,6 +295,7 @@ mod tests {
             cpu_percent: Some(150),
             processors: Some("0-3,8".into()),
             balloon_mb: Some(1024),
+            firewall: None,
         };
         assert!(!has_shape(&before, &shape, "vmbr1"));
         let values = shape_values(&before, &shape, "vmbr1");

@@ -319,7 +319,8 @@ impl Machines for Qemu {
             return Err(refused("configure", vmid, reason));
         }
         if shape.limits != Limits::default() {
-            let reason = "bounds on processor time, processors and ballooned memory are not kept here";
+            let reason = "bounds on processor time, processors and ballooned memory, and a firewall of the hypervisor's, are not \
+                          had here";
             return Err(refused("configure", vmid, reason));
         }
         let is_running = self.find_process(&machine).await?.is_some();

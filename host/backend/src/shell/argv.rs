@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentlab_api::Vmid;
 
-use crate::pve::{Change, Read, Refusal, Values};
+use crate::pve::{Change, FirewallEdit, Read, Refusal, Values};
 
 /// A program with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +57,23 @@ impl Argv {
         argv
     }
 
-    pub(crate) fn change(change: &Change) -> Self {
+    /// `qm` knows nothing of firewalls.
+    fn firewall(node: &str, vmid: Vmid, edit: &FirewallEdit) -> Self {
+        let at = |rest: String| format!("/nodes/{node}/qemu/{vmid}/firewall/{rest}");
+        match edit {
+            FirewallEdit::Options(values) => {
+                Self::new("pvesh", &["set", &at("options".to_owned())]).options(values)
+            }
+            FirewallEdit::AddRule(values) => {
+                Self::new("pvesh", &["create", &at("rules".to_owned())]).options(values)
+            }
+            FirewallEdit::RemoveRule(position) => {
+                Self::new("pvesh", &["delete", &at(format!("rules/{position}"))])
+            }
+        }
+    }
+
+    pub(crate) fn change(node: &str, change: &Change) -> Self {
         let qm = |verb: &str, vmid: &Vmid| Self::new("qm", &[verb, &vmid.to_string()]);
         let also = |mut argv: Self, argument: &str| {
             argv.arguments.push(argument.to_owned());
@@ -110,6 +126,7 @@ impl Argv {
             )
             .option("format", format),
             Change::Free { volume, .. } => Self::new("pvesm", &["free", volume]),
+            Change::Firewall { vmid, edit } => Self::firewall(node, *vmid, edit),
             Change::MoveDisk { vmid, disk, storage } => {
                 Self::new("qm", &["disk", "move", &vmid.to_string(), disk, storage]).option("delete", 1)
             }

@@ -2,7 +2,7 @@ use agentlab_api::Vmid;
 use serde_json::Value;
 
 use super::*;
-use crate::pve::{Kind, PowerWord, pair};
+use crate::pve::{FirewallEdit, Kind, PowerWord, pair};
 
 /// What genuine nodes were asked, and answered.
 const RECORDED: [&str; 2] = [
@@ -122,7 +122,7 @@ fn changes_are_asked_for_in_the_words_that_genuine_nodes_took() {
                 .iter_mut()
                 .filter(|word| *word == "64M")
                 .for_each(|word| "1G".clone_into(word));
-            assert_eq!(words(Argv::change(change)), asked, "{note}");
+            assert_eq!(words(Argv::change("pve8", change)), asked, "{note}");
             assert_eq!(line["exit"], 0, "{note}");
         }
         let ping = recorded(text, "agent up");
@@ -189,10 +189,43 @@ fn a_disk_is_moved_and_given_away_by_one_command() {
         to: vmid(777),
         slot: "scsi2".into(),
     };
-    let line = |change| words(Argv::change(&change)).join(" ");
+    let line = |change| words(Argv::change("pve8", &change)).join(" ");
     assert_eq!(line(moved), "qm disk move 777 scsi1 fast --delete 1");
     assert_eq!(
         line(given),
         "qm disk move 1999 scsi1 --target-vmid 777 --target-disk scsi2"
+    );
+}
+
+#[test]
+fn a_firewall_is_set_by_pvesh_because_qm_knows_none() {
+    let line = |edit| {
+        words(Argv::change(
+            "pve8",
+            &Change::Firewall {
+                vmid: vmid(1000),
+                edit,
+            },
+        ))
+        .join(" ")
+    };
+    let at = "/nodes/pve8/qemu/1000/firewall";
+    assert_eq!(
+        line(FirewallEdit::Options(vec![
+            pair("enable", 1),
+            pair("policy_in", "DROP")
+        ])),
+        format!("pvesh set {at}/options --enable 1 --policy_in DROP")
+    );
+    assert_eq!(
+        line(FirewallEdit::AddRule(vec![
+            pair("type", "group"),
+            pair("action", "web")
+        ])),
+        format!("pvesh create {at}/rules --type group --action web")
+    );
+    assert_eq!(
+        line(FirewallEdit::RemoveRule(2)),
+        format!("pvesh delete {at}/rules/2")
     );
 }

@@ -141,10 +141,10 @@ impl Wire for Shell {
     }
 
     /// `qm` waits for its task itself, and keeps its name to itself.
-    async fn begin(&self, _node: &str, change: &Change, patience: Duration) -> Result<Begun, Refusal> {
+    async fn begin(&self, node: &str, change: &Change, patience: Duration) -> Result<Begun, Refusal> {
         // Never closed.
         let _change = self.changes.acquire().await;
-        let text = self.run(&Argv::change(change), patience).await?;
+        let text = self.run(&Argv::change(node, change), patience).await?;
         match change {
             Change::Allocate { .. } => {
                 argv::allocated(&text).map(|volume| Begun::Done(Value::String(volume)))
@@ -161,6 +161,7 @@ impl Wire for Shell {
             | Change::RollBack { .. }
             | Change::DeleteSnapshot { .. }
             | Change::Free { .. }
+            | Change::Firewall { .. }
             | Change::MoveDisk { .. }
             | Change::GiveDisk { .. } => Ok(Begun::Done(Value::Null)),
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agentlab_api::{ChannelKind, SandboxId, Vmid};
 use agentlab_backend::{
-    Backend, BackendError, CloneSpec, Limits, MacAddress, Machine, Power, PowerOn, Shape, Stamp,
+    Backend, BackendError, CloneSpec, Firewall, Limits, MacAddress, Machine, Power, PowerOn, Shape, Stamp,
 };
 use async_trait::async_trait;
 use tokio::io::AsyncReadExt;
@@ -444,6 +444,23 @@ pub(crate) async fn a_disk_only_grows_and_an_unshaped_machine_does_not_start(rig
         .unwrap();
 }
 
+pub(crate) async fn a_hypervisors_own_firewall_stands_or_is_refused(rig: &mut dyn Rig) {
+    let backend = rig.backend();
+    let spec = cloned(backend, 1000).await;
+    let (at, ours) = (spec.vmid, &spec.stamp);
+    let mut walled = shape();
+    walled.limits.firewall = Some(Firewall::default());
+    match backend.configure(at, ours, &walled).await {
+        Ok(()) => {
+            backend.configure(at, ours, &walled).await.unwrap();
+            backend.power_on(at, ours, no_cable()).await.unwrap();
+        }
+        Err(error) => assert!(matches!(error, BackendError::Refused { .. }), "{error}"),
+    }
+    backend.destroy(at, ours).await.unwrap();
+    assert_eq!(rig.leftovers(), Vec::<String>::new());
+}
+
 pub(crate) async fn the_console_shows_the_end_of_what_the_guest_wrote(rig: &mut dyn Rig) {
     let backend = rig.backend();
     let spec = running(backend, 1000).await;
@@ -489,6 +506,7 @@ macro_rules! contract {
             of_an_absent_machine_nothing_is_known_and_undoing_is_success,
             a_seed_is_placed_replaced_and_removed,
             a_disk_only_grows_and_an_unshaped_machine_does_not_start,
+            a_hypervisors_own_firewall_stands_or_is_refused,
             the_console_shows_the_end_of_what_the_guest_wrote,
             a_volume_goes_to_one_machine_at_a_time_and_outlives_it,
             snapshots_with_memory_and_without_are_gone_back_to,

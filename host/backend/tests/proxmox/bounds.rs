@@ -29,6 +29,7 @@ async fn bounds_and_address_reach_pve_and_pinning_is_for_root_alone() {
                 cpu_percent: Some(50),
                 processors: None,
                 balloon_mb: Some(1024),
+                ..Limits::default()
             },
             place: Some(NetworkPlace {
                 address: Ipv4Addr::new(10, 77, 3, 232),

@@ -6,6 +6,8 @@ mod bounds;
 #[cfg(test)]
 mod examine;
 #[cfg(test)]
+mod firewall;
+#[cfg(test)]
 mod ownership;
 #[cfg(test)]
 mod publish;

@@ -88,27 +88,37 @@ pub(crate) fn foreign_chains(answer: &Value, bridge: &str) -> Row {
     Row::warn("other rules", seen, next)
 }
 
-/// Bridges that PVE puts between a VM and ours when its firewall has the NIC.
+/// Bridges that PVE puts between a VM and ours when its firewall has the NIC. Our policy filters the link from there to
+/// our bridge, and sees nothing of one that leads elsewhere.
 fn firewall_bridges(config: &Config) -> Option<Row> {
     let names = fs::read_dir("/sys/class/net").ok()?;
     let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let of_ours: Vec<String> = names.filter(|name| is_firewall_bridge(name, config)).collect();
-    (!of_ours.is_empty()).then(|| {
+    let leads_to_ours = |link: &str| {
+        let bridge = fs::read_link(format!("/sys/class/net/{link}/master")).ok();
+        bridge.is_some_and(|bridge| bridge.file_name().is_some_and(|name| *name == *config.bridge))
+    };
+    let astray: Vec<String> = names
+        .filter(|name| firewall_link(name, config).is_some_and(|link| !leads_to_ours(&link)))
+        .collect();
+    (!astray.is_empty()).then(|| {
         Row::fail(
             "fwbr",
             format!(
-                "sandboxes hang on bridges of PVE's firewall, where our policy does not see them: {}",
-                of_ours.join(", ")
+                "sandboxes hang on bridges of PVE's firewall that do not lead to {}, where our policy does not see them: {}",
+                config.bridge,
+                astray.join(", ")
             ),
-            "take firewall=1 out of the template's net0, and destroy these sandboxes",
+            "destroy these sandboxes; the daemon makes none like that",
         )
     })
 }
 
-fn is_firewall_bridge(name: &str, config: &Config) -> bool {
-    let vmid = name.strip_prefix("fwbr").and_then(|rest| rest.split('i').next());
-    let vmid = vmid.and_then(|digits| digits.parse::<agentlab_api::Vmid>().ok());
-    vmid.is_some_and(|vmid| (config.vmid_first..=config.vmid_last).contains(&vmid))
+/// The link by which the machine of such a bridge hangs on another one, if the machine is one of ours.
+fn firewall_link(bridge: &str, config: &Config) -> Option<String> {
+    let (vmid, nic) = bridge.strip_prefix("fwbr")?.split_once('i')?;
+    let is_ours = |vmid| (config.vmid_first..=config.vmid_last).contains(&vmid);
+    let is_one = vmid.parse::<agentlab_api::Vmid>().is_ok_and(is_ours);
+    is_one.then(|| format!("fwpr{vmid}p{nic}"))
 }
 
 /// Any guest with a vsock device could speak to them.

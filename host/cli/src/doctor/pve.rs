@@ -237,14 +237,24 @@ fn of_machine(vmid: Vmid, config: &Value, known: Option<&Sandboxes>) -> Vec<Row>
             ),
         ));
     }
-    if let Some((key, _)) = nics(config).find(|(_, value)| option(value, "firewall") == Some("1")) {
+    let behind_firewall = nics(config).find(|(_, value)| option(value, "firewall") == Some("1"));
+    if let Some((key, _)) = behind_firewall.filter(|_| !asks_for_firewall(config)) {
         rows.push(Row::fail(
             "fwbr",
-            format!("{vmid} has firewall=1 on {key}: with PVE's firewall on, our policy does not see it"),
+            format!("{vmid} has firewall=1 on {key}, which its profile does not ask for"),
             "destroy this sandbox; the daemon makes none like that",
         ));
     }
     rows
+}
+
+/// Whether the daemon itself put a machine behind PVE's firewall; its label says so.
+fn asks_for_firewall(config: &Value) -> bool {
+    let description = text(config, "description").unwrap_or_default();
+    let mut ours = description
+        .lines()
+        .filter(|line| line.trim().starts_with("agentlab:"));
+    ours.any(|line| line.split_whitespace().any(|word| word.starts_with("firewall=")))
 }
 
 /// A snapshot with memory holds the secrets a job was given.

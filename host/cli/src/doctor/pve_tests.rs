@@ -52,10 +52,15 @@ fn half_a_clone_that_nobody_waits_for_is_told_with_the_commands_that_clear_it_aw
 }
 
 #[test]
-fn a_nic_under_the_firewall_is_out_of_our_sight() {
-    let config = json!({ "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1" });
+fn a_nic_behind_the_firewall_is_told_where_no_profile_put_it_there() {
+    let mut config = json!({ "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1" });
     let rows = of_machine(vmid(), &config, Some(&known(SandboxState::Running)));
     assert!(rows.len() == 1 && rows[0].state == State::Fail, "{rows:?}");
+    config["description"] = json!("agentlab:0190c0de:0123 vmid=1000 template=9000 firewall=group:web");
+    assert_eq!(
+        of_machine(vmid(), &config, Some(&known(SandboxState::Running))),
+        []
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agentlab_api::{ChannelKind, ErrorCode, Failure, Vmid};
 use agentlab_backend::{
-    BackendError, CloneSpec, Limits, MacAddress, Machine, NetworkPlace, Nic, Power, PowerOn, Shape, Stamp,
+    BackendError, CloneSpec, Firewall, Limits, MacAddress, Machine, NetworkPlace, Nic, Power, PowerOn, Shape, Stamp,
 };
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::{Seed, SeedChannel};
@@ -219,7 +219,7 @@ async fn power_on(shared: &Shared, kit: &mut Kit, stamp: &Stamp) -> Result<(), S
 }
 
 fn shape(shared: &Shared, record: &SandboxRecord) -> Shape {
-    let resources = &record.profile.resources;
+    let (resources, network) = (&record.profile.resources, &record.profile.network);
     Shape {
         cores: resources.cores,
         memory_mb: resources.memory_mb,
@@ -229,6 +229,9 @@ fn shape(shared: &Shared, record: &SandboxRecord) -> Shape {
             cpu_percent: resources.cpu_limit_percent,
             processors: resources.cpulist.clone(),
             balloon_mb: resources.balloon,
+            firewall: network.wants_firewall().then(|| Firewall {
+                group: network.firewall_group.clone(),
+            }),
         },
         place: Some(NetworkPlace {
             address: record.address,
