@@ -173,7 +173,7 @@ async fn a_frozen_qemu_times_out_without_holding_others_up_and_can_be_destroyed(
     assert_eq!(rig.qemu().list().await.unwrap().len(), 2);
     assert_eq!(power(rig.qemu(), other.vmid).await, Some(Power::Running));
     rig.qemu().destroy(frozen.vmid, &frozen.stamp).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     assert_eq!(rig.processes().len(), 1);
     assert_eq!(rig.qemu().inspect(frozen.vmid).await.unwrap(), None);
 }
@@ -240,7 +240,7 @@ async fn a_guest_that_resets_itself_ends_its_machine() {
         .unwrap();
     // It may be gone before the monitor answers; either way it is stopped in the end.
     drop(rig.qemu().power_on(spec.vmid, &spec.stamp, no_cable()).await);
-    tokio::time::timeout(Duration::from_secs(20), rig.qemu().stopped(spec.vmid))
+    tokio::time::timeout(Duration::from_secs(60), rig.qemu().stopped(spec.vmid))
         .await
         .unwrap()
         .unwrap();
@@ -266,7 +266,7 @@ async fn a_guest_that_floods_its_console_fills_no_disk() {
         .unwrap();
     let log = rig.dir(spec.vmid).join("console.log");
     let (mut largest, mut was_cut, mut before) = (0, false, 0);
-    for _ in 0..200 {
+    for _ in 0..1200 {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let length = fs::metadata(&log).unwrap().len();
         was_cut |= length < before;
