@@ -23,7 +23,7 @@ pub(crate) use crate::volumes::{
 pub(crate) const TEMPLATE: u32 = 9000;
 /// What its guest writes to the console first.
 pub(crate) const HELLO: &[u8] = b"hello from the tiny guest";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A back end, and the hand of fate over it.
 #[async_trait]
