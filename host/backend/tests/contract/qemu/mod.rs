@@ -137,7 +137,7 @@ impl Rig for QemuRig {
     }
 
     async fn await_hello(&self, vmid: Vmid) {
-        for _ in 0..200 {
+        for _ in 0..1200 {
             if self
                 .backend()
                 .console(vmid, 4096)
