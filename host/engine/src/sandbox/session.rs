@@ -362,7 +362,8 @@ impl Driver {
         if let Some(news) = &beat.workspace {
             self.workspace_news(news).await?;
         }
-        let changed = self.progress.phase != Some(beat.phase);
+        // Every guest begins idle: that is no news.
+        let changed = self.progress.phase.unwrap_or(Phase::Idle) != beat.phase;
         self.progress.phase = Some(beat.phase);
         let mut writes = Vec::new();
         if changed
