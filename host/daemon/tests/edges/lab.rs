@@ -155,7 +155,7 @@ impl Lab {
 
     /// Waits for something the job's view must show.
     pub(crate) async fn until(&self, job: &JobView, reached: impl Fn(&JobView) -> bool) -> JobView {
-        for _ in 0..400 {
+        for _ in 0..2400 {
             let now = self.job_now(job).await;
             if reached(&now) {
                 return now;

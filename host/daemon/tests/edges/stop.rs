@@ -93,7 +93,7 @@ async fn a_stop_takes_no_longer_than_promised_whatever_hangs_and_machines_run_on
         assert!(answer.status < 300, "{}", answer.text());
         lab.until(&job, |job| job.state == JobState::Cancelled).await;
     }
-    for _ in 0..400 {
+    for _ in 0..2400 {
         if lab.fake.leftovers().is_empty() {
             return;
         }
