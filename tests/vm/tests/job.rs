@@ -133,7 +133,7 @@ echo "the agent is user $(id -un)"
         }
         let lab = Lab::start(&profiles())?;
         let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
-        let task = "echo early; sleep 6; echo late";
+        let task = "echo early; sleep 20; echo late";
         let mut child = lab
             .command(&repository.job("over-serial", task, &[]))
             .stdout(Stdio::piped())
@@ -151,7 +151,7 @@ echo "the agent is user $(id -un)"
         let apart = seen[1] - seen[0];
         ensure!(
             apart > Duration::from_secs(3),
-            "lines six seconds apart arrived within {apart:?}"
+            "lines twenty seconds apart arrived within {apart:?}"
         );
         Ok(())
     }
@@ -169,7 +169,7 @@ echo "the agent is user $(id -un)"
         lab.wait_for_log(&id, Duration::from_secs(300), "waiting")?;
         // The command is a child of the runner's, and its connection ends with it.
         lab.agentlab(&["exec", "-u", "root", "1000", "--", "sh", "-c", "kill -KILL $PPID"])?;
-        let job = lab.wait_for_job(&id, Duration::from_secs(120), |job| job.state == JobState::Failed)?;
+        let job = lab.wait_for_job(&id, Duration::from_secs(300), |job| job.state == JobState::Failed)?;
         let failure = job.failure.context("no failure")?;
         ensure!(
             failure.code == ErrorCode::SandboxLost && failure.message.contains("runner was killed"),
@@ -309,7 +309,7 @@ echo "the agent is user $(id -un)"
                 .context("pid")?;
             rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
         }
-        let job = lab.wait_for_job(&id, Duration::from_secs(60), |job| job.state.is_final())?;
+        let job = lab.wait_for_job(&id, Duration::from_secs(300), |job| job.state.is_final())?;
         ensure!(job.state == JobState::Failed, "{job:#?}");
         ensure!(
             job.failure
@@ -326,14 +326,14 @@ echo "the agent is user $(id -un)"
         }
         for profile in ["over-serial", "over-tls"] {
             let mut lab = Lab::start(&profiles())?;
-            let id = started_on(&lab, "sleep 8; echo done", profile)?;
+            let id = started_on(&lab, "sleep 20; echo done", profile)?;
             lab.kill_daemon()?;
             ensure!(
                 lab.qemu_processes().len() == 1,
                 "the VM did not outlive the daemon"
             );
             lab.start_daemon()?;
-            let job = lab.wait_for_job(&id, Duration::from_secs(120), |job| job.state.is_final())?;
+            let job = lab.wait_for_job(&id, Duration::from_secs(300), |job| job.state.is_final())?;
             ensure!(
                 job.state == JobState::Completed,
                 "{profile}: {job:#?}\n{}",
@@ -353,7 +353,7 @@ echo "the agent is user $(id -un)"
         let id = started(&lab, "sleep 300")?;
         let ran = lab.agentlab(&["job", "cancel", &id])?;
         ensure!(ran.code() == Some(0), "{}{}", ran.stdout, ran.stderr);
-        let job = lab.wait_for_job(&id, Duration::from_secs(90), |job| job.state.is_final())?;
+        let job = lab.wait_for_job(&id, Duration::from_secs(300), |job| job.state.is_final())?;
         ensure!(job.state == JobState::Cancelled, "{job:#?}");
         lab.nothing_is_left()
     }
@@ -403,10 +403,10 @@ echo "the agent is user $(id -un)"
         let ran = lab.agentlab(&repository.job(profile, &task, &["--detach"]))?;
         ensure!(ran.code() == Some(0), "{}{}", ran.stdout, ran.stderr);
         let id = ran.stdout.trim().to_owned();
-        lab.wait_for_job(&id, Duration::from_secs(120), |job| {
+        lab.wait_for_job(&id, Duration::from_secs(300), |job| {
             job.state == JobState::Running
         })?;
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_secs(300);
         while !lab.agentlab(&["job", "logs", &id])?.stdout.contains("begun") {
             ensure!(
                 Instant::now() < end,
