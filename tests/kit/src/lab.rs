@@ -215,7 +215,7 @@ impl Lab {
     /// SIGTERM, and how long it took to end.
     ///
     /// # Errors
-    /// It did not end within 20 s.
+    /// It did not end within 60 s.
     pub fn stop_daemon(&mut self) -> Result<Duration> {
         let mut daemon = self.daemon.take().context("no daemon is running")?;
         let begun = Instant::now();
@@ -225,7 +225,7 @@ impl Lab {
             .context("pid")?;
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         ensure!(
-            wait_for(Duration::from_secs(20), || Ok(daemon.try_wait()?.is_some()))?,
+            wait_for(Duration::from_secs(60), || Ok(daemon.try_wait()?.is_some()))?,
             "agentlabd did not end"
         );
         Ok(begun.elapsed())
@@ -381,9 +381,9 @@ impl Lab {
     /// Waits until nothing of any sandbox is left: no process, tap, rule, overlay, seed, live token.
     ///
     /// # Errors
-    /// Something is after 60 s; it is named.
+    /// Something is after 180 s; it is named.
     pub fn nothing_is_left(&self) -> Result<()> {
-        let clean = wait_for(Duration::from_secs(60), || {
+        let clean = wait_for(Duration::from_secs(180), || {
             Ok(leftovers::find(&self.namespace, self.dir())?.is_empty()
                 && self.json(&["status"])?["live_tokens"] == 0
                 && self.only_failures_are_listed()?)
