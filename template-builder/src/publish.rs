@@ -220,3 +220,6 @@ fn note(store: &TemplateStore, publication: &Publication) -> Result<PathBuf> {
         .during("flush", store.dir())?;
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests;

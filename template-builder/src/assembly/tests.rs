@@ -85,7 +85,7 @@ impl Lab {
         self.build_for(Shape::Local, recipe, force)
     }
 
-    fn build_for(&self, shape: Shape, recipe: &str, force: bool) -> Result<Outcome> {
+    pub(crate) fn build_for(&self, shape: Shape, recipe: &str, force: bool) -> Result<Outcome> {
         let recipe = crate::recipe::parse(recipe, "r", Path::new(".")).unwrap();
         let mut recipe = recipe.in_shape(shape);
         // Smaller than a recipe may ask for: hashing the disk is most of such a build.
@@ -129,7 +129,7 @@ fn runner(mark: &[u8]) -> Runner {
     }
 }
 
-const RECIPE: &str = "name = \"demo\"\n";
+pub(crate) const RECIPE: &str = "name = \"demo\"\n";
 
 #[test]
 fn a_build_publishes_a_sound_image_that_its_name_and_vmid_lead_to() {
