@@ -20,7 +20,7 @@ use crate::sandbox::machine::Request;
 
 pub(super) const NAME: &str = "w";
 const PACE: Duration = Duration::from_millis(50);
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What a guest writes on it.
 const WRITTEN: u64 = 7;
 
@@ -453,7 +453,7 @@ async fn a_workspace_is_handed_to_a_new_sandbox_and_the_old_one_goes_last() {
 #[tokio::test]
 async fn a_rebind_whose_new_sandbox_does_not_come_up_again_puts_the_workspace_back() {
     let mut lab = Lab::stopped().await;
-    lab.settings.boot_timeout = Duration::from_secs(1);
+    lab.settings.boot_timeout = Duration::from_secs(10);
     lab.start().await;
     lab.engine().create_workspace(wanted(NAME)).await.unwrap();
     let old = held(&lab, Some(NAME)).await;
