@@ -108,13 +108,13 @@ async fn the_serial_channel_is_served_again_whenever_it_ends() {
     let lab = Lab::new().await;
     let job = lab.run().await;
     let first = tokio::time::timeout(
-        Duration::from_secs(10),
+        Duration::from_secs(60),
         lab.backend.next_guest_channel(vmid(1000)),
     )
     .await;
     drop(first.unwrap());
     let second = tokio::time::timeout(
-        Duration::from_secs(10),
+        Duration::from_secs(60),
         lab.backend.next_guest_channel(vmid(1000)),
     )
     .await;
