@@ -35,7 +35,7 @@ async fn hand_on(lab: &Lab, holder: &JobView, next: &JobView) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), look)
+    tokio::time::timeout(std::time::Duration::from_secs(120), look)
         .await
         .unwrap();
 }
@@ -141,7 +141,7 @@ async fn a_raised_bound_starts_who_waits() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), look)
+    tokio::time::timeout(std::time::Duration::from_secs(120), look)
         .await
         .unwrap();
     // With the profile it was asked for with, although that is gone.
