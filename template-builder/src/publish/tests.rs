@@ -133,7 +133,7 @@ impl Stage {
             replace: false,
             tools: &self.lab.tools,
         };
-        let node: Arc<dyn Publisher> = Arc::clone(&self.node) as Arc<dyn Publisher>;
+        let node: Arc<dyn Publisher> = self.node.clone();
         publish(&self.lab.store(), &node, &order, &mut Progress::new(false))
     }
 
