@@ -6,7 +6,7 @@ use super::machines::Attempt;
 use super::placement::{Placement, Reached, place};
 use super::record::{Label, Record};
 use super::view::Found;
-use super::{CloneMode, Fields, Kind, Pve, Refusal, Trouble, Wire, being_made};
+use super::{CloneMode, Fields, Kind, Pve, Refusal, Trouble, Wire, being_made, template};
 use crate::{BackendError, CloneSpec, Machine, Power, TaskId};
 
 use agentlab_api::Vmid;
@@ -103,20 +103,7 @@ impl<W: Wire> Pve<W> {
             }
             Err(refusal) => return Err(refusal.into()),
         };
-        if !record.is_template() {
-            let reason = "it is a machine and no template".to_owned();
-            return Err(unusable(
-                reason,
-                format!("stop it and convert it with `qm template {vmid}`"),
-            ));
-        }
-        if record.root_disk().is_none() {
-            let reason = "it has no disk that it boots from".to_owned();
-            return Err(unusable(
-                reason,
-                "set its boot order with `qm set --boot`".to_owned(),
-            ));
-        }
+        template::check(&record, &self.options.bridge).map_err(|fault| unusable(fault.reason, fault.hint))?;
         Ok(record)
     }
 

@@ -33,6 +33,7 @@ mod smbios;
 mod snapshots;
 mod snippets;
 mod states;
+mod template;
 mod view;
 mod volumes;
 mod wire;

@@ -22,6 +22,8 @@ mod storage;
 #[cfg(test)]
 mod tasks;
 #[cfg(test)]
+mod template;
+#[cfg(test)]
 mod wire;
 #[cfg(test)]
 mod workspaces;

@@ -5,9 +5,11 @@ use agentlab_api::Vmid;
 use serde_json::Value;
 
 use super::row::Row;
-use crate::init::look::{Machine, disks, is_true, text};
+use crate::init::look::{Machine, disks, is_true, option, text};
 
 const CHECK: &str = "template";
+/// The runner of this release; a template says in its description which one it has.
+const RUNNER: &str = env!("CARGO_PKG_VERSION");
 
 /// What is to be known of one.
 #[derive(Debug)]
@@ -57,14 +59,10 @@ pub(crate) fn row(seen: &Seen<'_>) -> Row {
             format!("pveum pool modify {} --delete 1 --vms {vmid}", seen.pool),
         );
     }
-    let all: Vec<_> = disks(config).collect();
-    if all.is_empty() {
-        return Row::fail(
-            CHECK,
-            format!("{vmid} has no disk"),
-            "build it anew: docs/template.md",
-        );
+    if let Some(row) = lack(vmid, config) {
+        return row;
     }
+    let all: Vec<_> = disks(config).collect();
     remarks(vmid, config).unwrap_or_else(|| {
         let storages: Vec<&str> = all.iter().map(|(_, storage, _)| storage.as_str()).collect();
         let name = text(config, "name").unwrap_or_default();
@@ -80,17 +78,51 @@ pub(crate) fn row(seen: &Seen<'_>) -> Row {
     })
 }
 
-/// What works and costs something.
-fn remarks(vmid: Vmid, config: &Value) -> Option<Row> {
-    let warn = |seen: String, next: String| Some(Row::warn(CHECK, format!("{vmid} {seen}"), next));
+/// What it lacks so that nothing is cloned from it.
+fn lack(vmid: Vmid, config: &Value) -> Option<Row> {
+    let fail = |seen: String, next: String| Some(Row::fail(CHECK, format!("{vmid} {seen}"), next));
+    let small = |slot: &str| slot.starts_with("efidisk") || slot.starts_with("tpmstate");
+    let Some((slot, _, value)) = disks(config).find(|(slot, ..)| !small(slot)) else {
+        return fail(
+            "has no disk".to_owned(),
+            "build it anew: docs/template.md".to_owned(),
+        );
+    };
+    if option(&value, "size").is_none() {
+        return fail(
+            format!("has a disk of unknown size, {slot}"),
+            format!("qm rescan --vmid {vmid}"),
+        );
+    }
     let agent = text(config, "agent").unwrap_or_default();
-    let agent_is_on = agent.split(',').any(|part| matches!(part, "1" | "enabled=1"));
-    if !agent_is_on {
-        return warn(
-            "has no guest agent switched on: nobody can look into a guest that does not answer".to_owned(),
+    if !agent.split(',').any(|part| matches!(part, "1" | "enabled=1")) {
+        return fail(
+            "has its guest agent switched off".to_owned(),
             format!("qm set {vmid} --agent 1"),
         );
     }
+    let net0 = text(config, "net0").unwrap_or_default();
+    if option(&net0, "bridge").is_none() {
+        return fail(
+            "has no NIC net0 on a bridge".to_owned(),
+            format!(
+                "qm set {vmid} --net0 virtio,bridge=vmbr0, or any other: each clone gets a NIC of its own"
+            ),
+        );
+    }
+    let description = text(config, "description").unwrap_or_default();
+    let mut lines = description.lines();
+    let runner = lines.find_map(|line| line.trim().strip_prefix("agentlab-runner:"));
+    let runner = runner.map(str::trim).filter(|runner| *runner != RUNNER)?;
+    fail(
+        format!("has runner {runner}, and this release works with {RUNNER}"),
+        "agentlab-template publish replaces it: docs/template.md".to_owned(),
+    )
+}
+
+/// What works and costs something.
+fn remarks(vmid: Vmid, config: &Value) -> Option<Row> {
+    let warn = |seen: String, next: String| Some(Row::warn(CHECK, format!("{vmid} {seen}"), next));
     let slow = ["efidisk0", "tpmstate0"]
         .into_iter()
         .find(|key| config.get(*key).is_some());

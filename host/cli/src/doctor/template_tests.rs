@@ -72,7 +72,23 @@ fn what_is_wrong_with_a_template_is_named() {
             State::Fail,
             "no disk",
         ),
-        (with("agent", json!("0")), State::Warn, "guest agent"),
+        (
+            with("scsi0", json!("local:9000/base-9000-disk-0.qcow2")),
+            State::Fail,
+            "unknown size, scsi0",
+        ),
+        (with("agent", json!("0")), State::Fail, "guest agent"),
+        (with("net0", json!(null)), State::Fail, "no NIC net0"),
+        (
+            with("net0", json!("virtio=BC:24:11:3E:F8:1A")),
+            State::Fail,
+            "on a bridge",
+        ),
+        (
+            with("description", json!("agentlab-runner: 0.0.9")),
+            State::Fail,
+            "has runner 0.0.9",
+        ),
         (
             with("efidisk0", json!("local:9000/base-9000-disk-1.qcow2")),
             State::Warn,
