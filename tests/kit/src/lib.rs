@@ -24,5 +24,5 @@ pub use namespace::Namespace;
 pub use origin::{Identity, Origin};
 pub use repository::{Repository, job_run};
 pub use requirement::{Missing, root_tier, vm_tier};
-pub use template::{binaries_dir, runner_path, template_store};
+pub use template::{binaries_dir, runner_path, template_image, template_image_in, template_store};
 pub use terminal::{CTRL_C, Left, Terminal};
