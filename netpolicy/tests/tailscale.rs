@@ -5,7 +5,6 @@ mod tests {
     use std::fs;
     use std::io::{Read, Write};
     use std::net::TcpListener;
-    use std::os::unix::fs::PermissionsExt as _;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
     use std::sync::{Arc, Mutex};
@@ -45,8 +44,13 @@ esac
         // It may be left of an earlier run.
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("tailscale"), PROGRAM).unwrap();
-        fs::set_permissions(dir.join("tailscale"), fs::Permissions::from_mode(0o755)).unwrap();
+        // Installed by a child: while another test begins a process, that may hold open what this process writes, and
+        // what is open for writing cannot be run.
+        fs::write(dir.join("draft"), PROGRAM).unwrap();
+        let installed = Command::new("install")
+            .args([dir.join("draft"), dir.join("tailscale")])
+            .status();
+        assert!(installed.unwrap().success());
         fs::write(dir.join("prefs"), prefs.to_string()).unwrap();
         fs::write(dir.join("auth"), AUTH_KEY).unwrap();
         fs::write(dir.join("api"), format!("{API_KEY}\n")).unwrap();

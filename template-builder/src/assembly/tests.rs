@@ -72,9 +72,14 @@ impl Lab {
     }
 
     pub(crate) fn stand_in(&self, name: &str, script: &str) {
-        let path = self.dir.path().join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // Installed by a child: while another test begins a process, that may hold open what this process writes, and
+        // what is open for writing cannot be run.
+        let draft = self.dir.path().join("draft");
+        fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let installed = std::process::Command::new("install")
+            .args([draft, self.dir.path().join(name)])
+            .status();
+        assert!(installed.unwrap().success());
     }
 
     pub(crate) fn store(&self) -> TemplateStore {
