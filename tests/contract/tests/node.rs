@@ -1,5 +1,7 @@
 //! `agentlab doctor` and the daemon's program against a stand-in of a Proxmox VE node, over TLS.
 
+mod workspace;
+
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 

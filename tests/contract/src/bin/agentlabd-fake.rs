@@ -1,5 +1,7 @@
 //! `agentlabd` with a hypervisor in memory: everything a user meets is the real thing, and a VM costs nothing.
 //!
+//! With `backend: proxmox` it asks a node, or a stand-in for one, about volumes; its guests are in memory all the same.
+//!
 //! It reads a `config.yaml` like the real one, listens for guests on loopback, and touches neither network nor disk
 //! outside of its directories. USR1 stops the daemon and starts it anew in this process, because machines in
 //! memory could not outlive the process as real ones do.
@@ -9,9 +11,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use agentlab_api::Vmid;
-use agentlab_backend::Template;
+use agentlab_backend::{Backend, Template};
 use agentlab_backend::fake::Fake;
-use agentlab_config::{Config, load_config};
+use agentlab_config::{BackendKind, Config, load_config};
 use agentlab_engine::SystemClock;
 use agentlab_tests_contract::{Guests, Played};
 use agentlabd::World;
@@ -72,8 +74,12 @@ async fn serve(config: &Config, templates: Vec<Template>, guests: Option<PathBuf
         fake.add_template(template);
     }
     let played = guests.map_or(Played::ByTask, Played::Elsewhere);
+    let backend: Arc<dyn Backend> = match config.backend {
+        BackendKind::Qemu => Arc::new(fake.clone()),
+        BackendKind::Proxmox | BackendKind::Shell => agentlabd::backend(config).await?,
+    };
     let world = World {
-        backend: Arc::new(fake.clone()),
+        backend,
         network: Guests::new(fake, played),
         clock: Arc::new(SystemClock),
     };
