@@ -25,6 +25,8 @@ pub enum ExitStatus {
     TimedOut,
     /// 130: Ctrl-C.
     Interrupted,
+    /// 143: SIGTERM.
+    Terminated,
     /// The code of what ran elsewhere: the agent, or a program of ours.
     External(u8),
 }
@@ -43,6 +45,7 @@ impl ExitStatus {
             Self::Unreachable => 6,
             Self::TimedOut => 7,
             Self::Interrupted => 130,
+            Self::Terminated => 143,
             Self::External(code) => code,
         }
     }

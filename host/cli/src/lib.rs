@@ -28,6 +28,7 @@ mod tree;
 use std::cell::RefCell;
 
 use agentlab_client::Client;
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use arguments::Arguments;
 pub use exit::ExitStatus;
@@ -76,7 +77,8 @@ fn finish(printer: &Printer, result: CommandResult) -> ExitStatus {
     }
 }
 
-/// Runs a command on a runtime of one thread. Ctrl-C drops it where it stands, so that what it holds is cleaned up.
+/// Runs a command on a runtime of one thread. Ctrl-C and SIGTERM drop it where it stands, so that what it holds, such as
+/// the settings of a terminal, is put back.
 fn attend(command: cmd::Command, context: &Context) -> CommandResult {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -85,14 +87,23 @@ fn attend(command: cmd::Command, context: &Context) -> CommandResult {
     let result = runtime.block_on(async {
         tokio::select! {
             result = command.run(context) => result,
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted.map_err(CommandError::Runtime)?;
+            told = told_to_end() => {
+                let status = told.map_err(CommandError::Runtime)?;
                 context.printer.interrupted(context.farewell.borrow().as_deref());
-                Ok(ExitStatus::Interrupted)
+                Ok(status)
             }
         }
     });
     // A read of standard input or of a hanging file system must not hold up the exit.
     runtime.shutdown_background();
     result
+}
+
+/// Waits for Ctrl-C or SIGTERM. A hang-up ends the process as it always does: `nohup` has to be able to prevent that.
+async fn told_to_end() -> std::io::Result<ExitStatus> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| ExitStatus::Interrupted),
+        _ = terminated.recv() => Ok(ExitStatus::Terminated),
+    }
 }

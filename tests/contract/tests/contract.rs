@@ -22,3 +22,4 @@ mod sandbox;
 mod secrets;
 mod shown;
 mod status;
+mod terminal;

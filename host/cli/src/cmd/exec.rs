@@ -55,6 +55,17 @@ pub(crate) struct Exec {
 }
 
 impl Exec {
+    /// A command of our own making.
+    pub(super) fn of(sandbox: String, user: User, words: &[&str]) -> Self {
+        Self {
+            sandbox,
+            stdin: false,
+            user,
+            directory: Some("/".to_owned()),
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+        }
+    }
+
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
         let request = CommandRequest {
             words: self.words,
