@@ -11,7 +11,7 @@ use agentlab_backend::{
 use rustix::process::Signal;
 
 use super::{QemuRig, status, tiny};
-use crate::suite::{Rig, cloned, no_cable, power, running, shape, spec, vmid};
+use crate::suite::{Rig, cloned, made, no_cable, power, running, shape, spec, switch_on, vmid};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -23,10 +23,7 @@ async fn a_machine_runs_as_nobody_behind_seccomp_with_descriptors_instead_of_pat
         .place_seed(spec.vmid, &spec.stamp, b"secret seed")
         .await
         .unwrap();
-    rig.qemu()
-        .power_on(spec.vmid, &spec.stamp, no_cable())
-        .await
-        .unwrap();
+    switch_on(rig.qemu(), &spec).await;
     let pids = rig.processes();
     let [pid] = pids[..] else { panic!("{pids:?}") };
     let uid = fs::metadata(rig.dir(spec.vmid).join("overlay.qcow2"))
@@ -220,24 +217,25 @@ async fn a_qemu_that_dies_at_once_is_an_error_in_its_own_words_and_leaves_no_pro
         .configure(spec.vmid, &spec.stamp, &shape())
         .await
         .unwrap();
-    rig.qemu()
-        .power_on(spec.vmid, &spec.stamp, no_cable())
-        .await
-        .unwrap();
+    switch_on(rig.qemu(), &spec).await;
+}
+
+async fn cloned_from(rig: &QemuRig, template: u32) -> CloneSpec {
+    let template = vmid(template);
+    made(
+        rig.qemu(),
+        CloneSpec {
+            template,
+            ..spec(1000)
+        },
+    )
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_resets_itself_ends_its_machine() {
     let Some(rig) = QemuRig::open().await else { return };
-    let spec = CloneSpec {
-        template: vmid(tiny::RESETS),
-        ..spec(1000)
-    };
-    rig.qemu().clone_template(&spec).await.unwrap();
-    rig.qemu()
-        .configure(spec.vmid, &spec.stamp, &shape())
-        .await
-        .unwrap();
+    let spec = cloned_from(&rig, tiny::RESETS).await;
     // It may be gone before the monitor answers; either way it is stopped in the end.
     drop(rig.qemu().power_on(spec.vmid, &spec.stamp, no_cable()).await);
     tokio::time::timeout(Duration::from_secs(60), rig.qemu().stopped(spec.vmid))
@@ -251,19 +249,8 @@ async fn a_guest_that_resets_itself_ends_its_machine() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_floods_its_console_fills_no_disk() {
     let Some(rig) = QemuRig::open().await else { return };
-    let spec = CloneSpec {
-        template: vmid(tiny::FLOODS),
-        ..spec(1000)
-    };
-    rig.qemu().clone_template(&spec).await.unwrap();
-    rig.qemu()
-        .configure(spec.vmid, &spec.stamp, &shape())
-        .await
-        .unwrap();
-    rig.qemu()
-        .power_on(spec.vmid, &spec.stamp, no_cable())
-        .await
-        .unwrap();
+    let spec = cloned_from(&rig, tiny::FLOODS).await;
+    switch_on(rig.qemu(), &spec).await;
     let log = rig.dir(spec.vmid).join("console.log");
     let (mut largest, mut was_cut, mut before) = (0, false, 0);
     for _ in 0..1200 {
@@ -298,10 +285,7 @@ async fn a_clone_killed_half_way_is_shown_with_its_stamp_and_completed_by_repeat
         "{answer:?}"
     );
     rig.qemu().clone_template(&spec).await.unwrap();
-    rig.qemu()
-        .power_on(spec.vmid, &spec.stamp, no_cable())
-        .await
-        .unwrap();
+    switch_on(rig.qemu(), &spec).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -351,10 +335,7 @@ async fn a_template_deleted_under_a_stopped_machine_is_named_at_power_on() {
     let Some(rig) = QemuRig::open().await else { return };
     let spec = cloned(rig.qemu(), 1000).await;
     rig.remove_template().await;
-    rig.qemu()
-        .power_on(spec.vmid, &spec.stamp, no_cable())
-        .await
-        .unwrap();
+    switch_on(rig.qemu(), &spec).await;
     rig.qemu().power_off(spec.vmid, &spec.stamp).await.unwrap();
     fs::remove_dir_all(
         rig.options
