@@ -14,7 +14,8 @@ use agentlab_api::JobId;
 
 use super::checkout::Checkout;
 use super::gate::Risk;
-use super::{Git, GitError, Result, Scratch, review};
+use super::review::{self, Review};
+use super::{Git, GitError, Result, Scratch};
 
 /// What is to be fetched.
 #[derive(Debug)]
@@ -62,16 +63,7 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
     unpack(&scratch, work, &name, &reference).await?;
     let seen = review::inspect(&git, &scratch, &commit).await?;
     let commit = if work.strict {
-        let stripped = review::strip(&scratch, &seen).await?;
-        let left = review::inspect(&git, &scratch, &stripped).await?.risks;
-        if let Some(risk) = left.first() {
-            return Err(GitError::unfit(
-                format!("`{}` could not be taken out of the work", risk.path),
-                "take single patches by hand: `agentlab job artifacts`",
-            ));
-        }
-        scratch.git().run(&["update-ref", &reference, &stripped]).await?;
-        stripped
+        stripped(&git, &scratch, &seen, &reference).await?
     } else {
         commit
     };
@@ -81,6 +73,41 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
             "`--strict` takes such files out; `agentlab job review` names them all, and without `--merge` you look first",
         ));
     }
+    bring(&git, &scratch, &reference, &commit).await?;
+    if let Some(branch) = work.branch {
+        // The empty old value makes git refuse when the branch appeared meanwhile.
+        let nothing = "0".repeat(commit.len());
+        git.run(&["update-ref", &format!("refs/heads/{branch}"), &commit, &nothing])
+            .await?;
+    }
+    let subjects = subjects(&git, &reference).await?;
+    if let Some(checkout) = checkout {
+        checkout.advance(&git, &scratch, &commit).await?;
+    }
+    Ok(Fetched {
+        reference,
+        commit,
+        risks: seen.risks,
+        subjects,
+    })
+}
+
+/// The work without what would run here, as a commit that the reference leads to from then on.
+async fn stripped(git: &Git, scratch: &Scratch, seen: &Review, reference: &str) -> Result<String> {
+    let stripped = review::strip(scratch, seen).await?;
+    let left = review::inspect(git, scratch, &stripped).await?.risks;
+    if let Some(risk) = left.first() {
+        return Err(GitError::unfit(
+            format!("`{}` could not be taken out of the work", risk.path),
+            "take single patches by hand: `agentlab job artifacts`",
+        ));
+    }
+    scratch.git().run(&["update-ref", reference, &stripped]).await?;
+    Ok(stripped)
+}
+
+/// Fetches the reference into the repository, and looks whether it leads to the commit there.
+async fn bring(git: &Git, scratch: &Scratch, reference: &str, commit: &str) -> Result<()> {
     let refspec: OsString = format!("+{reference}:{reference}").into();
     let mut arguments: Vec<OsString> = [
         "fetch",
@@ -105,22 +132,7 @@ pub(crate) async fn fetch(repository: &Path, work: &Work<'_>) -> Result<Fetched>
             "do not use it; try again",
         ));
     }
-    if let Some(branch) = work.branch {
-        // The empty old value makes git refuse when the branch appeared meanwhile.
-        let nothing = "0".repeat(commit.len());
-        git.run(&["update-ref", &format!("refs/heads/{branch}"), &commit, &nothing])
-            .await?;
-    }
-    let subjects = subjects(&git, &reference).await?;
-    if let Some(checkout) = checkout {
-        checkout.advance(&git, &scratch, &commit).await?;
-    }
-    Ok(Fetched {
-        reference,
-        commit,
-        risks: seen.risks,
-        subjects,
-    })
+    Ok(())
 }
 
 /// The directory must be in a repository that git trusts.
