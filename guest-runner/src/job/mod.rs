@@ -33,6 +33,7 @@ mod tests;
 mod upload;
 mod workspace;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,6 +139,14 @@ struct Job<'a, H> {
     disk: Option<(u64, u64)>,
 }
 
+/// What the agent and its git find in memory.
+struct Given {
+    access: GitAccess,
+    environment: Option<PathBuf>,
+    claude_settings: Option<PathBuf>,
+    task: PathBuf,
+}
+
 /// Why a job stopped before its agent ended.
 enum Stop {
     Failed(Phase, String),
@@ -206,6 +215,14 @@ impl<H: HostLink> Job<'_, H> {
 
     /// From the order to the agent's end.
     async fn agent_phases(&mut self, report: &mut Report) -> Result<GitAccess, Stop> {
+        let given = self.furnish().await?;
+        self.fetch_repository(&given.access, report).await?;
+        self.run_agent(&given, report).await?;
+        Ok(given.access)
+    }
+
+    /// The disk, the directories, and in memory what the agent is given.
+    async fn furnish(&self) -> Result<Given, Stop> {
         let idle = |error: SecretsError| Stop::Failed(Phase::Idle, error.to_string());
         let (layout, order) = (self.layout, self.order);
         if let Some(workspace) = &self.answer.workspace {
@@ -243,10 +260,19 @@ impl<H: HostLink> Job<'_, H> {
             .transpose()
             .map_err(idle)?;
         let task = secrets.write("task", order.task.as_bytes()).map_err(idle)?;
+        Ok(Given {
+            access,
+            environment,
+            claude_settings,
+            task,
+        })
+    }
 
+    async fn fetch_repository(&mut self, access: &GitAccess, report: &mut Report) -> Result<(), Stop> {
+        let (layout, order) = (self.layout, self.order);
         self.enter(Phase::Repository);
         let prepared = tokio::select! {
-            prepared = repository::prepare(order, layout, &access, self.host, self.log) => prepared,
+            prepared = repository::prepare(order, layout, access, self.host, self.log) => prepared,
             () = agent::cancelled(&mut self.cancelled) => {
                 process::end_user(layout.user.uid).await;
                 return Err(Stop::Cancelled);
@@ -261,17 +287,21 @@ impl<H: HostLink> Job<'_, H> {
                 .runner(&format!("No room was set aside for the work: {error}"));
         }
         workspace::import_previous(layout, self.log).await;
+        Ok(())
+    }
 
+    async fn run_agent(&mut self, given: &Given, report: &mut Report) -> Result<(), Stop> {
+        let layout = self.layout;
         self.enter(Phase::Agent);
         let sandbox = self.inner_sandbox();
         let spec = AgentSpec {
-            order,
+            order: self.order,
             layout,
-            task: &task,
-            environment,
-            claude_settings,
+            task: &given.task,
+            environment: given.environment.clone(),
+            claude_settings: given.claude_settings.clone(),
             sandbox,
-            git_environment: &access.environment,
+            git_environment: &given.access.environment,
         };
         sandbox.as_str().clone_into(&mut report.inner_sandbox);
         let ended = agent::run(&spec, self.log, &mut self.cancelled).await;
@@ -282,7 +312,7 @@ impl<H: HostLink> Job<'_, H> {
         }
         let end = ended.map_err(|error| Stop::Failed(Phase::Agent, error.to_string()))?;
         self.note_end(&end, report);
-        Ok(access)
+        Ok(())
     }
 
     /// A machine that has not joined does its job all the same.
