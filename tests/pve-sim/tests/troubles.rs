@@ -252,6 +252,19 @@ async fn a_machine_that_somebody_moved_to_another_node_is_found_there_and_not_st
         matches!(&started, Err(BackendError::Refused { reason, .. }) if reason.contains("pve8b")),
         "{started:?}"
     );
+    // A node that is away is no proof that its machines are gone.
+    sim.operator().set_online("pve8b", false);
+    let answers = [
+        backend.inspect(one.vmid).await.map(drop),
+        backend.destroy(one.vmid, &one.stamp).await,
+    ];
+    for answer in answers {
+        assert!(
+            matches!(&answer, Err(error) if error.is_transient()),
+            "{answer:?}"
+        );
+    }
+    sim.operator().set_online("pve8b", true);
     backend.destroy(one.vmid, &one.stamp).await.unwrap();
     assert_eq!(sim.left(), Vec::<String>::new());
 }

@@ -79,17 +79,9 @@ impl<W: Wire> Pve<W> {
 
     /// The template, wherever in the cluster it is.
     pub(super) async fn template(&self, vmid: Vmid) -> Attempt<Record> {
-        let unusable = |reason: String, hint: String| -> Trouble {
-            BackendError::Template {
-                template: vmid.to_string(),
-                reason,
-                hint: Some(hint),
-            }
-            .into()
-        };
         let node = self.node().await?;
-        let record = match self.record(node, vmid).await {
-            Ok(record) => record,
+        match self.record(node, vmid).await {
+            Ok(record) => Ok(record),
             Err(refusal) if matches!(refusal.kind, Kind::NoMachine | Kind::Permission(_)) => {
                 let elsewhere = self.template_nodes().await?;
                 let Some((_, node, _)) = elsewhere.into_iter().find(|(found, _, _)| *found == vmid) else {
@@ -97,14 +89,31 @@ impl<W: Wire> Pve<W> {
                         "make the template with `agentlab-template`, or grant the token the role PVETemplateUser on \
                          /vms/{vmid}"
                     );
-                    return Err(unusable(refusal.words, hint));
+                    return Err(BackendError::Template {
+                        template: vmid.to_string(),
+                        reason: refusal.words,
+                        hint: Some(hint),
+                    }
+                    .into());
                 };
-                self.record(&node, vmid).await?
+                Ok(self.record(&node, vmid).await?)
             }
-            Err(refusal) => return Err(refusal.into()),
-        };
-        template::check(&record, &self.options.bridge).map_err(|fault| unusable(fault.reason, fault.hint))?;
-        Ok(record)
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// The template, if machines can be made of it.
+    async fn usable_template(&self, vmid: Vmid) -> Attempt<Record> {
+        let record = self.template(vmid).await?;
+        match template::check(&record, &self.options.bridge) {
+            Ok(()) => Ok(record),
+            Err(fault) => Err(BackendError::Template {
+                template: vmid.to_string(),
+                reason: fault.reason,
+                hint: Some(fault.hint),
+            }
+            .into()),
+        }
     }
 
     /// Whether to clone in full: ways in the order to try. PVE says at once, before it begins, that a storage cannot link.
@@ -124,7 +133,7 @@ impl<W: Wire> Pve<W> {
             stamp: Some(spec.stamp.clone()),
         };
         let free = Read::is_free(spec.vmid);
-        let (free, template) = tokio::join!(self.wire.read(&free), self.template(spec.template));
+        let (free, template) = tokio::join!(self.wire.read(&free), self.usable_template(spec.template));
         if free.is_err()
             && let Some(record) = self.made_already(spec).await?
         {

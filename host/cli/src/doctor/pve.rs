@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::ask::Way;
 use super::row::Row;
 use super::template;
-use crate::init::look::{Node, is_true, list, nics, option, text};
+use crate::init::look::{Machine, Node, is_true, list, nics, option, text};
 use crate::init::settings::{NodeArguments, OfTemplates, templates};
 
 /// Machines looked at one by one; each costs two programs of half a second.
@@ -63,6 +63,12 @@ pub(crate) async fn rows(looked: Looked<'_>) -> (Vec<Row>, OfTemplates) {
     });
     if way.sees_all() {
         rows.push(numbers(config, node, pool));
+        let range = config.vmid_first..=config.vmid_last;
+        let sandboxes = node
+            .machines
+            .iter()
+            .filter(|(vmid, machine)| range.contains(vmid) && machine.pool.as_deref() == Some(pool));
+        rows.extend(strays(sandboxes, &node.name));
     }
     rows.extend(left_over(config, node, looked.client, way).await);
     (rows, OfTemplates::of(&configs, node, &looked.arguments.user))
@@ -129,6 +135,28 @@ fn numbers(config: &Config, node: &Node, pool: &str) -> Row {
         ),
         "set `vmid_first` and `vmid_last` to a range nobody uses; pvesh set /cluster/options --next-id keeps PVE out of it",
     )
+}
+
+/// Sandboxes that somebody took to another node: they are still the daemon's to stop and destroy, and its policy does not
+/// see their packets.
+fn strays<'a>(sandboxes: impl Iterator<Item = (&'a Vmid, &'a Machine)>, node: &str) -> Option<Row> {
+    let astray: Vec<(Vmid, &str)> = sandboxes
+        .filter(|(_, machine)| machine.node != node)
+        .map(|(vmid, machine)| (*vmid, machine.node.as_str()))
+        .collect();
+    let (vmid, elsewhere) = *astray.first()?;
+    let named: Vec<String> = astray
+        .iter()
+        .map(|(vmid, elsewhere)| format!("{vmid} on {elsewhere}"))
+        .collect();
+    Some(Row::fail(
+        "nodes",
+        format!(
+            "sandboxes are on other nodes, where nobody filters their packets: {}",
+            named.join(", ")
+        ),
+        format!("agentlab sandbox destroy {vmid}, or, on {elsewhere}, qm migrate {vmid} {node}"),
+    ))
 }
 
 async fn left_over(config: &Config, node: &Node, client: &Client, way: Way<'_>) -> Vec<Row> {

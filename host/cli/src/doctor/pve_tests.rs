@@ -52,6 +52,24 @@ fn half_a_clone_that_nobody_waits_for_is_told_with_the_commands_that_clear_it_aw
 }
 
 #[test]
+fn a_sandbox_on_another_node_is_named_with_the_way_back() {
+    let machine = |node: &str| Machine {
+        node: node.to_owned(),
+        pool: Some("agentlab".to_owned()),
+        template: false,
+    };
+    let (here, away) = (machine("pve8"), machine("pve8b"));
+    let other = vmid();
+    assert_eq!(strays([(&other, &here)].into_iter(), "pve8"), None);
+    let row = strays([(&other, &away)].into_iter(), "pve8").unwrap();
+    assert!(
+        row.state == State::Fail && row.seen.contains("1003 on pve8b"),
+        "{row:?}"
+    );
+    assert!(row.next.unwrap().contains("qm migrate 1003 pve8"));
+}
+
+#[test]
 fn a_nic_behind_the_firewall_is_told_where_no_profile_put_it_there() {
     let mut config = json!({ "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,firewall=1" });
     let rows = of_machine(vmid(), &config, Some(&known(SandboxState::Running)));
