@@ -54,7 +54,7 @@ mod lab {
         let mut options = PveOptions::new((vmid(1000), vmid(1999)), "vmbr1");
         options.node = Some("pve8".into());
         options.pool = Some("agentlab".into());
-        options.task_patience = Duration::from_secs(5);
+        options.task_patience = Duration::from_secs(60);
         options.lock_patience = Duration::from_millis(600);
         options.watch_interval = Duration::from_millis(100);
         options
@@ -63,7 +63,7 @@ mod lab {
     pub(crate) fn settings(server: &Server) -> ProxmoxSettings {
         let trust = Trust::Fingerprint(server.fingerprint);
         let mut settings = ProxmoxSettings::new(server.url.parse().unwrap(), token(), trust, options());
-        settings.call_patience = Duration::from_secs(5);
+        settings.call_patience = Duration::from_secs(60);
         settings
     }
 

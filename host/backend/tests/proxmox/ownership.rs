@@ -14,10 +14,15 @@ use crate::lab::{options, shape, spec, stamp, vmid};
 const QUICK: Scale = Scale(0.01);
 
 pub(crate) fn backend(node: &PveSim) -> Arc<dyn Backend> {
+    waiting_for_locks(node, options().lock_patience)
+}
+
+fn waiting_for_locks(node: &PveSim, lock_patience: Duration) -> Arc<dyn Backend> {
     let mut options = options();
     options.node = None;
     options.storage = Some("local".into());
     options.volume_owner = Some(vmid(777));
+    options.lock_patience = lock_patience;
     connect(settings(node, options)).unwrap()
 }
 
@@ -145,7 +150,8 @@ async fn a_machine_that_an_operator_protected_still_goes_and_a_locked_one_waits_
         node.operator().configure(1000, "lock", None);
     };
     let stamp = stamp();
-    let (answer, ()) = tokio::join!(backend.destroy(vmid(1000), &stamp), unlock);
+    let patient = waiting_for_locks(&node, Duration::from_secs(60));
+    let (answer, ()) = tokio::join!(patient.destroy(vmid(1000), &stamp), unlock);
     answer.unwrap();
     assert_eq!(node.left(), Vec::<String>::new());
 }
@@ -314,7 +320,7 @@ async fn the_agent_is_asked_and_believed_of_one_interface_only() {
         let addresses = backend.agent_addresses(at).await.unwrap();
         assert_eq!(addresses.len(), 1, "{addresses:?}");
         let program = ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"].map(str::to_owned);
-        let patience = Duration::from_secs(5);
+        let patience = Duration::from_secs(60);
         let done = backend
             .agent_execute(at, &stamp, &program, patience)
             .await

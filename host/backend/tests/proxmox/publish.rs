@@ -82,7 +82,7 @@ impl Stage {
 
     fn publisher(&self) -> Arc<dyn Publisher> {
         let mut options = PveOptions::new((vmid(NUMBER), vmid(NUMBER)), "vmbr1");
-        options.task_patience = Duration::from_secs(20);
+        options.task_patience = Duration::from_secs(60);
         let token = ApiToken::try_from(&SecretText::new(self.node.token())).unwrap();
         let trust = Trust::Fingerprint(self.node.fingerprint().parse().unwrap());
         publisher(ProxmoxSettings::new(

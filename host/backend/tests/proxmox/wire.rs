@@ -202,7 +202,8 @@ fn node(machine: Arc<Mutex<Option<String>>>, clone: Reply) -> impl Fn(&Seen) -> 
         match (seen.method.as_str(), path) {
             ("GET", "/version") => version(),
             ("GET", "/nodes/pve8/qemu/9000/config") => Reply::data(json!({
-                "template": 1, "name": "tmpl", "scsi0": "local:9000/base-9000-disk-0.qcow2,size=200M", "boot": "order=scsi0"
+                "template": 1, "name": "tmpl", "scsi0": "local:9000/base-9000-disk-0.qcow2,size=200M", "boot": "order=scsi0",
+                "agent": "1", "net0": "virtio,bridge=vmbr1",
             })),
             ("GET", "/nodes/pve8/qemu/9000/feature") => Reply::data(json!({"hasFeature": 1})),
             ("GET", "/nodes/pve8/qemu/1000/config") => match machine.lock().unwrap().as_ref() {

@@ -29,7 +29,7 @@ fn backend_on(node: &PveSim, storage: &str) -> Arc<dyn Backend> {
     options.node = None;
     options.storage = Some(storage.into());
     options.volume_owner = Some(vmid(OWNER));
-    options.lock_patience = Duration::from_secs(10);
+    options.lock_patience = Duration::from_secs(60);
     connect(settings(node, options)).unwrap()
 }
 
