@@ -267,7 +267,7 @@ impl<W: Wire> Pve<W> {
         };
         let owner = self.owner_again(action).await?;
         if owner.notes.under_way.is_none() && owner.slots().is_empty() {
-            return Ok(owner);
+            return self.shield(action, owner).await;
         }
         let mut notes = owner.notes.clone();
         notes.under_way = None;
@@ -314,9 +314,18 @@ impl<W: Wire> Pve<W> {
                 owner = self.owner_again(action).await?;
             }
             values.push(pair("delete", slots.join(",")));
-            values.push(pair("protection", 1));
         }
         self.set(&owner.record, values).await?;
+        let owner = self.owner_again(action).await?;
+        self.shield(action, owner).await
+    }
+
+    /// Nobody destroys it by mistake, and the volumes it keeps unused along with it.
+    async fn shield(&self, action: &'static str, owner: Owner) -> Attempt<Owner> {
+        if owner.record.is_protected() {
+            return Ok(owner);
+        }
+        self.set(&owner.record, vec![pair("protection", 1)]).await?;
         self.owner_again(action).await
     }
 

@@ -362,6 +362,31 @@ async fn states_of_a_workspace_are_kept_gone_back_to_and_copied() {
 }
 
 #[tokio::test]
+async fn a_workspace_that_nobody_has_goes_to_another_storage_without_its_snapshots() {
+    let lab = lab_with_workspace().await;
+    let engine = lab.engine();
+    let before = engine.workspace(NAME).await.unwrap().volume.unwrap();
+    lab.backend.write_volume(&before, WRITTEN);
+    engine.snapshot_workspace(NAME, "first".into()).await.unwrap();
+    for (storage, code) in [
+        ("fast", ErrorCode::StateConflict),
+        ("a b", ErrorCode::InvalidValue),
+    ] {
+        let problem = engine.move_workspace(NAME, storage.into()).await.unwrap_err();
+        assert_eq!(problem.code, code, "{problem:?}");
+    }
+    engine.forget_snapshot(NAME, "first".into()).await.unwrap();
+    let after = engine.move_workspace(NAME, "fast".into()).await.unwrap();
+    let after = after.volume.unwrap();
+    assert_eq!(lab.backend.volumes(), std::slice::from_ref(&after));
+    assert_eq!(lab.backend.volume(&after), Some((1, WRITTEN)));
+    let job = job_on(&lab, NAME).await;
+    lab.boot(&job).await;
+    let problem = engine.move_workspace(NAME, "slow".into()).await.unwrap_err();
+    assert_eq!(problem.code, ErrorCode::StateConflict);
+}
+
+#[tokio::test]
 async fn what_the_back_end_refuses_is_answered_and_leaves_no_record() {
     let lab = Lab::new().await;
     let unsupported = agentlab_backend::BackendError::Unsupported { what: "volumes" };
