@@ -338,16 +338,18 @@ fn packages_that_an_image_lacks_are_installed_and_all_that_they_change_is_in_it(
 }
 
 #[test]
-fn a_bare_image_is_taken_as_it_is() {
+fn a_bare_image_raw_as_it_may_be_is_taken_as_it_is() {
     let lab = Lab::new();
-    let image = published(&lab);
+    published(&lab);
+    let image = fs::read(lab.dir.path().join("cloud.raw")).unwrap();
     let sha256 = fingerprint::of_bytes(&image);
-    let server = Server::start(vec![("cloud.qcow2", image)], Manners::Good);
-    let source = Source::new(&server.url("cloud.qcow2"), Some(&sha256), None).unwrap();
+    let server = Server::start(vec![("cloud.raw", image)], Manners::Good);
+    let source = Source::new(&server.url("cloud.raw"), Some(&sha256), None).unwrap();
     let bare = built(&lab, RECIPE, &source, false).unwrap();
     assert!(!inside(&bare, "cat /etc/passwd").contains("agent"));
     assert_eq!(bare.manifest.runner.version, None);
-    assert!(!bare.manifest.source.unwrap().customised);
+    assert!(!bare.manifest.source.as_ref().unwrap().customised);
+    assert_eq!(bare.manifest.files[WHOLE_DISK].sha256, sha256);
 }
 
 #[test]
