@@ -40,7 +40,7 @@ mod world;
 pub use audit::{Audit, Origin};
 pub use boot::{Boot, NoBoot, Powered};
 pub use fault::{FAULTS, Rates};
-pub use operator::Operator;
+pub use operator::{Keys, Operator};
 #[cfg(feature = "qemu")]
 pub use qemu::{BootOptions, Booter, QemuBoot, boot_with_qemu};
 pub use setup::{PveSim, Scale, Setup};

@@ -10,6 +10,9 @@ use crate::audit::Origin;
 use crate::core::Core;
 use crate::world::{Config, Vm};
 
+/// Keys with their values, as PVE stores them.
+pub type Keys = BTreeMap<String, String>;
+
 /// Acts at once, past tokens and locks. Nothing it does counts as a client's.
 pub struct Operator {
     core: Arc<Core>,
@@ -82,7 +85,7 @@ impl Operator {
 
     /// Options and rules of a machine's firewall.
     #[must_use]
-    pub fn firewall(&self, vmid: u32) -> Option<(BTreeMap<String, String>, Vec<BTreeMap<String, String>>)> {
+    pub fn firewall(&self, vmid: u32) -> Option<(Keys, Vec<Keys>)> {
         let world = self.core.world();
         let vm = world.vms.get(&vmid)?;
         Some((vm.firewall.clone(), vm.rules.clone()))
@@ -182,7 +185,7 @@ impl Operator {
 
     /// Configuration of a machine, if it is there.
     #[must_use]
-    pub fn config(&self, vmid: u32) -> Option<BTreeMap<String, String>> {
+    pub fn config(&self, vmid: u32) -> Option<Keys> {
         self.core.world().vms.get(&vmid).map(|vm| vm.config.clone())
     }
 
