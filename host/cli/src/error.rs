@@ -38,7 +38,7 @@ pub(crate) enum CommandError {
     #[error("Interrupted; nothing has changed")]
     Interrupted,
     /// A local file.
-    #[error("{action} failed on {path}")]
+    #[error("{action} {path} failed")]
     File {
         action: &'static str,
         path: String,

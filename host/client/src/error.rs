@@ -32,7 +32,7 @@ pub enum ClientError {
         seconds: u64,
     },
     /// A local file that was to be sent or written.
-    #[error("{action} failed on {path}")]
+    #[error("{action} {path} failed")]
     File {
         /// What was tried.
         action: &'static str,

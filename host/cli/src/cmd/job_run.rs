@@ -119,7 +119,7 @@ impl Run {
             return Ok(self.task.clone().unwrap_or_default());
         };
         let failed = |source| CommandError::File {
-            action: "Reading the task",
+            action: "Reading the task from",
             path: path.display().to_string(),
             source,
         };
