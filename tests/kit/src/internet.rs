@@ -17,23 +17,12 @@ impl Internet {
     /// Joins it to the namespace that is given, by an interface called `up0` there.
     pub(crate) fn behind(lab: &Namespace, addresses: &[&str]) -> Result<Self> {
         let namespace = Namespace::create()?;
-        let pid = namespace.pid().to_string();
-        let ip = |of: &Namespace, words: &str| {
-            let words: Vec<&str> = words.split(' ').collect();
-            of.output("ip", &words).map(drop)
-        };
-        ip(
-            lab,
-            &format!("link add {UPLINK} type veth peer name eth0 netns {pid}"),
-        )?;
-        ip(lab, &format!("addr add 192.0.2.1/24 dev {UPLINK}"))?;
-        ip(lab, &format!("link set {UPLINK} up"))?;
-        ip(lab, "route add default via 192.0.2.2")?;
-        ip(&namespace, "addr add 192.0.2.2/24 dev eth0")?;
+        lab.cable((UPLINK, "192.0.2.1/24"), &namespace, ("eth0", "192.0.2.2/24"))?;
+        lab.output("ip", &["route", "add", "default", "via", "192.0.2.2"])?;
         for address in addresses {
-            ip(&namespace, &format!("addr add {address}/32 dev lo"))?;
+            let address = format!("{address}/32");
+            namespace.output("ip", &["addr", "add", &address, "dev", "lo"])?;
         }
-        ip(&namespace, "link set eth0 up")?;
         Ok(Self { namespace })
     }
 

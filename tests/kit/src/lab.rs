@@ -40,6 +40,7 @@ pub struct Lab {
     dir: TempDir,
     namespace: Namespace,
     daemon: Option<Child>,
+    environment: Vec<(String, String)>,
     binaries: PathBuf,
 }
 
@@ -100,6 +101,7 @@ impl Lab {
             dir,
             namespace: Namespace::create()?,
             daemon: None,
+            environment: Vec::new(),
             binaries: template::binaries_dir(),
         })
     }
@@ -120,6 +122,11 @@ impl Lab {
         self.dir().join("run/agentlabd.sock")
     }
 
+    /// Adds a variable to the environment of daemons that are started from now on.
+    pub fn set_daemon_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// A daemon on this lab's configuration, not waited for.
     ///
     /// # Errors
@@ -138,6 +145,7 @@ impl Lab {
             .arg("--config")
             .arg(self.dir().join("config.yaml"))
             .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

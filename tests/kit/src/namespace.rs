@@ -40,9 +40,27 @@ impl Namespace {
         Ok(Self { holder })
     }
 
-    /// The process that holds it.
-    pub(crate) fn pid(&self) -> u32 {
-        self.holder.id()
+    /// Joins it to another one by a cable: the ends have these names and addresses (`10.0.0.1/24`).
+    ///
+    /// # Errors
+    /// A name is taken there, or an address is none.
+    pub fn cable(
+        &self,
+        (here, address): (&str, &str),
+        far: &Self,
+        (there, other): (&str, &str),
+    ) -> Result<()> {
+        let ip = |of: &Self, words: String| of.output("ip", &words.split(' ').collect::<Vec<_>>()).map(drop);
+        let pid = far.holder.id();
+        ip(
+            self,
+            format!("link add {here} type veth peer name {there} netns {pid}"),
+        )?;
+        for (of, link, address) in [(self, here, address), (far, there, other)] {
+            ip(of, format!("addr add {address} dev {link}"))?;
+            ip(of, format!("link set {link} up"))?;
+        }
+        Ok(())
     }
 
     /// A socket of this process that listens inside it.

@@ -11,7 +11,7 @@ mod tests {
     use std::process::{Command, Output, Stdio};
     use std::time::Duration;
 
-    use agentlab_testkit::{Lab, vm_tier};
+    use agentlab_testkit::{CTRL_C, Lab, Terminal, vm_tier};
     use anyhow::{Context, Result, ensure};
 
     const PROFILES: &str = "name: over-serial\ntemplate_vmid: 9000\nnetwork: {mode: \"off\", channels: [serial]}\n\
@@ -199,50 +199,77 @@ mod tests {
             .command(&["exec", vmid, "--", "sleep", "4711"])
             .stdin(Stdio::null())
             .spawn()?;
-        let running = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [4]711'";
-        let counts = |wanted: &str| -> Result<bool> {
-            for _ in 0..40 {
-                if exec(lab, vmid, running)?.1.trim() == wanted {
-                    return Ok(true);
-                }
-                std::thread::sleep(Duration::from_millis(250));
-            }
-            Ok(false)
-        };
-        ensure!(counts("1")?, "the command did not begin");
+        let command = "sleep [4]711";
+        ensure!(counted(lab, vmid, command, "1")?, "the command did not begin");
         child.kill()?;
         child.wait()?;
-        ensure!(counts("0")?, "the command outlived its operator");
+        ensure!(
+            counted(lab, vmid, command, "0")?,
+            "the command outlived its operator"
+        );
         Ok(())
     }
 
-    /// A shell on a terminal, with its size and its exit code.
-    fn a_terminal_has_its_size_and_its_code(lab: &Lab, vmid: &str) -> Result<()> {
-        let typed = "tty; stty size; exit 5\r";
-        let attach = lab.command(&["attach", vmid]);
-        let line = format!(
-            "stty rows 33 columns 99; {} attach {vmid}; echo code=$?",
-            attach.get_program().display()
-        );
-        let mut terminal = Command::new("script");
-        for (name, value) in attach.get_envs() {
-            terminal.env(name, value.unwrap_or_default());
+    /// Whether so many processes of a guest are what a pattern says, in the end. The pattern must not match itself.
+    fn counted(lab: &Lab, vmid: &str, pattern: &str, wanted: &str) -> Result<bool> {
+        let look =
+            format!("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -oE '{pattern}' | wc -l");
+        for _ in 0..120 {
+            if exec(lab, vmid, &look)?.1.trim() == wanted {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(250));
         }
-        let mut terminal = terminal
-            .args(["-qec", &line, "/dev/null"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut keys = terminal.stdin.take().context("stdin")?;
-        std::thread::sleep(Duration::from_secs(2));
-        keys.write_all(typed.as_bytes())?;
-        keys.flush()?;
-        let shown = terminal.wait_with_output()?;
-        drop(keys);
-        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        Ok(false)
+    }
+
+    /// A shell on a terminal: it has its size, Ctrl-C is for what runs in it, and its exit code comes back.
+    fn a_terminal_has_its_size_and_its_code(lab: &Lab, vmid: &str) -> Result<()> {
+        let mut terminal = Terminal::begin(&lab.command(&["attach", vmid]))?;
+        terminal.wait_for("$ ")?;
+        terminal.press("tty; stty size; echo be''gun; sleep 4711\r")?;
+        terminal.wait_for("begun")?;
+        terminal.press(CTRL_C)?;
+        terminal.press("echo interrupted=$?; exit 5\r")?;
+        let left = terminal.finish()?;
         ensure!(
-            shown.contains("/dev/pts/") && shown.contains("33 99") && shown.contains("code=5"),
-            "{shown}"
+            left.status.code() == Some(5)
+                && left.shown.contains("/dev/pts/")
+                && left.shown.contains("33 99")
+                && left.shown.contains("interrupted=130"),
+            "{left:?}"
+        );
+
+        // The key that leaves, whatever runs.
+        let mut terminal = Terminal::begin(&lab.command(&["attach", vmid]))?;
+        terminal.wait_for("$ ")?;
+        terminal.press("echo be''gun; sleep 4711\r")?;
+        terminal.wait_for("begun")?;
+        terminal.press("\u{1d}")?;
+        let left = terminal.finish()?;
+        ensure!(left.status.code() == Some(0), "{left:?}");
+        Ok(())
+    }
+
+    /// Ctrl-C at a terminal ends what was begun, on both sides.
+    fn ctrl_c_ends_a_command_and_what_is_followed(lab: &Lab, vmid: &str) -> Result<()> {
+        for (words, shown) in [
+            (
+                &["exec", vmid, "--", "sh", "-c", "echo begun; sleep 4712"][..],
+                "begun",
+            ),
+            (&["logs", "--follow", vmid], "RUNNING"),
+            (&["logs", "--guest", "--follow", vmid], "systemd"),
+        ] {
+            let mut terminal = Terminal::begin(&lab.command(words))?;
+            terminal.wait_for(shown)?;
+            terminal.press(CTRL_C)?;
+            let left = terminal.finish()?;
+            ensure!(left.status.code() == Some(130), "{words:?}: {left:?}");
+        }
+        ensure!(
+            counted(lab, vmid, "sleep 471[2]|sleep 471[1]|journalct[l]", "0")?,
+            "something outlived its operator"
         );
         Ok(())
     }
@@ -262,6 +289,7 @@ mod tests {
             directories_come_back_without_what_a_guest_adds(&lab, &vmid)?;
             a_command_ends_with_its_operator(&lab, &vmid)?;
             a_terminal_has_its_size_and_its_code(&lab, &vmid)?;
+            ctrl_c_ends_a_command_and_what_is_followed(&lab, &vmid)?;
 
             lab.kill_daemon()?;
             lab.start_daemon()?;

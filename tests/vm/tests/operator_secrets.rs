@@ -8,6 +8,7 @@
 )]
 mod tests {
     use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
 
@@ -53,7 +54,7 @@ mod tests {
                 at("id.pub")
             );
             let lab = Lab::start_with(PROFILE, &config)?;
-            let planted = Self { desk, lab };
+            let mut planted = Self { desk, lab };
             std::fs::write(
                 planted.path("hosts"),
                 "git.example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample\n",
@@ -83,15 +84,33 @@ mod tests {
                 let place = ["secrets", "--dir", &dir, "--age-key", &key];
                 planted.with_input(&[&place, line].concat(), value)?;
             }
+            planted.deliver_key()?;
             planted.write_patterns()?;
             Ok(planted)
+        }
+
+        /// From here on the key comes as systemd's `LoadCredential=` delivers it, and nothing lies where the
+        /// configuration says.
+        fn deliver_key(&mut self) -> Result<()> {
+            let credentials = self.path("credentials");
+            std::fs::create_dir(&credentials)?;
+            std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o500))?;
+            std::fs::rename(self.path("keys/age.key"), self.key_path())?;
+            self.lab.stop_daemon()?;
+            self.lab
+                .set_daemon_variable("CREDENTIALS_DIRECTORY", &credentials.display().to_string());
+            self.lab.start_daemon()
+        }
+
+        fn key_path(&self) -> PathBuf {
+            self.path("credentials/age.key")
         }
 
         /// One line for each value: of the two keys a line of their text.
         fn write_patterns(&self) -> Result<()> {
             let key = std::fs::read_to_string(self.path("id"))?;
             let key = key.lines().nth(2).context("a private key has lines")?.to_owned();
-            let age = std::fs::read_to_string(self.path("keys/age.key"))?;
+            let age = std::fs::read_to_string(self.key_path())?;
             let age = age
                 .lines()
                 .find(|line| line.starts_with("AGE-SECRET-KEY-"))
@@ -179,7 +198,7 @@ mod tests {
                 all += &self.lab.get(path)?.to_string();
             }
             let config = self.lab.dir().join("config.yaml").display().to_string();
-            let (dir, key) = (self.path("secrets"), self.path("keys/age.key"));
+            let (dir, key) = (self.path("secrets"), self.key_path());
             let (dir, key) = (dir.display().to_string(), key.display().to_string());
             let out = self.lab.dir().join("out").display().to_string();
             for line in [

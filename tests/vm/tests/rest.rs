@@ -15,6 +15,7 @@ mod tests {
     use agentlab_api::{ChannelKind, JobState, JobView};
     use agentlab_testkit::{Lab, Repository, binaries_dir, template_store, vm_tier};
     use anyhow::{Context, Result, ensure};
+    use serde_json::Value;
 
     const PROFILE: &str = "name: over-rest\ntemplate_vmid: 9000\nnetwork: {mode: \"off\"}\n\
         resources: {cores: 1, memory_mb: 512}\n";
@@ -22,6 +23,7 @@ mod tests {
     const CONFIGURATION: &str = "backend: proxmox\nproxmox_api_url: https://127.0.0.1:8006\n\
         proxmox_api_token: agentlab@pve!lp=11111111-2222-3333-4444-555555555555\nproxmox_tls_insecure: true\n\
         proxmox_node: pve9\nproxmox_pool: agentlab\n";
+    const TOKEN: &str = "Authorization: PVEAPIToken=agentlab@pve!lp=11111111-2222-3333-4444-555555555555";
     const FIX: &str =
         "sed -i 's/ - / + /' sum.sh && ./test.sh && git commit -qam 'Add instead of subtracting'";
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,6 +118,53 @@ mod tests {
             job.outcome.as_ref().is_some_and(|outcome| outcome.commits == 1),
             "{job:#?}"
         );
+        lab.nothing_is_left()?;
+        node.leaves_nothing()
+    }
+
+    /// The SMBIOS of the first machine, as the node shows it: what it will have with its next start.
+    fn smbios(lab: &Lab) -> Result<String> {
+        let line = [
+            "-sSfk",
+            "-H",
+            TOKEN,
+            "https://127.0.0.1:8006/api2/json/nodes/pve9/qemu/1000/config",
+        ];
+        let answer: Value = serde_json::from_str(&lab.namespace().output("curl", &line)?)?;
+        let smbios = answer["data"]["smbios1"].as_str();
+        Ok(smbios.context("the machine has no SMBIOS")?.to_owned())
+    }
+
+    #[test]
+    fn a_seed_leaves_the_nodes_configuration_once_its_guest_has_redeemed_it() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let mut lab = Lab::start_with(PROFILE, CONFIGURATION)?;
+        let node = node(&lab, None)?;
+        lab.stop_daemon()?;
+        lab.start_daemon()?;
+        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let task = "echo waiting; while [ ! -e go ]; do sleep 1; done";
+        let begun = lab.json(&repository.job("over-rest", task, &["--detach"]))?;
+        let job = begun["id"].as_str().context("id")?.to_owned();
+        let end = Instant::now() + PATIENCE * 3;
+        let mut had_one = false;
+        while lab.job(&job)?.channel.is_none() {
+            ensure!(Instant::now() < end, "no guest redeems:\n{}", lab.daemon_log());
+            had_one |= smbios(&lab).is_ok_and(|smbios| smbios.contains("serial="));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ensure!(had_one, "no seed was ever seen");
+        lab.wait_for_log(&job, PATIENCE * 3, "waiting")?;
+        let end = Instant::now() + PATIENCE;
+        while smbios(&lab)?.contains("serial=") {
+            ensure!(Instant::now() < end, "the seed stays: {}", smbios(&lab)?);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let ran = lab.agentlab(&["exec", "1000", "--", "touch", "go"])?;
+        ensure!(ran.code() == Some(0), "{}{}", ran.stdout, ran.stderr);
+        lab.wait_for_job(&job, PATIENCE * 2, |job| job.state == JobState::Completed)?;
         lab.nothing_is_left()?;
         node.leaves_nothing()
     }
