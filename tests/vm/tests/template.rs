@@ -1,5 +1,9 @@
-//! A disk made for Proxmox VE, in a machine as PVE makes them: SeaBIOS starts it from the disk alone, the runner finds its
-//! seed in SMBIOS, and a daemon whose hypervisor is in memory gets a job's work out of it.
+//! Disks that boot by themselves, in a machine as PVE makes them: SeaBIOS starts it from the disk alone, the runner finds
+//! its seed in SMBIOS, and a daemon whose hypervisor is in memory gets a job's work out of it.
+
+#[cfg(test)]
+#[path = "template/published.rs"]
+mod published;
 
 #[cfg(test)]
 mod tests {
@@ -8,7 +12,7 @@ mod tests {
     use std::time::Duration;
 
     use agentlab_protocol::seed::Seed;
-    use agentlab_testkit::{binaries_dir, runner_path, template_store, vm_tier};
+    use agentlab_testkit::{template_image, template_image_in, vm_tier};
     use agentlab_tests_contract::{Lab, Visitors};
     use anyhow::{Context, Result, ensure};
     use serde_json::Value;
@@ -17,9 +21,13 @@ mod tests {
     use tokio::task::JoinSet;
     use tokio::time::{sleep, timeout};
 
-    const TASK: &str = "echo \"started by $(cat /sys/class/dmi/id/bios_vendor), root on $(stat -c %T -f /)\"; \
+    use crate::published::{self, Publisher};
+
+    const GROWN: &str = "echo \"started by $(cat /sys/class/dmi/id/bios_vendor), root on $(stat -c %T -f /)\"; \
         sed -i 's/ - / + /' sum.sh; git commit -qam 'Add instead of subtracting'; \
         until [ \"$(df -m --output=size / | tail -n 1)\" -gt 2500 ]; do sleep 1; done";
+    const LOOK: &str = "echo \"cloud-init $(cloud-init --version), started by $(cat /sys/class/dmi/id/bios_vendor)\"; \
+        sed -i 's/ - / + /' sum.sh; git commit -qam 'Add instead of subtracting'";
     /// A GiB more than the template has.
     const DISK_BYTES: u64 = 3 << 30;
 
@@ -32,29 +40,6 @@ mod tests {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
-    }
-
-    /// The disk, in an image built at the first call and found by later runs.
-    fn built() -> Result<PathBuf> {
-        let store = template_store()?;
-        let output = Command::new(binaries_dir().join("agentlab-template"))
-            .args(["build", "demo", "--shape", "proxmox", "--json", "--store"])
-            .arg(&store)
-            .arg("--runner")
-            .arg(runner_path())
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .stdout(Stdio::piped())
-            .spawn()?
-            .wait_with_output()?;
-        ensure!(
-            output.status.success(),
-            "agentlab-template ended with {}",
-            output.status
-        );
-        let built: Value = serde_json::from_slice(&output.stdout)?;
-        let dir = built["dir"].as_str().context("no directory was named")?;
-        Ok(Path::new(dir).join("disk.raw"))
     }
 
     /// A machine with the parts that PVE gives one: virtio-scsi-single, a serial port, a serial number. No kernel, no
@@ -118,7 +103,7 @@ mod tests {
         }
     }
 
-    async fn job_in_a_machine_from_the_disk(disk: &Path) -> Result<()> {
+    async fn job_in_a_machine_from(disk: &Path, task: &str, says: &str) -> Result<()> {
         let mut lab = Lab::prepare()?;
         let visitors = lab.visitors()?;
         lab.start()?;
@@ -131,7 +116,7 @@ mod tests {
             "--profile",
             "demo",
             "--task",
-            TASK,
+            task,
         ];
         let running = lab.begin(&arguments)?;
         let next = timeout(Duration::from_secs(60), visitors.next()).await;
@@ -143,7 +128,7 @@ mod tests {
         let ran = tokio::task::spawn_blocking(move || running.finish()).await??;
         let console = std::fs::read(dir.path().join("console")).unwrap_or_default();
         ensure!(
-            ran.code() == Some(0) && ran.stdout.contains("started by SeaBIOS, root on ext2/ext3"),
+            ran.code() == Some(0) && ran.stdout.contains(says),
             "{ran:?}\n{}\n{}",
             lab.log(),
             String::from_utf8_lossy(&console)
@@ -156,7 +141,32 @@ mod tests {
         if !vm_tier() {
             return Ok(());
         }
-        let disk = built()?;
-        tokio::runtime::Runtime::new()?.block_on(job_in_a_machine_from_the_disk(&disk))
+        let disk = template_image("demo", &["--shape", "proxmox"])?.join("disk.raw");
+        let says = "started by SeaBIOS, root on ext2/ext3";
+        tokio::runtime::Runtime::new()?.block_on(job_in_a_machine_from(&disk, GROWN, says))
+    }
+
+    #[test]
+    fn a_cloud_image_gets_the_packages_it_lacks_and_a_runner_and_does_a_job() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let publisher = Publisher::of(published::image()?)?;
+        let [url, list] = publisher.urls();
+        let store = tempfile::tempdir()?;
+        let arguments = ["--image-url", &url, "--image-sha256-url", &list];
+        let image = template_image_in(store.path(), "demo", &arguments)?;
+        let (sent, length) = publisher.sent_of();
+        ensure!(sent == length, "{sent} bytes of {length} went out: some twice");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(image.join("manifest.json"))?)?;
+        let packages = manifest["packages"].as_array().context("packages")?;
+        for name in ["bubblewrap", "cloud-init", "git"] {
+            ensure!(
+                packages.iter().any(|one| one["name"] == name),
+                "no {name}: {packages:?}"
+            );
+        }
+        let disk = image.join("disk.raw");
+        tokio::runtime::Runtime::new()?.block_on(job_in_a_machine_from(&disk, LOOK, "cloud-init"))
     }
 }
