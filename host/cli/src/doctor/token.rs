@@ -123,12 +123,20 @@ pub(crate) fn surplus(reach: &Reach, permissions: &Permissions, token: &TokenNam
             .or_default()
             .extend(grant.role.privileges);
     }
+    // Whatever is in the pool may be done with its machines; the one of the workspaces' number is such a machine too.
+    let in_pool = needed.get(&format!("/pool/{}", reach.pool)).cloned();
+    let owner = reach.volume_owner.map(|owner| format!("/vms/{owner}"));
+    let is_the_pools = |path: &String, privilege: &str, propagates: bool| {
+        let is_member = path.starts_with("/vms/") && (!propagates || owner.as_ref() == Some(path));
+        is_member && in_pool.as_ref().is_some_and(|pool| pool.contains(privilege))
+    };
     let mut rows = Vec::new();
     for (path, privileges) in &permissions.0 {
         let needed = needed.get(path);
         let extra: Vec<&str> = privileges
-            .keys()
-            .map(String::as_str)
+            .iter()
+            .filter(|(privilege, propagates)| !is_the_pools(path, privilege, **propagates))
+            .map(|(privilege, _)| privilege.as_str())
             .filter(|privilege| !needed.is_some_and(|needed| needed.contains(privilege)))
             .filter(|privilege| !(path.starts_with("/nodes/") && *privilege == "Sys.Audit"))
             .filter(|privilege| !(*privilege == SMBIOS && needed.is_some() && path.starts_with("/pool/")))

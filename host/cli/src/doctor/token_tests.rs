@@ -132,8 +132,17 @@ fn privileges_beyond_the_need_are_pointed_out() {
     answer["/"] = json!({ "Sys.Modify": 1 });
     answer["/nodes/pve8"] = json!({ "Sys.Audit": 1 });
     answer["/storage/local"]["Datastore.Allocate"] = json!(1);
+    // What the pool gives on the machines in it is no surplus; what is granted on a machine of somebody else's is.
+    answer["/vms/1003"] = json!({ "VM.Allocate": 0, "VM.PowerMgmt": 0 });
+    answer["/vms/777"] = json!({ "VM.Config.Disk": 1, "VM.Audit": 1, "VM.Snapshot": 0 });
+    answer["/vms/104"] = json!({ "VM.PowerMgmt": 1 });
     let rows = surplus(&reach(Release::Eight), &Permissions::of(&answer), &token());
-    assert_eq!(states(&rows), [State::Warn, State::Warn]);
+    assert_eq!(states(&rows), [State::Warn, State::Warn, State::Warn]);
+    assert!(
+        rows[2].seen.contains("/vms/104: VM.PowerMgmt"),
+        "{}",
+        rows[2].seen
+    );
     assert!(rows[0].seen.contains("/: Sys.Modify"), "{}", rows[0].seen);
     assert!(rows[1].seen.contains("deletes any volume"), "{}", rows[1].seen);
 }

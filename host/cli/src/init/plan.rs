@@ -151,7 +151,8 @@ fn strangers(wanted: &Wanted, found: &Found) -> Vec<Refusal> {
         .iter()
         .filter(|(_, pool)| pool.as_ref() == Some(&reach.pool));
     let strange: Vec<String> = in_pool
-        .filter(|(vmid, _)| !ours.contains(*vmid))
+        // The daemon makes one with the number of volumes, once it has to snapshot or copy one.
+        .filter(|(vmid, _)| !ours.contains(*vmid) && reach.volume_owner != Some(**vmid))
         .map(|(vmid, _)| vmid.to_string())
         .collect();
     if !strange.is_empty() {
@@ -168,13 +169,15 @@ fn strangers(wanted: &Wanted, found: &Found) -> Vec<Refusal> {
             ),
         });
     }
-    if let Some(owner) = reach
-        .volume_owner
-        .filter(|owner| found.machines.contains_key(owner))
-    {
+    let is_others = |owner: &Vmid| {
+        let pool = found.machines.get(owner);
+        pool.is_some_and(|pool| pool.as_ref() != Some(&reach.pool))
+    };
+    if let Some(owner) = reach.volume_owner.filter(is_others) {
         refusals.push(Refusal {
             reason: format!(
-                "a machine has the number {owner}, which is to own the workspaces: it would take them along"
+                "a machine of somebody else's has the number {owner}, which is to own the workspaces: it would take them \
+                 along"
             ),
             next: "name a number that no machine has with --volume-vmid".to_owned(),
         });

@@ -273,6 +273,9 @@ fn machines_of_others_never_come_within_reach() {
     let mut found = nothing(Release::Eight);
     found.machines.insert(vmid(777), None);
     assert!(reasons(&wanted(Release::Eight), &found).contains("777"));
+    // The one that the daemon makes for workspaces is in the pool.
+    found.machines.insert(vmid(777), Some("agentlab".to_owned()));
+    assert!(plan(&wanted(Release::Eight), &found).is_ok());
 }
 
 #[test]
