@@ -11,6 +11,7 @@
 mod internet;
 mod lab;
 mod leftovers;
+mod login;
 mod namespace;
 mod origin;
 mod repository;
@@ -20,6 +21,7 @@ mod terminal;
 
 pub use internet::Internet;
 pub use lab::{Lab, Ran};
+pub use login::{LOGIN_VMID, ORIGIN_ADDRESS, SshServer, login_image};
 pub use namespace::Namespace;
 pub use origin::{Identity, Origin};
 pub use repository::{Repository, job_run};
