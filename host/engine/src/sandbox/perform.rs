@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use agentlab_api::{ChannelKind, ErrorCode, Failure, Vmid};
 use agentlab_backend::{
-    BackendError, CloneSpec, Firewall, Limits, MacAddress, Machine, NetworkPlace, Nic, Power, PowerOn, Shape, Stamp,
+    BackendError, CloneSpec, Firewall, Limits, MacAddress, Machine, NetworkPlace, Nic, Power, PowerOn, Shape,
+    Stamp,
 };
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::{Seed, SeedChannel};
