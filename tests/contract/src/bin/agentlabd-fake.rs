@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use agentlab_api::Vmid;
-use agentlab_backend::{Backend, Template};
 use agentlab_backend::fake::Fake;
+use agentlab_backend::{Backend, Template};
 use agentlab_config::{BackendKind, Config, load_config};
 use agentlab_engine::SystemClock;
 use agentlab_tests_contract::{Guests, Played};
