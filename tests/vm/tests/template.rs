@@ -167,6 +167,6 @@ mod tests {
             );
         }
         let disk = image.join("disk.raw");
-        tokio::runtime::Runtime::new()?.block_on(job_in_a_machine_from(&disk, LOOK, "cloud-init"))
+        tokio::runtime::Runtime::new()?.block_on(job_in_a_machine_from(&disk, LOOK, ", started by SeaBIOS"))
     }
 }
