@@ -7,7 +7,7 @@
 //!   AGENTLAB_PVE_POOL         absent: agentlab
 //!   AGENTLAB_PVE_BRIDGE       absent: vmbr1
 //!   AGENTLAB_PVE_NODE         absent: the only node, or the one that answers
-//!   AGENTLAB_PVE_VOLUME_OWNER number that no machine has and that owns volumes; absent: volumes are not asked for
+//!   AGENTLAB_PVE_VOLUME_OWNER number that owns volumes, which a machine of ours gets and keeps; absent: none are asked for
 //!   AGENTLAB_PVE_STORAGE      where volumes are made; absent: beside the template
 //! ```
 //!
