@@ -17,7 +17,7 @@ use serde_json::json;
 
 use self::host::HostArguments;
 use self::operate::{Places, Writer};
-use crate::{Binding, Enforcer, HostPolicy, IfName, Observer, Order, StoredPorts};
+use crate::{Binding, Denial, Enforcer, HostPolicy, IfName, Observer, Order, StoredPorts};
 
 /// Bridge and packet policy of AgentLab's sandboxes.
 #[derive(Debug, Parser)]
@@ -229,10 +229,19 @@ fn status(as_json: bool, output: &mut Vec<u8>) -> Result<()> {
     }
     match &host {
         Some(host) => writeln!(output, "Policy: {}\n", words(host))?,
-        None => writeln!(output, "Policy: none stands\n")?,
+        None => writeln!(output, "Policy: none stands; `agentlab net apply` makes it\n")?,
+    }
+    write_bindings(&bindings, output)?;
+    write_denials(&denials, output)
+}
+
+fn write_bindings(bindings: &[Binding], output: &mut Vec<u8>) -> Result<()> {
+    if bindings.is_empty() {
+        writeln!(output, "No port is bound")?;
+        return Ok(());
     }
     writeln!(output, "{:<16} {:<10} {:<16} MAC", "PORT", "TRUST", "ADDRESS")?;
-    for binding in &bindings {
+    for binding in bindings {
         let (address, mac) = match binding {
             Binding::Known(port) => (port.address.to_string(), mac_text(port.mac)),
             Binding::SealedName(_) => ("-".to_owned(), "-".to_owned()),
@@ -244,12 +253,21 @@ fn status(as_json: bool, output: &mut Vec<u8>) -> Result<()> {
             binding.trust().word()
         )?;
     }
+    Ok(())
+}
+
+fn write_denials(denials: &[Denial], output: &mut Vec<u8>) -> Result<()> {
+    let mut refused = denials.iter().filter(|denial| denial.packets > 0).peekable();
+    if refused.peek().is_none() {
+        writeln!(output, "\nNothing was refused")?;
+        return Ok(());
+    }
     writeln!(
         output,
         "\n{:>10} {:>12} {:<24} REFUSED BECAUSE",
         "PACKETS", "BYTES", "WHERE"
     )?;
-    for denial in denials.iter().filter(|denial| denial.packets > 0) {
+    for denial in refused {
         writeln!(
             output,
             "{:>10} {:>12} {:<24} {}",
