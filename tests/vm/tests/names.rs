@@ -4,7 +4,8 @@
 mod tests {
     use std::process::{Child, Stdio};
 
-    use agentlab_testkit::{Lab, Namespace, Repository, binaries_dir, vm_tier};
+    use agentlab_api::ErrorCode;
+    use agentlab_testkit::{Lab, Namespace, Repository, binaries_dir, job_run, vm_tier};
     use anyhow::{Context, Result, ensure};
 
     /// An address that no rule takes for a private one; it exists in a namespace of the test's alone.
@@ -86,6 +87,41 @@ echo "as the list says"
         let shown = format!("{}{}", ran.stdout, ran.stderr);
         ensure!(ran.code() == Some(0), "{shown}\n{}", lab.daemon_log());
         ensure!(shown.contains("as the list says"), "{shown}");
+        lab.nothing_is_left()
+    }
+
+    /// A name server that never answers: packets to it go out and nothing comes back.
+    const SILENT: &str = "45.76.0.9";
+    const OPEN: &str = "name: open\ntemplate_vmid: 9000\nnetwork: {mode: nat}\n\
+        resources: {cores: 1, memory_mb: 512}\nbehavior: {deadline_seconds_default: 300}\n";
+
+    #[test]
+    fn without_anybody_who_resolves_names_a_job_runs_or_says_why_it_cannot() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let (lab, _internet) = Lab::start_online(OPEN, &format!("dns: {{upstreams: [{SILENT}]}}\n"), &[])?;
+        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let task = "getent hosts good.example.com || echo nobody knows it";
+        let ran = lab.agentlab(&repository.job("open", task, &[]))?;
+        let shown = format!("{}{}", ran.stdout, ran.stderr);
+        ensure!(
+            ran.code() == Some(0) && shown.contains("nobody knows it"),
+            "{shown}\n{}",
+            lab.daemon_log()
+        );
+
+        let url = "https://git.example.com/r.git";
+        let ran = lab.agentlab(&job_run(url, "open", "true", &[]))?;
+        let failure = lab.newest_job()?.failure.context("no failure")?;
+        ensure!(
+            ran.code() == Some(1)
+                && failure.code == ErrorCode::RepositoryUnavailable
+                && failure.message.contains("Could not resolve host"),
+            "{failure:#?}\n{}{}",
+            ran.stdout,
+            ran.stderr
+        );
         lab.nothing_is_left()
     }
 }
