@@ -157,9 +157,6 @@ fn asked(node: &str, words: &[&str]) -> (&'static str, String, Map<String, Value
         ["pvesh", "set", path] => ("PUT", (*path).to_owned()),
         ["pvesh", "create", path] => ("POST", (*path).to_owned()),
         ["pvesh", "delete", path] => ("DELETE", (*path).to_owned()),
-        ["pvesh", "set", path] => ("PUT", (*path).to_owned()),
-        ["pvesh", "create", path] => ("POST", (*path).to_owned()),
-        ["pvesh", "delete", path] => ("DELETE", (*path).to_owned()),
         ["qm", "clone", template, to] => {
             give("newid", to);
             ("POST", format!("{}/clone", machine(template)))
