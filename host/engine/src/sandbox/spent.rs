@@ -19,8 +19,9 @@ use crate::shared::Shared;
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// The next process asks for its machines one after another: in the seconds after its start others are in a hurry.
-const MACHINES_IN_TURN: u32 = 60;
+/// The next process asks for its machines one after another: at its start others are in a hurry.
+const TURN: Duration = Duration::from_millis(100);
+const TURNS: u32 = 60;
 
 impl Driver {
     /// The guest was heard to have its answer.
@@ -31,8 +32,7 @@ impl Driver {
     /// An earlier process may not have come to it.
     pub(crate) fn remove_seed_of_earlier_process(&mut self) {
         if self.record.acknowledged && outlives_its_seed(&self.state) {
-            let turn = u32::from(self.record.vmid) % MACHINES_IN_TURN;
-            self.remove_seed_after(Duration::from_secs(turn.into()));
+            self.remove_seed_after(TURN * (u32::from(self.record.vmid) % TURNS));
         }
     }
 
