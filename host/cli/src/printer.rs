@@ -1,9 +1,11 @@
 //! The only file that writes to the terminal. Data goes to standard output; warnings, hints and errors to standard
 //! error. With `--json` standard output holds one document, or one per line where a command says so, and nothing else.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 
+use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
@@ -91,14 +93,17 @@ impl Printer {
     /// Text as it is, line ends included. What a guest chose must have been escaped.
     pub(crate) fn write(&self, text: &str) -> Result<(), CommandError> {
         let clear = if self.transient.take() { "\r\u{1b}[K" } else { "" };
-        let mut stdout = self.stdout.borrow_mut();
-        // Straight to the terminal: the clearing sequence is ours and must not be filtered with the colours.
-        let written = if clear.is_empty() {
-            Ok(())
+        let stdout = self.stdout.borrow();
+        // Colours go at once, not run by run as the stream would take them out: that is a system call for each line.
+        let text = if stdout.current_choice() == ColorChoice::Never {
+            Cow::Owned(strip_str(text).to_string())
         } else {
-            stdout.as_inner().lock().write_all(clear.as_bytes())
+            Cow::Borrowed(text)
         };
-        written
+        // Straight to the terminal: the clearing sequence is ours and must not be filtered with the colours.
+        let mut stdout = stdout.as_inner().lock();
+        stdout
+            .write_all(clear.as_bytes())
             .and_then(|()| stdout.write_all(text.as_bytes()))
             .and_then(|()| stdout.flush())
             .map_err(CommandError::Output)

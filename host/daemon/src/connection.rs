@@ -1,19 +1,22 @@
 //! One accepted connection, from its first byte to its last, whatever it came over.
 
 use std::convert::Infallible;
+use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
+use agentlab_backend::ByteStream;
 use axum::Router;
 use axum::body::Body;
+use axum::http::Extensions;
 use axum::response::Response;
+use futures_util::future::BoxFuture;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulConnection, Watcher};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -46,47 +49,65 @@ pub(crate) enum Stop {
 
 /// Serves a connection until it ends, or until it is stopped and its requests are answered. `who` (who is at the
 /// other end) is put into every request.
-pub(crate) async fn serve<I, W>(io: I, http: Http, router: Router, who: W, stop: Stop)
+pub(crate) fn serve<I, W>(io: I, http: Http, router: Router, who: W, stop: Stop) -> BoxFuture<'static, ()>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: ByteStream + 'static,
     W: Clone + Send + Sync + 'static,
 {
-    let io = TokioIo::new(io);
-    let service = service(router, who);
-    let result = match http {
-        Http::Either => {
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder
-                .http1()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT);
+    let introduce = move |request: &mut Extensions| drop(request.insert(who.clone()));
+    serve_any(Box::new(io), http, router, Arc::new(introduce), stop)
+}
+
+/// Says in a request who is at the other end.
+type Introduce = Arc<dyn Fn(&mut Extensions) + Send + Sync>;
+
+/// Of one type whatever the stream is: HTTP would else be in the program once for each of them. Boxed here, where the
+/// compiler still sees that nothing of it is borrowed.
+fn serve_any(
+    io: Box<dyn ByteStream>,
+    http: Http,
+    router: Router,
+    introduce: Introduce,
+    stop: Stop,
+) -> BoxFuture<'static, ()> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEADER_LIST);
+    let builder = match http {
+        Http::Either => builder,
+        Http::One => builder.http1_only(),
+        Http::Two => {
             builder
                 .http2()
-                .timer(TokioTimer::new())
-                .max_header_list_size(MAX_HEADER_LIST);
-            let connection = builder.serve_connection(io, service).into_owned();
-            watched(connection, stop).await.map_err(|error| error.to_string())
-        }
-        Http::One => {
-            let mut builder = http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT);
-            watched(builder.serve_connection(io, service), stop)
-                .await
-                .map_err(|error| error.to_string())
-        }
-        Http::Two => {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
                 .max_concurrent_streams(STREAMS)
-                .max_header_list_size(MAX_HEADER_LIST)
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT);
-            watched(builder.serve_connection(io, service), stop)
-                .await
-                .map_err(|error| error.to_string())
+            builder.http2_only()
+        }
+    };
+    let service = service(router, introduce);
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    Box::pin(watched(connection.into_owned(), stop))
+}
+
+async fn watched<C: GracefulConnection<Error: Display>>(connection: C, stop: Stop) {
+    let result = match stop {
+        Stop::With(watcher) => watcher.watch(connection).await,
+        Stop::On(token) => {
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = token.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = result {
@@ -94,25 +115,9 @@ where
     }
 }
 
-async fn watched<C: GracefulConnection>(connection: C, stop: Stop) -> C::Output {
-    match stop {
-        Stop::With(watcher) => watcher.watch(connection).await,
-        Stop::On(token) => {
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                output = connection.as_mut() => output,
-                () = token.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        }
-    }
-}
-
-fn service<W: Clone + Send + Sync + 'static>(
+fn service(
     router: Router,
-    who: W,
+    introduce: Introduce,
 ) -> impl Service<
     Request<Incoming>,
     Response = Response,
@@ -121,7 +126,7 @@ fn service<W: Clone + Send + Sync + 'static>(
 > + Clone
 + Send {
     service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(who.clone());
+        introduce(request.extensions_mut());
         router.clone().oneshot(request.map(Body::new))
     })
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Problem, Profile, SandboxId, SandboxList, SandboxView, Vmid};
-use agentlab_store::{SandboxRecord, Store, StoreError};
+use agentlab_api::{ErrorCode, Problem, Profile, SandboxId, SandboxView, Vmid};
+use agentlab_store::{SandboxPage, SandboxRecord, Store, StoreError};
 use tokio::time::timeout;
 
 use crate::request;
@@ -16,7 +16,6 @@ use crate::sandbox::perform::chain;
 use crate::sandbox::reserve::bounds;
 use crate::settings::{Parts, Settings, Tunable};
 use crate::shared::{NoAnswer, Shared};
-use crate::view;
 
 /// How long drivers may take to stop; what they leave half done is journalled.
 const STOP: Duration = Duration::from_secs(5);
@@ -154,16 +153,12 @@ impl Engine {
         include_destroyed: bool,
         cursor: Option<String>,
         limit: Option<u32>,
-    ) -> Result<SandboxList, Problem> {
+    ) -> Result<SandboxPage, Problem> {
         let before = request::cursor(cursor)?;
         let limit = limit.unwrap_or(LONGEST_PAGE).clamp(1, LONGEST_PAGE);
         let store = &self.shared.store;
         let page = store.sandbox_page(include_destroyed, before, limit).await;
-        let (records, next) = page.map_err(|error| store_problem(&error))?;
-        Ok(SandboxList {
-            sandboxes: records.into_iter().map(view::listed).collect(),
-            next_cursor: next.map(|cursor| cursor.to_string()),
-        })
+        page.map_err(|error| store_problem(&error))
     }
 
     /// One sandbox by UUID, VMID or name. VMIDs and names are used again: the living one comes first, then the newest.
@@ -171,7 +166,7 @@ impl Engine {
     /// # Errors
     /// There is none.
     pub async fn sandbox(&self, selector: &str) -> Result<SandboxView, Problem> {
-        self.select(selector).await.map(view::sandbox)
+        self.select(selector).await.map(|record| record.view())
     }
 
     /// Whether nothing more happens to a sandbox by itself: it is kept on purpose, or nothing of it is left outside
@@ -211,7 +206,7 @@ impl Engine {
     pub async fn destroy_sandbox(&self, selector: &str, force: bool) -> Result<SandboxView, Problem> {
         let record = self.select(selector).await?;
         if State::of(&record) == State::Destroyed {
-            return Ok(view::sandbox(record));
+            return Ok(record.view());
         }
         self.order(record.id, Request::Destroy { force }).await
     }
@@ -220,7 +215,7 @@ impl Engine {
     pub(crate) async fn order(&self, id: SandboxId, request: Request) -> Result<SandboxView, Problem> {
         let handle = self.shared.driver(id).ok_or_else(|| no_answer(NoAnswer::Gone))?;
         match handle.ask(|reply| Message::Request { request, reply }).await {
-            Ok(Ok(record)) => Ok(view::sandbox(record)),
+            Ok(Ok(record)) => Ok(record.view()),
             Ok(Err(problem)) => Err(problem),
             Err(why) => Err(no_answer(why)),
         }

@@ -11,7 +11,7 @@ use crate::sandbox::asked::refused;
 use crate::sandbox::driver;
 use crate::sandbox::machine::{Request, State, Verdict};
 use crate::sandbox::step::Step;
-use crate::{queue, request, view, workspace};
+use crate::{queue, request, workspace};
 
 /// Longest command line, all words together.
 const WORDS_BYTES: usize = 128 << 10;
@@ -59,7 +59,7 @@ impl Engine {
         })?;
         tracing::info!(sandbox = %record.id, vmid = %record.vmid, "sandbox requested");
         driver::spawn(&self.shared, record.clone(), None, false);
-        Ok(view::sandbox(record))
+        Ok(record.view())
     }
 
     /// Has a sandbox started, stopped, paused or resumed, and returns once that is recorded; safe to repeat.
@@ -119,7 +119,7 @@ impl Engine {
                 continue;
             }
             if request.dry_run {
-                pruned.sandboxes.push(view::sandbox(record));
+                pruned.sandboxes.push(record.view());
                 continue;
             }
             let vmid = record.vmid;

@@ -1,9 +1,7 @@
 //! Records as callers see them.
 
-use std::net::IpAddr;
-
-use agentlab_api::{ArtifactView, IdleView, JobView, SandboxView};
-use agentlab_store::{ArtifactRecord, Idle, JobRecord, SandboxRecord, SandboxSummary};
+use agentlab_api::{ArtifactView, JobView};
+use agentlab_store::{ArtifactRecord, JobRecord};
 
 /// `queue_position` for one that waits for a place.
 pub(crate) fn job(record: JobRecord, queue_position: Option<u32>) -> JobView {
@@ -26,56 +24,6 @@ pub(crate) fn job(record: JobRecord, queue_position: Option<u32>) -> JobView {
         created_at: record.created_at,
         started_at: record.started_at,
         finished_at: record.finished_at,
-    }
-}
-
-/// One line of a list.
-pub(crate) fn listed(record: SandboxSummary) -> SandboxView {
-    SandboxView {
-        id: record.id,
-        vmid: record.vmid,
-        name: record.name,
-        profile: record.profile.name,
-        state: record.state,
-        address: IpAddr::V4(record.address),
-        network_mode: record.profile.network.mode,
-        job: record.job,
-        workspace: record.workspace,
-        keepalive: record.keepalive,
-        lease_expires_at: record.lease_expires_at,
-        idle: record.idle.map(idle),
-        failure: record.failure,
-        left_behind: record.left_behind,
-        created_at: record.created_at,
-        updated_at: record.updated_at,
-    }
-}
-
-pub(crate) fn sandbox(record: SandboxRecord) -> SandboxView {
-    SandboxView {
-        id: record.id,
-        vmid: record.vmid,
-        name: record.name,
-        profile: record.profile.name,
-        state: record.state,
-        address: IpAddr::V4(record.address),
-        network_mode: record.profile.network.mode,
-        job: record.job,
-        workspace: record.workspace,
-        keepalive: record.keepalive,
-        lease_expires_at: record.lease_expires_at,
-        idle: record.idle.map(idle),
-        failure: record.failure,
-        left_behind: record.left_behind,
-        created_at: record.created_at,
-        updated_at: record.updated_at,
-    }
-}
-
-fn idle(record: Idle) -> IdleView {
-    IdleView {
-        since: record.since,
-        stop_at: record.stop_at,
     }
 }
 

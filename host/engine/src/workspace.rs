@@ -21,7 +21,6 @@ use crate::event;
 use crate::journal::Point;
 use crate::sandbox::inbox::{Message, WorkspaceChange};
 use crate::shared::{NoAnswer, Shared};
-use crate::view;
 
 /// Largest volume.
 const LARGEST_GB: u32 = 16 * 1024;
@@ -385,7 +384,7 @@ impl Engine {
             .driver(sandbox)
             .ok_or_else(|| no_answer(NoAnswer::Gone))?;
         match handle.ask(|reply| Message::Workspace { change, reply }).await {
-            Ok(Ok(record)) => Ok(view::sandbox(record)),
+            Ok(Ok(record)) => Ok(record.view()),
             Ok(Err(problem)) => Err(problem),
             Err(why) => Err(no_answer(why)),
         }

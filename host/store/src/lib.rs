@@ -25,10 +25,10 @@ use tokio::sync::watch;
 use self::database::Database;
 pub use error::StoreError;
 pub use files::{Files, Incoming, Received};
-pub use page::{Counts, CursorError, Expiry, JobCursor, Pruned, SandboxCursor};
+pub use page::{Counts, CursorError, Expiry, JobCursor, Pruned, SandboxCursor, SandboxPage};
 pub use record::{
     ArtifactRecord, EventFilter, IdempotencyRecord, Idle, Intent, JobRecord, NewEvent, SandboxRecord,
-    SandboxSummary, TokenRecord, Waiting, Write,
+    TokenRecord, Waiting, Write,
 };
 pub use workspace::{Rebind, WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask};
 
@@ -106,7 +106,7 @@ impl Store {
         self.database.sandboxes(include_destroyed).await
     }
 
-    /// A page of sandboxes, newest first, and where the next one begins.
+    /// A page of sandboxes, newest first.
     ///
     /// # Errors
     /// The database cannot be read.
@@ -115,7 +115,7 @@ impl Store {
         include_destroyed: bool,
         before: Option<SandboxCursor>,
         limit: u32,
-    ) -> Result<(Vec<SandboxSummary>, Option<SandboxCursor>), StoreError> {
+    ) -> Result<SandboxPage, StoreError> {
         self.database.sandbox_page(include_destroyed, before, limit).await
     }
 

@@ -7,8 +7,6 @@ use std::str::FromStr;
 use agentlab_api::{JobId, SandboxId};
 use jiff::Timestamp;
 
-use crate::SandboxSummary;
-
 /// Place in the list of jobs, after which the next page begins. Opaque text to everybody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobCursor {
@@ -16,21 +14,20 @@ pub struct JobCursor {
     pub(crate) id: JobId,
 }
 
+/// A page of sandboxes, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxPage {
+    /// A JSON array of `SandboxView`: a thousand of them are put together, not read and written again.
+    pub sandboxes: String,
+    /// Where the next page begins, if there is one.
+    pub next: Option<SandboxCursor>,
+}
+
 /// Place in the list of sandboxes, after which the next page begins. Opaque text to everybody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxCursor {
     pub(crate) microseconds: i64,
     pub(crate) id: SandboxId,
-}
-
-impl SandboxCursor {
-    /// The page after this record.
-    pub(crate) fn after(record: &SandboxSummary) -> Self {
-        Self {
-            microseconds: record.created_at.as_microsecond(),
-            id: record.id,
-        }
-    }
 }
 
 impl fmt::Display for SandboxCursor {

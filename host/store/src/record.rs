@@ -1,10 +1,10 @@
 //! Records as the engine writes them, and writes as values.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use agentlab_api::{
-    ArtifactKind, ChannelKind, EventKind, Failure, JobId, JobOutcome, JobState, NetworkMode, Profile,
-    PushTarget, RepositorySource, SandboxId, SandboxState, Vmid, WorkspaceId,
+    ArtifactKind, ChannelKind, EventKind, Failure, IdleView, JobId, JobOutcome, JobState, Profile,
+    PushTarget, RepositorySource, SandboxId, SandboxState, SandboxView, Vmid, WorkspaceId,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,34 @@ pub struct SandboxRecord {
     pub updated_at: Timestamp,
 }
 
+impl SandboxRecord {
+    /// As callers see it.
+    #[must_use]
+    pub fn view(&self) -> SandboxView {
+        SandboxView {
+            id: self.id,
+            vmid: self.vmid,
+            name: self.name.clone(),
+            profile: self.profile.name.clone(),
+            state: self.state,
+            address: IpAddr::V4(self.address),
+            network_mode: self.profile.network.mode,
+            job: self.job.clone(),
+            workspace: self.workspace,
+            keepalive: self.keepalive,
+            lease_expires_at: self.lease_expires_at,
+            idle: self.idle.map(|idle| IdleView {
+                since: idle.since,
+                stop_at: idle.stop_at,
+            }),
+            failure: self.failure.clone(),
+            left_behind: self.left_behind.clone(),
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        }
+    }
+}
+
 /// A sandbox that nobody uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Idle {
@@ -80,45 +108,6 @@ pub struct Idle {
     pub since: Timestamp,
     /// When it is stopped for that, should it go on.
     pub stop_at: Timestamp,
-}
-
-/// Of a [`SandboxRecord`] what a list shows: a thousand of them are read at once.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[expect(missing_docs, reason = "the fields of the record")]
-pub struct SandboxSummary {
-    pub id: SandboxId,
-    pub vmid: Vmid,
-    pub name: String,
-    pub profile: ProfileSummary,
-    pub state: SandboxState,
-    pub address: Ipv4Addr,
-    pub job: Option<JobId>,
-    #[serde(default)]
-    pub workspace: Option<WorkspaceId>,
-    pub keepalive: bool,
-    pub lease_expires_at: Option<Timestamp>,
-    #[serde(default)]
-    pub idle: Option<Idle>,
-    pub failure: Option<Failure>,
-    pub left_behind: Vec<String>,
-    pub created_at: Timestamp,
-    pub updated_at: Timestamp,
-}
-
-/// Of a profile what a list shows.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct ProfileSummary {
-    /// Its name.
-    pub name: String,
-    /// What packets may reach.
-    pub network: NetworkSummary,
-}
-
-/// Of `network:` of a profile what a list shows.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct NetworkSummary {
-    /// What packets may reach.
-    pub mode: NetworkMode,
 }
 
 /// One job.

@@ -10,7 +10,7 @@ mod support;
 
 use std::time::Duration;
 
-use agentlab_api::{ArtifactKind, JobState, LogStream, SandboxState, Vmid};
+use agentlab_api::{ArtifactKind, JobState, LogStream, SandboxState, SandboxView, Vmid};
 use agentlab_store::{
     ArtifactRecord, EventFilter, Expiry, IdempotencyRecord, JobRecord, Pruned, SandboxRecord, Store, Write,
 };
@@ -74,14 +74,29 @@ async fn pages_of_sandboxes_join_without_gap_or_overlap() {
         wanted.retain(|record| include_destroyed || record.state != SandboxState::Destroyed);
         let (mut paged, mut cursor) = (Vec::new(), None);
         loop {
-            let (page, next) = store.sandbox_page(include_destroyed, cursor, 4).await.unwrap();
-            paged.extend(page.into_iter().map(|record| record.id));
-            let Some(next) = next else { break };
+            let page = store.sandbox_page(include_destroyed, cursor, 4).await.unwrap();
+            let views: Vec<SandboxView> = serde_json::from_str(&page.sandboxes).unwrap();
+            paged.extend(views.into_iter().map(|view| view.id));
+            let Some(next) = page.next else { break };
             // As a client sends it back.
             cursor = Some(next.to_string().parse().unwrap());
         }
         assert_eq!(paged, wanted.iter().map(|record| record.id).collect::<Vec<_>>());
     }
+}
+
+#[tokio::test]
+async fn what_an_older_program_has_written_is_listed_like_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).await.unwrap();
+    let (older, newer) = (sandbox(1000), sandbox(1001));
+    store.commit(vec![put(&older), put(&newer)]).await.unwrap();
+    let page = store.sandbox_page(false, None, 10).await.unwrap();
+    let file = rusqlite::Connection::open(directory.path().join("agentlab.db")).unwrap();
+    let forgotten = file.execute("UPDATE sandboxes SET view = NULL WHERE vmid = 1000", []);
+    assert_eq!(forgotten.unwrap(), 1);
+    assert_eq!(store.sandbox_page(false, None, 10).await.unwrap(), page);
+    assert!(page.sandboxes.contains(&older.id.to_string()));
 }
 
 #[tokio::test]

@@ -58,8 +58,7 @@ async fn machines(config: &Config) -> Result<Fake> {
     .await?;
     // Its serial lines would be memory that no real daemon holds.
     let fake = Fake::new().without_serial();
-    let (records, _) = store.sandbox_page(false, None, rows::ROWS).await?;
-    for record in records {
+    for record in store.sandboxes(false).await? {
         fake.plant(Machine {
             vmid: record.vmid,
             name: record.name,

@@ -1,11 +1,10 @@
 //! The guest routes over a VM's own serial port.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use agentlab_api::SandboxId;
 use agentlab_backend::ByteStream;
-use agentlab_channel::{Acceptor, FramedStream};
+use agentlab_channel::Acceptor;
 use agentlab_engine::GuestOrigin;
 use agentlab_engine::port::GuestDoor;
 use async_trait::async_trait;
@@ -64,7 +63,7 @@ impl GuestDoor for SerialDoor {
                     tracing::debug!(%sandbox, connection = stream.id(), "A guest connected over its serial port");
                     let stop = Stop::On(self.stopping.clone());
                     let origin = GuestOrigin::Channel(sandbox);
-                    let mut serving = serving(stream, router.clone(), origin, stop);
+                    let mut serving = connection::serve(stream, Http::Two, router.clone(), origin, stop);
                     // A runner that begins anew replaces its older connection, which is dropped then.
                     next = tokio::select! {
                         () = serving.as_mut() => line.next().await,
@@ -79,14 +78,4 @@ impl GuestDoor for SerialDoor {
             }
         }
     }
-}
-
-/// Boxed here, where the compiler still sees that nothing of it is borrowed.
-fn serving(
-    stream: FramedStream<Box<dyn ByteStream>>,
-    router: Router,
-    origin: GuestOrigin,
-    stop: Stop,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(connection::serve(stream, Http::Two, router, origin, stop))
 }

@@ -1,11 +1,9 @@
 //! The guest routes over vsock. The back end knows whose each connection is.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::SandboxId;
-use agentlab_backend::{Backend, ByteStream};
+use agentlab_backend::Backend;
 use agentlab_engine::GuestOrigin;
 use axum::Router;
 use tokio::task::JoinSet;
@@ -40,7 +38,9 @@ impl VsockGuests {
                     Ok((sandbox, stream)) => {
                         if let Some(permit) = self.limits.connection(GuestOrigin::Vsock(sandbox)) {
                             let stop = Stop::On(self.stopping.clone());
-                            let serving = serving(sandbox, stream, self.router.clone(), stop);
+                            let origin = GuestOrigin::Vsock(sandbox);
+                            let serving = connection::serve(stream, Http::Two, self.router.clone(), origin, stop);
+                            tracing::debug!(%sandbox, "A guest connected over vsock");
                             connections.spawn(async move {
                                 serving.await;
                                 drop(permit);
@@ -61,21 +61,4 @@ impl VsockGuests {
         }
         while connections.join_next().await.is_some() {}
     }
-}
-
-/// One connection. Boxed here, where the compiler still sees that nothing of it is borrowed.
-fn serving(
-    sandbox: SandboxId,
-    stream: Box<dyn ByteStream>,
-    router: Router,
-    stop: Stop,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    tracing::debug!(%sandbox, "A guest connected over vsock");
-    Box::pin(connection::serve(
-        stream,
-        Http::Two,
-        router,
-        GuestOrigin::Vsock(sandbox),
-        stop,
-    ))
 }

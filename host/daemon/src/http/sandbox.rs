@@ -1,7 +1,8 @@
 //! `/v1/sandboxes`. A selector is a UUID, a VMID or a name.
 
-use agentlab_api::{LeaseRequest, PruneRequest, PruneView, SandboxList, SandboxRequest, SandboxView};
+use agentlab_api::{LeaseRequest, PruneRequest, PruneView, SandboxRequest, SandboxView};
 use agentlab_engine::sandbox::machine::Request;
+use agentlab_store::SandboxPage;
 use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -46,14 +47,21 @@ pub(super) struct ConsoleQuery {
     max_bytes: Option<usize>,
 }
 
+/// A [`SandboxList`](agentlab_api::SandboxList), put together from sandboxes that are JSON already.
 pub(super) async fn list(
     State(edge): State<Edge>,
     Params(query): Params<SandboxQuery>,
-) -> Result<JsonAnswer<SandboxList>, Refusal> {
+) -> Result<impl IntoResponse, Refusal> {
     let page = edge
         .engine
         .sandboxes(query.include_destroyed, query.cursor, query.limit);
-    Ok(JsonAnswer(page.await?))
+    let SandboxPage { mut sandboxes, next } = page.await?;
+    sandboxes.insert_str(0, r#"{"sandboxes":"#);
+    if let Some(cursor) = next {
+        sandboxes.push_str(&format!(r#","next_cursor":"{cursor}""#));
+    }
+    sandboxes.push('}');
+    Ok(([(header::CONTENT_TYPE, "application/json")], sandboxes))
 }
 
 /// 202: it is made without the caller; the events say how far it is.

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, EventKind, JobRequest, JobState, JobView, RepositorySource, SandboxState};
+use agentlab_api::{
+    ErrorCode, EventKind, JobRequest, JobState, JobView, RepositorySource, SandboxState, SandboxView,
+};
 use agentlab_protocol::message::{LogBatch, LogPiece, Order, Phase, ReportStatus, Stream};
 
 use super::lab::{Lab, request, vmid};
@@ -300,8 +302,9 @@ async fn a_list_shows_of_each_sandbox_what_showing_it_does() {
     lab.backend.stop(failed.vmid.unwrap());
     lab.until_sandbox(&failed, SandboxState::Failed).await;
     let listed = lab.engine().sandboxes(false, None, None).await.unwrap();
-    assert_eq!(listed.sandboxes.len(), 2);
-    for one in listed.sandboxes {
+    let listed: Vec<SandboxView> = serde_json::from_str(&listed.sandboxes).unwrap();
+    assert_eq!(listed.len(), 2);
+    for one in listed {
         assert_eq!(lab.engine().sandbox(&one.id.to_string()).await.unwrap(), one);
     }
 }

@@ -25,11 +25,10 @@ use tokio::sync::watch;
 
 use self::worker::{WorkError, Workers};
 use crate::record::{
-    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, SandboxSummary,
-    TokenRecord, Write,
+    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, TokenRecord, Write,
 };
 use crate::workspace::WorkspaceRecord;
-use crate::{Counts, Expiry, JobCursor, Pruned, SandboxCursor, StoreError};
+use crate::{Counts, Expiry, JobCursor, Pruned, SandboxCursor, SandboxPage, StoreError};
 
 const READERS: usize = 2;
 const BUSY_TIMEOUT_MILLISECONDS: u64 = 5000;
@@ -151,7 +150,7 @@ impl Database {
         include_destroyed: bool,
         before: Option<SandboxCursor>,
         limit: u32,
-    ) -> Result<(Vec<SandboxSummary>, Option<SandboxCursor>), StoreError> {
+    ) -> Result<SandboxPage, StoreError> {
         self.readers
             .call("reading sandboxes", move |reader| {
                 sandbox::page(reader, include_destroyed, before.as_ref(), limit)

@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::worker::WorkError;
-use super::{decode, encode};
-use crate::record::{SandboxRecord, SandboxSummary};
-use crate::{SandboxCursor, StoreError};
+use super::{decode, encode, parse};
+use crate::record::SandboxRecord;
+use crate::{SandboxCursor, SandboxPage, StoreError};
 
 pub(super) fn put(
     connection: &Connection,
@@ -16,11 +16,11 @@ pub(super) fn put(
 ) -> Result<(), WorkError> {
     record.updated_at = now;
     let mut statement = connection.prepare_cached(
-        "INSERT INTO sandboxes (id, vmid, address, name, state, created_at, updated_at, workspace, body)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+        "INSERT INTO sandboxes (id, vmid, address, name, state, created_at, updated_at, workspace, body, view)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
          ON CONFLICT (id) DO UPDATE
          SET vmid = ?2, address = ?3, name = ?4, state = ?5, created_at = ?6, updated_at = ?7, workspace = ?8,
-             body = ?9",
+             body = ?9, view = ?10",
     )?;
     let written = statement.execute(params![
         record.id.to_string(),
@@ -32,6 +32,7 @@ pub(super) fn put(
         record.updated_at.as_microsecond(),
         record.workspace.map(|workspace| workspace.to_string()),
         encode("sandbox", &record)?,
+        encode("sandbox", &record.view())?,
     ]);
     match written {
         Ok(_) => Ok(()),
@@ -92,31 +93,46 @@ pub(super) fn page(
     include_destroyed: bool,
     before: Option<&SandboxCursor>,
     limit: u32,
-) -> Result<(Vec<SandboxSummary>, Option<SandboxCursor>), WorkError> {
-    let sql = if include_destroyed {
-        "SELECT body FROM sandboxes WHERE (created_at, id) < (?1, ?2) ORDER BY created_at DESC, id DESC LIMIT ?3"
+) -> Result<SandboxPage, WorkError> {
+    let live = if include_destroyed {
+        ""
     } else {
-        "SELECT body FROM sandboxes WHERE state <> 'DESTROYED' AND (created_at, id) < (?1, ?2)
-         ORDER BY created_at DESC, id DESC LIMIT ?3"
+        "state <> 'DESTROYED' AND"
     };
+    // What an older program has written stands there without its view.
+    let sql = format!(
+        "SELECT id, created_at, coalesce(view, body), view IS NULL FROM sandboxes
+         WHERE {live} (created_at, id) < (?1, ?2) ORDER BY created_at DESC, id DESC LIMIT ?3"
+    );
     let (microseconds, id) = before.map_or((i64::MAX, String::new()), |cursor| {
         (cursor.microseconds, cursor.id.to_string())
     });
-    let mut statement = connection.prepare_cached(sql)?;
+    let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params![microseconds, id, i64::from(limit) + 1])?;
-    let mut records: Vec<SandboxSummary> = Vec::new();
-    while let Some(row) = rows.next()? {
-        let body = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-        records.push(decode("sandbox", body)?);
+    let (mut sandboxes, mut last) = (String::from("["), None);
+    for _ in 0..limit {
+        let Some(row) = rows.next()? else { break };
+        if last.is_some() {
+            sandboxes.push(',');
+        }
+        let text = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
+        if row.get(3)? {
+            let record: SandboxRecord = decode("sandbox", text)?;
+            sandboxes.push_str(&encode("sandbox", &record.view())?);
+        } else {
+            sandboxes.push_str(text);
+        }
+        last = Some((row.get::<_, String>(0)?, row.get(1)?));
     }
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let next = if records.len() > limit {
-        records.truncate(limit);
-        records.last().map(SandboxCursor::after)
-    } else {
-        None
+    sandboxes.push(']');
+    let next = match (rows.next()?, last) {
+        (Some(_), Some((id, microseconds))) => Some(SandboxCursor {
+            microseconds,
+            id: parse("sandbox", &id)?,
+        }),
+        (Some(_), None) | (None, _) => None,
     };
-    Ok((records, next))
+    Ok(SandboxPage { sandboxes, next })
 }
 
 /// By VMID or by name. The living one before those that are gone, then the newest.

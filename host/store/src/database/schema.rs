@@ -113,8 +113,19 @@ CREATE UNIQUE INDEX sandboxes_live_workspace ON sandboxes (workspace)
     WHERE state <> 'DESTROYED' AND workspace IS NOT NULL;
 ";
 
-fn migrations() -> [M<'static>; 3] {
-    [M::up(VERSION_1), M::up(VERSION_2), M::up(VERSION_3)]
+/// What a list shows of a sandbox stands beside its record. Absent until the record is written again; a version that
+/// shows something else sets it to NULL.
+const VERSION_4: &str = "
+ALTER TABLE sandboxes ADD COLUMN view TEXT;
+";
+
+fn migrations() -> [M<'static>; 4] {
+    [
+        M::up(VERSION_1),
+        M::up(VERSION_2),
+        M::up(VERSION_3),
+        M::up(VERSION_4),
+    ]
 }
 
 /// Brings the database to this program's version. Refuses one that is newer or is somebody else's, and changes
