@@ -1,4 +1,4 @@
-//! Takes a sandbox down: every undo up to the cursor, in order, each again and again until it has succeeded.
+//! Takes a sandbox down: every undo up to the last step begun, in order, each again and again until it has succeeded.
 //! What cannot be undone yet is said on the record, and once by an alarm.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,9 +59,12 @@ impl Driver {
         if self.work.is_some() || self.clocks.is_waiting() {
             return;
         }
-        let plan = Step::named(&self.record.cursor)
-            .unwrap_or(Step::AwaitGuest)
-            .undo_plan();
+        // One that was up before had begun them all, wherever its next start stands.
+        let last = match self.record.runner_version {
+            Some(_) => Step::AwaitGuest,
+            None => Step::named(&self.record.cursor).unwrap_or(Step::AwaitGuest),
+        };
+        let plan = last.undo_plan();
         let powered = plan.contains(&Step::PowerOn) && !self.unwinding.done.contains(&Step::PowerOn);
         if powered && self.awaits_release() {
             return;
