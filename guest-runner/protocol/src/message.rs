@@ -24,14 +24,20 @@ pub const HEARTBEAT_PATH: &str = "/guest/v1/heartbeat";
 pub const LOGS_PATH: &str = "/guest/v1/logs";
 /// `GET`: the uploaded `git bundle` of the job, session required. Artifact port and every channel.
 pub const REPOSITORY_PATH: &str = "/guest/v1/repository";
-/// `PUT` below this prefix: one artifact, session required. Artifact port and every channel. 201.
+/// `PUT` below this prefix: one artifact, session required. Artifact port and every channel. 201. `HEAD`: how much is
+/// there of it, in [`OFFSET_HEADER`]. 200.
 pub const ARTIFACTS_PREFIX: &str = "/guest/v1/artifacts/";
 /// `POST`: [`Report`], session required. 202.
 pub const REPORT_PATH: &str = "/guest/v1/report";
-/// Header of an artifact upload: lower-case hexadecimal SHA-256 of the body.
+/// Header of an artifact upload: lower-case hexadecimal SHA-256 of the whole file.
 pub const SHA256_HEADER: &str = "x-agentlab-sha256";
 /// Header of an artifact upload: an [`ArtifactRole`] word.
 pub const ROLE_HEADER: &str = "x-agentlab-role";
+/// Header of an artifact upload: the byte of the file that its body begins with, decimal; 0 when absent. In an answer
+/// to `HEAD`, and in a refusal with 416, the only byte that the upload can go on from.
+pub const OFFSET_HEADER: &str = "x-agentlab-offset";
+/// What is smaller is sent whole each time, and no part of it is kept.
+pub const RESUMABLE_BYTES: u64 = 1 << 20;
 
 /// First message of a guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Frame, SizeHint};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncSeekExt as _, ReadBuf};
 
 const CHUNK_BYTES: u64 = 64 * 1024;
 
@@ -32,11 +32,15 @@ pub(crate) struct FileBody {
 }
 
 impl FileBody {
-    /// Exactly `size` bytes of a file; fewer are a failure, more are left alone.
-    pub(crate) async fn open(path: &Path, size: u64, failure: Failure) -> io::Result<Self> {
+    /// The bytes of a file from `offset` to `size`, exactly; fewer are a failure, more are left alone.
+    pub(crate) async fn open(path: &Path, (offset, size): (u64, u64), failure: Failure) -> io::Result<Self> {
+        let mut file = tokio::fs::File::open(path).await?;
+        if offset > 0 {
+            file.seek(io::SeekFrom::Start(offset)).await?;
+        }
         Ok(Self {
-            file: tokio::fs::File::open(path).await?,
-            left: size,
+            file,
+            left: size.saturating_sub(offset),
             chunk: BytesMut::new(),
             failure,
         })

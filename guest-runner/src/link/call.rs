@@ -29,7 +29,12 @@ const REASON_CHARS: usize = 200;
 pub(crate) enum Content<'a> {
     Nothing,
     Json(Bytes),
-    File { path: &'a Path, size: u64 },
+    /// From its byte `offset` to `size`.
+    File {
+        path: &'a Path,
+        offset: u64,
+        size: u64,
+    },
 }
 
 /// One request in all its tries.
@@ -122,7 +127,8 @@ impl Call<'_> {
         }
     }
 
-    async fn attempt<T: Take>(&self, ways: &Ways, take: &mut T) -> Result<T::Output, Setback> {
+    /// One try.
+    pub(crate) async fn attempt<T: Take>(&self, ways: &Ways, take: &mut T) -> Result<T::Output, Setback> {
         let failure = Failure::default();
         let request = self.request(&failure).await.map_err(Setback::Final)?;
         let (mut sender, wire) = ways.sender(self.listener).await.map_err(Setback::Again)?;
@@ -161,7 +167,9 @@ impl Call<'_> {
             }));
         }
         let reason = refusal_text(response).await;
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+        // 416: an upload goes on elsewhere, which is asked for before the next try.
+        let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::RANGE_NOT_SATISFIABLE];
+        if later.contains(&status) || status.is_server_error() {
             return Err(Setback::Again(format!("status {}: {reason}", status.as_u16())));
         }
         Err(Setback::Final(LinkError::Refused {
@@ -187,9 +195,9 @@ impl Call<'_> {
                 request = request.header(CONTENT_TYPE, "application/json");
                 RequestBody::Bytes(Some(bytes.clone()))
             }
-            Content::File { path, size } => {
-                request = request.header(CONTENT_LENGTH, *size);
-                let opened = FileBody::open(path, *size, Failure::clone(failure)).await;
+            Content::File { path, offset, size } => {
+                request = request.header(CONTENT_LENGTH, size.saturating_sub(*offset));
+                let opened = FileBody::open(path, (*offset, *size), Failure::clone(failure)).await;
                 RequestBody::File(opened.map_err(|source| self.file_error(source))?)
             }
         };

@@ -8,6 +8,7 @@
 //!                                                                          └ TLS, one pinned key
 //! ```
 
+mod artifact;
 mod backoff;
 mod body;
 mod call;
@@ -20,13 +21,11 @@ mod wire;
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_protocol::message::{
-    ARTIFACTS_PREFIX, ArtifactName, ArtifactRole, HEARTBEAT_PATH, Heartbeat, HeartbeatAnswer, LOGS_PATH,
-    LogBatch, REPORT_PATH, REPOSITORY_PATH, ROLE_HEADER, Report, SHA256_HEADER,
+    HEARTBEAT_PATH, Heartbeat, HeartbeatAnswer, LOGS_PATH, LogBatch, REPORT_PATH, REPOSITORY_PATH, Report,
 };
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -48,8 +47,6 @@ const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(15);
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(600);
 /// A transfer that stands still for so long is dead.
 const STALL_PATIENCE: Duration = Duration::from_secs(60);
-/// Slower than this is not waited for.
-const SLOWEST_BYTES_PER_SECOND: u64 = 128 * 1024;
 
 /// Why the host did not take, or give, something.
 #[derive(Debug, thiserror::Error)]
@@ -167,41 +164,6 @@ impl Link {
         call.run(&self.ways, Download { into, limit }).await
     }
 
-    /// Streams one file up. `size` and `sha256` (lower-case hexadecimal) must be those of the file: a file that
-    /// changes meanwhile is refused by the host.
-    ///
-    /// # Errors
-    /// A refusal, a file error, or no host for minutes.
-    pub async fn put_artifact(
-        &self,
-        name: &ArtifactName,
-        role: ArtifactRole,
-        file: &Path,
-        size: u64,
-        sha256: &str,
-    ) -> Result<(), LinkError> {
-        let action = format!("artifact {name}");
-        let sum = HeaderValue::from_str(sha256).map_err(|_| LinkError::Refused {
-            action: action.clone(),
-            status: 400,
-            reason: "SHA-256 is not hexadecimal".to_owned(),
-        })?;
-        let path = format!("{ARTIFACTS_PREFIX}{}", percent_encoded(name.as_str()));
-        let content = Content::File { path: file, size };
-        let call = Call {
-            method: Method::PUT,
-            listener: Listener::Artifacts,
-            headers: vec![
-                (SHA256_HEADER, sum),
-                (ROLE_HEADER, HeaderValue::from_static(role.as_str())),
-            ],
-            // The answer comes after the last byte is stored.
-            try_patience: STALL_PATIENCE + Duration::from_secs(size / SLOWEST_BYTES_PER_SECOND),
-            ..self.call(&action, &path, content, Some(TRANSFER_PATIENCE))
-        };
-        call.run(&self.ways, Accepted).await
-    }
-
     /// Hands the report over; repeats it for minutes.
     ///
     /// # Errors
@@ -283,32 +245,5 @@ impl Take for Download<'_> {
         }
         self.into.flush().await.map_err(failed)?;
         Ok(hex::encode(hash.finalize()))
-    }
-}
-
-/// An artifact's name as a path: every byte but the unreserved ones of RFC 3986 and `/`.
-fn percent_encoded(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
-    name.bytes()
-        .map(|byte| {
-            if plain(byte) {
-                char::from(byte).to_string()
-            } else {
-                format!("%{byte:02X}")
-            }
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_a_path_whatever_it_holds() {
-        assert_eq!(
-            percent_encoded("files/a b%?#\u{e9}.txt"),
-            "files/a%20b%25%3F%23%C3%A9.txt"
-        );
     }
 }

@@ -232,12 +232,13 @@ async fn answer(
         header("x-agentlab-sha256"),
         header("x-agentlab-role"),
     );
-    if path.starts_with("/guest/v1/artifacts/") && state.lock().unwrap().refuse_artifacts {
+    let is_upload = method == "PUT" && path.starts_with("/guest/v1/artifacts/");
+    if is_upload && state.lock().unwrap().refuse_artifacts {
         // Before the body: a guest must not be made to send what nobody wants.
         return Ok(reply(413, "quota of this job is used up"));
     }
     let store = state.lock().unwrap().store.clone();
-    if let Some(store) = store.filter(|_| path.starts_with("/guest/v1/artifacts/")) {
+    if let Some(store) = store.filter(|_| is_upload) {
         let stored = hashed_and_stored(request.into_body(), &store).await;
         return Ok(if stored == sum {
             reply(201, "")

@@ -136,7 +136,9 @@ mod tests {
             (bootstrap, "POST", "/guest/v1/logs"),
             (artifacts, "GET", "/guest/v1/repository"),
             (artifacts, "GET", "/guest/v1/repository"),
+            (artifacts, "HEAD", "/guest/v1/artifacts/files/a%20b.bin"),
             (artifacts, "PUT", "/guest/v1/artifacts/files/a%20b.bin"),
+            (artifacts, "HEAD", "/guest/v1/artifacts/files/a%20b.bin"),
             (bootstrap, "POST", "/guest/v1/report"),
         ];
         assert_eq!(summary, expected);
@@ -144,14 +146,14 @@ mod tests {
         assert!(asked[1..].iter().all(|asked| asked.authorization == bearer));
         assert_eq!(
             (
-                asked[6].body.len(),
-                asked[6].sha256.as_str(),
-                asked[6].role.as_str()
+                asked[7].body.len(),
+                asked[7].sha256.as_str(),
+                asked[7].role.as_str()
             ),
             (5_000_001, "00ff", "file")
         );
         assert_eq!(
-            serde_json::from_slice::<Report>(&asked[7].body).unwrap(),
+            serde_json::from_slice::<Report>(&asked[9].body).unwrap(),
             report()
         );
     }

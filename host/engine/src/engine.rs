@@ -329,7 +329,7 @@ pub(crate) fn store_problem(error: &StoreError) -> Problem {
         StoreError::TooLarge { .. } => ErrorCode::TooLarge,
         _ if error.is_disk_full() => ErrorCode::LimitReached,
         StoreError::Mismatch { .. } | StoreError::Name(_) => ErrorCode::InvalidValue,
-        StoreError::Conflict(_) => ErrorCode::StateConflict,
+        StoreError::Conflict(_) | StoreError::Offset { .. } => ErrorCode::StateConflict,
         StoreError::Closed => ErrorCode::ShuttingDown,
         StoreError::DiskFloor { .. }
         | StoreError::Database { .. }

@@ -4,19 +4,15 @@
 use std::net::Ipv4Addr;
 
 use agentlab_api::{ArtifactKind, ArtifactRules, ChannelKind, JobId, RepositorySource, SandboxId};
-use agentlab_protocol::message::{
-    ArtifactName, ArtifactRole, Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, RedeemRequest, Report,
-};
+use agentlab_protocol::message::{Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, RedeemRequest, Report};
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::session::{decode_secret, derive, sha256};
-use agentlab_store::{ArtifactRecord, Received, StoreError};
+use agentlab_store::{ArtifactRecord, StoreError};
 
 use crate::engine::Engine;
-use crate::report::{kind_of, name_fits};
 use crate::sandbox::inbox::{Message, Redemption};
 use crate::sandbox::perform::chain;
 use crate::shared::{Handle, NoAnswer};
-use crate::upload::Upload;
 
 /// Where a guest's request came from, as the host itself knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +47,9 @@ pub enum GuestRefusal {
     /// A bound is reached. 413.
     #[error("{0}")]
     TooLarge(String),
+    /// An upload goes on from this byte only. 416.
+    #[error("it goes on from byte {0} only")]
+    Offset(u64),
     /// Nothing to fetch. 404.
     #[error("not found")]
     NotFound,
@@ -65,9 +64,10 @@ impl From<NoAnswer> for GuestRefusal {
     }
 }
 
-fn stored(error: &StoreError) -> GuestRefusal {
+pub(crate) fn stored(error: &StoreError) -> GuestRefusal {
     match error {
         StoreError::TooLarge { .. } => GuestRefusal::TooLarge(error.to_string()),
+        StoreError::Offset { kept, .. } => GuestRefusal::Offset(*kept),
         _ if error.is_disk_full() => disk_full(),
         StoreError::DiskFloor { .. }
         | StoreError::Database { .. }
@@ -86,7 +86,7 @@ fn stored(error: &StoreError) -> GuestRefusal {
 }
 
 /// Space may come back, and work that is refused is lost: the guest tries again for as long as its job lasts.
-fn disk_full() -> GuestRefusal {
+pub(crate) fn disk_full() -> GuestRefusal {
     GuestRefusal::Unavailable("the host's disk is too full for now".to_owned())
 }
 
@@ -151,7 +151,7 @@ impl Engine {
         }
     }
 
-    fn guest_of(&self, session: &GuestSession) -> Result<Handle, GuestRefusal> {
+    pub(crate) fn guest_of(&self, session: &GuestSession) -> Result<Handle, GuestRefusal> {
         self.guest(GuestOrigin::Channel(session.sandbox))
     }
 
@@ -276,98 +276,13 @@ impl Engine {
         opened.ok_or(GuestRefusal::NotFound)
     }
 
-    /// Begins the upload of one file, within the bounds of the job's profile and above the disk floor.
-    ///
-    /// # Errors
-    /// A bound is reached, the name does not fit its role, or the job has ended.
-    pub async fn receive_artifact(
-        &self,
-        session: &GuestSession,
-        name: ArtifactName,
-        role: ArtifactRole,
-    ) -> Result<Upload, GuestRefusal> {
-        let handle = self.guest_of(session)?;
-        if !name_fits(role, &name) {
-            return Err(GuestRefusal::Conflict(format!(
-                "{role:?} is not the role of {name}"
-            )));
-        }
-        let job = self.unfinished_job(&handle).await?;
-        drop(handle.inbox.try_send(Box::new(Message::Heard)));
-        let (store, settings) = (&self.shared.store, &self.shared.settings);
-        let kept = store.artifacts(&job).await.map_err(|error| stored(&error))?;
-        let left = within_quota(
-            &handle.record().profile.artifacts,
-            &kept,
-            (name.as_str(), kind_of(role)),
-            0,
-        )?;
-        let free = store.files().free_bytes().await.map_err(|error| stored(&error))?;
-        if free <= settings.artifact_disk_floor {
-            return Err(disk_full());
-        }
-        let total = handle.record().profile.artifacts.max_total_bytes;
-        let others = kept.iter().filter(|file| file.name != name.as_str());
-        let used = others.fold(0u64, |sum, file| sum.saturating_add(file.size_bytes));
-        let permit = handle
-            .uploads
-            .begin(left, total.saturating_sub(used))
-            .ok_or_else(|| GuestRefusal::Unavailable("too many uploads at once".to_owned()))?;
-        // The floor is kept while it arrives, so that reaching it is not taken for a bound of the job's.
-        let incoming = store
-            .files()
-            .receive_artifact(&job, name.as_str(), left)
-            .await
-            .map_err(|error| stored(&error))?;
-        Ok(Upload::new(incoming, permit))
-    }
-
-    async fn unfinished_job(&self, handle: &Handle) -> Result<JobId, GuestRefusal> {
+    pub(crate) async fn unfinished_job(&self, handle: &Handle) -> Result<JobId, GuestRefusal> {
         let ended = || GuestRefusal::Conflict("the job has ended".to_owned());
         let id = handle.record().job.clone().ok_or_else(ended)?;
         let job = self.shared.store.job(&id).await.map_err(|error| stored(&error))?;
         job.filter(|job| !job.state.is_final())
             .map(|job| job.id)
             .ok_or_else(ended)
-    }
-
-    /// A file arrived whole and is on disk. The same name again is a success with the same bytes, and a conflict with
-    /// others: those never take the place of what was stored first.
-    ///
-    /// # Errors
-    /// A bound is exceeded together with what arrived meanwhile, or the job has ended.
-    pub async fn artifact_received(
-        &self,
-        session: &GuestSession,
-        name: ArtifactName,
-        role: ArtifactRole,
-        received: Received,
-    ) -> Result<(), GuestRefusal> {
-        let handle = self.guest_of(session)?;
-        let job = match self.unfinished_job(&handle).await {
-            Ok(job) => job,
-            Err(refusal) => {
-                self.forget_late(session, name.as_str()).await;
-                return Err(refusal);
-            }
-        };
-        let artifact = ArtifactRecord {
-            job,
-            name: name.into(),
-            kind: kind_of(role),
-            size_bytes: received.size_bytes,
-            sha256: received.sha256,
-            created_at: self.shared.now(),
-        };
-        handle.ask(|reply| Message::Stored { artifact, reply }).await?
-    }
-
-    /// A file that arrived whole after the end of its job is no part of it. One that had arrived before is.
-    async fn forget_late(&self, session: &GuestSession, name: &str) {
-        let Some(job) = &session.job else { return };
-        if let Ok(None) = self.shared.store.artifact(job, name).await {
-            self.shared.remove_artifact(job, name).await;
-        }
     }
 
     /// The guest's last word on its job. Returns at once; the teardown is the driver's.

@@ -4,7 +4,7 @@ use agentlab_api::{
     CommandRequest, ErrorCode, Problem, Profile, PruneRequest, PruneView, SandboxId, SandboxRequest,
     SandboxState, SandboxView, WorkspaceId,
 };
-use agentlab_store::Waiting;
+use agentlab_store::{SandboxRecord, Waiting, Write};
 
 use crate::engine::{Engine, store_problem};
 use crate::sandbox::asked::refused;
@@ -26,17 +26,18 @@ impl Engine {
         let profile = request::profile(&self.shared.tunable().profiles, &request.profile)?.clone();
         let workspace = workspace::free(&self.shared, request.workspace.as_deref(), &profile).await?;
         let given = workspace.as_ref().map(|free| free.id);
-        let made = self.new_sandbox(request, profile, given).await;
+        let made = self.new_sandbox(request, profile, given, |_| Vec::new()).await;
         drop(workspace);
         made
     }
 
-    /// The same with a workspace that nobody else can be given meanwhile.
+    /// The same with a workspace that nobody else can be given meanwhile, recorded together with what goes `with` it.
     pub(crate) async fn new_sandbox(
         &self,
         request: SandboxRequest,
         profile: Profile,
         workspace: Option<WorkspaceId>,
+        with: impl FnOnce(&SandboxRecord) -> Vec<Write> + Send + 'static,
     ) -> Result<SandboxView, Problem> {
         let ttl_minutes = request::sandbox(&request, &profile)?;
         self.enforceable(&profile).await?;
@@ -49,7 +50,7 @@ impl Engine {
             // Nothing but its lease, or a person, ends it.
             keepalive: true,
         };
-        let made = queue::admit_sandbox(&self.shared, &waiting, request.name, occupied).await;
+        let made = queue::admit_sandbox(&self.shared, &waiting, request.name, occupied, with).await;
         let record = made.map_err(|error| store_problem(&error))?.map_err(|reason| {
             Problem::new(ErrorCode::LimitReached, reason)
                 .with_stage(Step::Reserve.as_str())

@@ -115,12 +115,13 @@ pub(crate) async fn admit(
     reserved.await
 }
 
-/// Records a sandbox that no job asks for. It does not wait: a person does.
+/// Records a sandbox that no job asks for, and what goes `with` it. It does not wait: a person does.
 pub(crate) async fn admit_sandbox(
     shared: &Shared,
     waiting: &Waiting,
     name: Option<String>,
     occupied: HashSet<Vmid>,
+    with: impl FnOnce(&SandboxRecord) -> Vec<Write> + Send + 'static,
 ) -> Result<Result<SandboxRecord, String>, StoreError> {
     let _in_order = shared.queue.order.lock().await;
     let began = Instant::now();
@@ -137,11 +138,12 @@ pub(crate) async fn admit_sandbox(
         if let Some(other) = live.iter().find(|record| record.name == sandbox.name) {
             return refused(format!("Sandbox {} has the name `{}`", other.vmid, sandbox.name));
         }
-        let writes = vec![
+        let mut writes = vec![
             Write::Sandbox(Box::new(sandbox.clone())),
             event::requested(&sandbox),
             event::step(&sandbox, Step::Reserve, false, began.elapsed(), &StepEnd::Done),
         ];
+        writes.extend(with(&sandbox));
         Ok((Ok(sandbox), writes))
     });
     reserved.await

@@ -212,8 +212,8 @@ async fn detach_orphans(
     *suspects = orphans;
 }
 
-/// Removes what ended jobs left on disk without a record: files that had arrived whole when the process, or the job,
-/// ended.
+/// Removes what ended jobs left on disk without a record: files that had arrived whole, or in part, when the process, or
+/// the job, ended.
 async fn sweep(shared: &Shared) {
     for id in shared.take_unswept() {
         let swept = async {
@@ -225,9 +225,13 @@ async fn sweep(shared: &Shared) {
             if !ended {
                 return Ok(Vec::new());
             }
+            let files = shared.store.files();
+            files
+                .remove_interrupted(&id, Duration::ZERO, shared.now())
+                .await?;
             let recorded = shared.store.artifacts(&id).await?;
             let kept = recorded.into_iter().map(|file| file.name).collect();
-            shared.store.files().keep_artifacts(&id, kept).await
+            files.keep_artifacts(&id, kept).await
         };
         match swept.await {
             Ok(removed) if removed.is_empty() => {}

@@ -4,7 +4,7 @@
 //! ```text
 //!   jobs that ended long ago ─► their files ─► their records        (a crash in between is finished by the next round)
 //!   destroyed sandboxes, events, idempotency keys ─► records
-//!   files of no job, bundles that nobody needs ─► files
+//!   files of no job, uploads that nobody continues, bundles that nobody needs ─► files
 //! ```
 
 use std::collections::HashSet;
@@ -21,6 +21,8 @@ use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 
 const ROUND: Duration = Duration::from_secs(900);
+/// How long an upload that broke off waits for the rest: six times as long as a runner waits for its host.
+const INTERRUPTED: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Newest events that are kept, however young the others are: some ten thousand jobs.
 const EVENTS: u64 = 200_000;
@@ -71,7 +73,7 @@ pub(crate) async fn round(shared: &Shared) -> Result<(), StoreError> {
     let before = now - shared.tunable().retention;
     let jobs = jobs(shared, before, now).await?;
     let records = records(shared, before, now - DAY).await?;
-    let files = strays(shared, now).await? + bundles(shared, now).await?;
+    let files = strays(shared, now).await? + interrupted(shared, now).await? + bundles(shared, now).await?;
     if jobs + records + files > 0 {
         tracing::info!(jobs, records, files, "removed what was old");
     }
@@ -159,6 +161,22 @@ async fn strays(shared: &Shared, now: Timestamp) -> Result<u64, StoreError> {
     for job in shared.store.unknown_jobs(found).await? {
         shared.store.files().remove_job(&job).await?;
         removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Uploads that broke off and are of no job any more, or that nobody has continued for longer than a runner tries to.
+async fn interrupted(shared: &Shared, now: Timestamp) -> Result<u64, StoreError> {
+    let mut removed = 0;
+    for id in shared.store.files().interrupted_jobs().await? {
+        let lives = shared
+            .store
+            .job(&id)
+            .await?
+            .is_some_and(|job| !job.state.is_final());
+        let unchanged = if lives { INTERRUPTED } else { Duration::ZERO };
+        let files = shared.store.files().remove_interrupted(&id, unchanged, now);
+        removed += u64::try_from(files.await?).unwrap_or(u64::MAX);
     }
     Ok(removed)
 }

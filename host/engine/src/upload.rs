@@ -3,12 +3,20 @@
 
 use std::sync::{Arc, Mutex};
 
-use agentlab_store::{Incoming, Received, StoreError};
+use agentlab_api::JobId;
+use agentlab_protocol::message::{ArtifactName, ArtifactRole, RESUMABLE_BYTES};
+use agentlab_store::{ArtifactRecord, Incoming, Received, StoreError};
 
+use crate::engine::Engine;
+use crate::guest::{GuestRefusal, GuestSession, disk_full, stored, within_quota};
+use crate::report::{kind_of, name_fits};
+use crate::sandbox::inbox::Message;
 use crate::shared::lock;
 
 /// Uploads of one sandbox that may be under way at once.
 const AT_ONCE: usize = 4;
+/// Uploads of one job that broke off and may be continued, besides the one that is coming.
+const KEPT_AT_ONCE: usize = 4;
 
 /// The uploads of one sandbox.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +53,13 @@ pub(crate) struct Permit {
     bytes: u64,
 }
 
+impl Permit {
+    /// What of `room` neither this nor any other upload under way may need.
+    fn left_of(&self, room: u64) -> u64 {
+        room.saturating_sub(lock(&self.uploads.0).bytes)
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut under_way = lock(&self.uploads.0);
@@ -53,28 +68,72 @@ impl Drop for Permit {
     }
 }
 
-/// A file that a guest is sending. Dropped before [`Upload::finish`], it leaves nothing behind.
+/// What a guest says of a file before it sends it. Its name is checked, all else is compared with what comes.
+#[derive(Debug, Clone)]
+pub struct Announced {
+    /// What it is called.
+    pub name: ArtifactName,
+    /// What it is.
+    pub role: ArtifactRole,
+    /// What it hashes to: 64 hexadecimal digits.
+    pub sha256: String,
+    /// Its first byte that is to come.
+    pub offset: u64,
+    /// How many are to come, if it says.
+    pub rest: Option<u64>,
+}
+
+impl Announced {
+    /// Too small to be worth continuing. Of unknown length, it may be large.
+    fn is_small(&self) -> bool {
+        self.offset == 0 && self.rest.is_some_and(|rest| rest < RESUMABLE_BYTES)
+    }
+}
+
+/// A file that a guest is sending. Dropped before [`Upload::finish`], it leaves nothing behind but what may be continued.
 #[derive(Debug)]
 pub struct Upload {
-    incoming: Incoming,
+    source: Source,
     // Dropped last: what is on disk still counts.
     _permit: Permit,
 }
 
-impl Upload {
-    pub(crate) fn new(incoming: Incoming, permit: Permit) -> Self {
-        Self {
-            incoming,
-            _permit: permit,
-        }
-    }
+#[derive(Debug)]
+enum Source {
+    Coming(Incoming),
+    /// All of it is here: only the answer was lost.
+    Stored(Received),
+}
 
+impl Upload {
     /// Takes more bytes. After an error only dropping makes sense.
     ///
     /// # Errors
     /// Those of [`Incoming::write`].
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.incoming.write(bytes).await
+        match &mut self.source {
+            Source::Coming(incoming) => incoming.write(bytes).await,
+            Source::Stored(_) if bytes.is_empty() => Ok(()),
+            Source::Stored(received) => Err(StoreError::Offset {
+                what: "artifact",
+                kept: received.size_bytes,
+            }),
+        }
+    }
+
+    /// Resolves when the guest sends the same file over another connection: this one should be dropped.
+    pub async fn superseded(&mut self) {
+        match &mut self.source {
+            Source::Coming(incoming) => incoming.superseded().await,
+            Source::Stored(_) => std::future::pending().await,
+        }
+    }
+
+    /// It broke off: what came of it is written out before this is dropped.
+    pub async fn keep(&mut self) {
+        if let Source::Coming(incoming) = &mut self.source {
+            incoming.keep().await;
+        }
     }
 
     /// Makes the file exist under its name, if its bytes are what was announced.
@@ -82,7 +141,150 @@ impl Upload {
     /// # Errors
     /// Those of [`Incoming::finish`].
     pub async fn finish(self, announced_sha256: Option<&str>) -> Result<Received, StoreError> {
-        self.incoming.finish(announced_sha256).await
+        match self.source {
+            Source::Coming(incoming) => incoming.finish(announced_sha256).await,
+            Source::Stored(received) => Ok(received),
+        }
+    }
+}
+
+impl Engine {
+    /// How much is here of a file that a guest began to send, so that it need send only the rest: all of it when it was
+    /// stored. Whoever still sends it over another connection is cut off.
+    ///
+    /// # Errors
+    /// The job has ended.
+    pub async fn kept_of_artifact(
+        &self,
+        session: &GuestSession,
+        name: &ArtifactName,
+        sha256: &str,
+    ) -> Result<u64, GuestRefusal> {
+        let handle = self.guest_of(session)?;
+        let job = self.unfinished_job(&handle).await?;
+        drop(handle.inbox.try_send(Box::new(Message::Heard)));
+        let store = &self.shared.store;
+        let standing = store.artifact(&job, name.as_str()).await;
+        match standing.map_err(|error| stored(&error))? {
+            Some(standing) if standing.sha256.eq_ignore_ascii_case(sha256) => Ok(standing.size_bytes),
+            Some(_) | None => {
+                let kept = store.files().kept_of_artifact(&job, name.as_str(), sha256);
+                kept.await.map_err(|error| stored(&error))
+            }
+        }
+    }
+
+    /// Begins the upload of one file, or goes on with it, within the bounds of the job's profile and above the disk floor.
+    ///
+    /// # Errors
+    /// A bound is reached, the name does not fit its role, another byte must come next, or the job has ended.
+    pub async fn receive_artifact(
+        &self,
+        session: &GuestSession,
+        announced: &Announced,
+    ) -> Result<Upload, GuestRefusal> {
+        let handle = self.guest_of(session)?;
+        let (name, role) = (announced.name.as_str(), announced.role);
+        if !name_fits(role, &announced.name) {
+            return Err(GuestRefusal::Conflict(format!(
+                "{role:?} is not the role of {name}"
+            )));
+        }
+        let job = self.unfinished_job(&handle).await?;
+        drop(handle.inbox.try_send(Box::new(Message::Heard)));
+        let (store, settings) = (&self.shared.store, &self.shared.settings);
+        let kept = store.artifacts(&job).await.map_err(|error| stored(&error))?;
+        let record = handle.record();
+        let rules = &record.profile.artifacts;
+        let size = announced.rest.unwrap_or(0).saturating_add(announced.offset);
+        let left = within_quota(rules, &kept, (name, kind_of(role)), size)?;
+        let free = store.files().free_bytes().await.map_err(|error| stored(&error))?;
+        if free <= settings.artifact_disk_floor {
+            return Err(disk_full());
+        }
+        let others = kept.iter().filter(|file| file.name != name);
+        let used = others.fold(0u64, |sum, file| sum.saturating_add(file.size_bytes));
+        let room = rules.max_total_bytes.saturating_sub(used);
+        // Who says how much is coming is held to it.
+        let limit = if announced.rest.is_some() { size } else { left };
+        let permit = handle
+            .uploads
+            .begin(limit, room)
+            .ok_or_else(|| GuestRefusal::Unavailable("too many uploads at once".to_owned()))?;
+        let standing = kept.iter().find(|file| file.name == name);
+        let standing = standing.filter(|file| announced.offset > 0 && file.size_bytes == announced.offset);
+        let source = match standing {
+            Some(file) if file.sha256.eq_ignore_ascii_case(&announced.sha256) => Source::Stored(Received {
+                sha256: file.sha256.clone(),
+                size_bytes: file.size_bytes,
+            }),
+            Some(_) | None => self
+                .incoming(&job, announced, limit, permit.left_of(room))
+                .await
+                .map(Source::Coming)
+                .map_err(|error| stored(&error))?,
+        };
+        Ok(Upload {
+            source,
+            _permit: permit,
+        })
+    }
+
+    /// The floor is kept while it arrives, so that reaching it is not taken for a bound of the job's. What broke off before
+    /// may take the room that nobody else needs.
+    async fn incoming(
+        &self,
+        job: &JobId,
+        announced: &Announced,
+        limit: u64,
+        room_beside: u64,
+    ) -> Result<Incoming, StoreError> {
+        let files = self.shared.store.files();
+        let upload = (job, announced.name.as_str(), announced.sha256.as_str());
+        files.make_room_for(upload, KEPT_AT_ONCE, room_beside).await?;
+        if announced.is_small() {
+            files.receive_artifact(job, upload.1, limit).await
+        } else {
+            files.continue_artifact(upload, announced.offset, limit).await
+        }
+    }
+
+    /// A file arrived whole and is on disk. The same name again is a success with the same bytes, and a conflict with
+    /// others: those never take the place of what was stored first.
+    ///
+    /// # Errors
+    /// A bound is exceeded together with what arrived meanwhile, or the job has ended.
+    pub async fn artifact_received(
+        &self,
+        session: &GuestSession,
+        announced: Announced,
+        received: Received,
+    ) -> Result<(), GuestRefusal> {
+        let handle = self.guest_of(session)?;
+        let job = match self.unfinished_job(&handle).await {
+            Ok(job) => job,
+            Err(refusal) => {
+                self.forget_late(session, announced.name.as_str()).await;
+                return Err(refusal);
+            }
+        };
+        let artifact = ArtifactRecord {
+            job,
+            name: announced.name.into(),
+            kind: kind_of(announced.role),
+            size_bytes: received.size_bytes,
+            sha256: received.sha256,
+            created_at: self.shared.now(),
+        };
+        handle.ask(|reply| Message::Stored { artifact, reply }).await?
+    }
+
+    /// A file that arrived whole after the end of its job is no part of it. One that had arrived before is.
+    async fn forget_late(&self, session: &GuestSession, name: &str) {
+        let Some(job) = &session.job else { return };
+        if let Ok(None) = self.shared.store.artifact(job, name).await {
+            self.shared.remove_artifact(job, name).await;
+        }
     }
 }
 

@@ -288,6 +288,7 @@ impl Engine {
         request: WorkspaceRebind,
     ) -> Result<WorkspaceView, Problem> {
         self.accepting()?;
+        let _alone = self.shared.workspaces.alone().await;
         let workspace = select(&self.shared, selector).await?;
         let conflict = |text: String| Problem::new(ErrorCode::StateConflict, text);
         let name = workspace.name.clone();
@@ -320,26 +321,26 @@ impl Engine {
         };
         let profile = self.profile(&wanted.profile)?;
         suits(Some(&name), &profile)?;
-        let new = self.new_sandbox(wanted, profile, None).await?;
-        let workspace = WorkspaceRecord {
-            rebind: Some(Rebind {
-                from: old.id,
-                to: new.id,
-                keep_old: request.keep_old,
-                back: false,
-            }),
-            trouble: None,
-            ..workspace
+        let (from, old_vmid, keep_old) = (old.id, old.vmid, request.keep_old);
+        // Both or neither: a new sandbox that nobody hands anything to would stay until its lease ends.
+        let handed_on = move |new: &SandboxRecord| {
+            let workspace = WorkspaceRecord {
+                rebind: Some(Rebind {
+                    from,
+                    to: new.id,
+                    keep_old,
+                    back: false,
+                }),
+                trouble: None,
+                ..workspace
+            };
+            let what = format!("is to go from sandbox {old_vmid} to {}", new.vmid);
+            let told = event::workspace(&workspace, None, &what);
+            vec![Write::Workspace(Box::new(workspace)), told]
         };
-        let what = format!("is to go from sandbox {} to {}", old.vmid, new.vmid);
-        let recorded = commit(&self.shared, workspace.clone(), &what).await;
-        if let Err(error) = recorded {
-            // Nobody would look after it.
-            drop(self.destroy_sandbox(&new.id.to_string(), true).await);
-            return Err(store_problem(&error));
-        }
+        self.new_sandbox(wanted, profile, None, handed_on).await?;
         self.shared.workspaces.news.notify_one();
-        view_of(&self.shared, workspace).await
+        view_of(&self.shared, select(&self.shared, &name).await?).await
     }
 }
 

@@ -85,6 +85,14 @@ pub enum StoreError {
         /// As computed.
         actual: String,
     },
+    /// An upload can be continued from another byte only.
+    #[error("{kept} bytes of this {what} are here: it goes on from there")]
+    Offset {
+        /// What.
+        what: &'static str,
+        /// How much is here.
+        kept: u64,
+    },
     /// The record changed or vanished meanwhile, or a unique value is taken.
     #[error("{0}")]
     Conflict(String),
@@ -111,6 +119,7 @@ impl StoreError {
             | Self::Name(_)
             | Self::TooLarge { .. }
             | Self::Mismatch { .. }
+            | Self::Offset { .. }
             | Self::Conflict(_)
             | Self::Closed => false,
         }

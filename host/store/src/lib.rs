@@ -37,7 +37,7 @@ pub use workspace::{Rebind, WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask};
 pub struct StoreOptions {
     /// The SQLite file; `-wal` and `-shm` stand beside it.
     pub database_path: PathBuf,
-    /// Directory of `artifacts/`, `bundles/`, `logs/` and `incoming/`; made with mode 0700 if absent.
+    /// Directory of `artifacts/`, `bundles/`, `logs/`, `incoming/` and `partial/`; made with mode 0700 if absent.
     pub files_dir: PathBuf,
     /// Nothing is received while less than this is free there.
     pub disk_floor_bytes: u64,
@@ -53,7 +53,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Creates or migrates the database, makes the directories, and removes what an interrupted upload left.
+    /// Creates or migrates the database, makes the directories, and removes what interrupted uploads left that cannot
+    /// be continued.
     ///
     /// # Errors
     /// The database is newer than this program, damaged, locked or unwritable, or a directory cannot be made.

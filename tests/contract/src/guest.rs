@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 
 use agentlab_protocol::message::{
-    ACKNOWLEDGE_PATH, ARTIFACTS_PREFIX, ArtifactRole, REDEEM_PATH, REPOSITORY_PATH, ROLE_HEADER,
-    RedeemAnswer, SHA256_HEADER,
+    ACKNOWLEDGE_PATH, ARTIFACTS_PREFIX, ArtifactRole, OFFSET_HEADER, REDEEM_PATH, REPOSITORY_PATH,
+    ROLE_HEADER, RedeemAnswer, SHA256_HEADER,
 };
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::Seed;
@@ -30,6 +30,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Line for T {}
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
+    /// Where an upload goes on.
+    pub offset: Option<u64>,
     /// Body.
     pub body: Bytes,
 }
@@ -152,8 +154,12 @@ impl Guest {
         self.sender.ready().await?;
         let response = self.sender.send_request(request).await?;
         let status = response.status().as_u16();
+        let offset = response.headers().get(OFFSET_HEADER);
+        let offset = offset
+            .map(|value| anyhow::Ok(value.to_str()?.parse()?))
+            .transpose()?;
         let body = response.into_body().collect().await?.to_bytes();
-        Ok(Answer { status, body })
+        Ok(Answer { status, offset, body })
     }
 
     /// A JSON message.

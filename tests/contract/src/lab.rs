@@ -209,6 +209,15 @@ impl Lab {
         self.wait_until_ready()
     }
 
+    /// Ends the daemon as a SIGKILL would, and starts it anew while its machines go on running.
+    ///
+    /// # Errors
+    /// It does not serve again; its log is in the error.
+    pub fn kill_beside_its_machines(&self) -> Result<()> {
+        self.signal(Signal::USR2)?;
+        self.wait_until_ready()
+    }
+
     /// What the daemon logged.
     #[must_use]
     pub fn log(&self) -> String {

@@ -8,11 +8,13 @@
 //! ```
 //! What only the shipped `agentlabd` can show (its flags, its reading of `config.yaml`) is shown with it.
 
+mod gate;
 mod guest;
 mod lab;
 mod script;
 mod world;
 
+pub use gate::Gate;
 pub use guest::{Answer, Guest, Line, Message};
 pub use lab::{Lab, Running, run};
 pub use world::{Guests, Played, Visitors};

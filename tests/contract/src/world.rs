@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::script::Script;
@@ -33,6 +34,8 @@ pub enum Played {
 pub struct Guests {
     fake: Fake,
     played: Played,
+    /// Guests outlive the daemon, whose runtime ends with it.
+    runtime: Handle,
     tasks: Mutex<Tasks>,
 }
 
@@ -43,12 +46,13 @@ struct Tasks {
 }
 
 impl Guests {
-    /// Guests of this hypervisor's machines.
+    /// Guests of this hypervisor's machines, in the runtime of whoever calls.
     #[must_use]
     pub fn new(fake: Fake, played: Played) -> Arc<Self> {
         Arc::new(Self {
             fake,
             played,
+            runtime: Handle::current(),
             tasks: Mutex::default(),
         })
     }
@@ -59,12 +63,13 @@ impl Guests {
             return;
         }
         let (fake, played) = (self.fake.clone(), self.played.clone());
-        let task = tasks.running.spawn(async move {
+        let guest = async move {
             match played {
                 Played::ByTask => Script::new(fake, vmid).play().await,
                 Played::Elsewhere(socket) => hand_over(&fake, vmid, &socket).await,
             }
-        });
+        };
+        let task = tasks.running.spawn_on(guest, &self.runtime);
         tasks.by_vmid.insert(vmid, task);
     }
 

@@ -23,3 +23,4 @@ mod secrets;
 mod shown;
 mod status;
 mod terminal;
+mod upload;

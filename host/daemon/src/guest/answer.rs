@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use agentlab_engine::{GuestOrigin, GuestRefusal, GuestSession};
+use agentlab_protocol::message::OFFSET_HEADER;
 use agentlab_protocol::session::decode_secret;
 use agentlab_store::StoreError;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -27,6 +28,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Refused {
     status: StatusCode,
     text: String,
+    /// The only byte that an upload goes on from.
+    offset: Option<u64>,
 }
 
 impl Refused {
@@ -34,6 +37,15 @@ impl Refused {
         Self {
             status,
             text: text.into(),
+            offset: None,
+        }
+    }
+
+    fn elsewhere(offset: u64) -> Self {
+        let text = format!("it goes on from byte {offset} only");
+        Self {
+            offset: Some(offset),
+            ..Self::new(StatusCode::RANGE_NOT_SATISFIABLE, text)
         }
     }
 
@@ -49,6 +61,7 @@ impl From<GuestRefusal> for Refused {
             GuestRefusal::Unauthorized => Self::unauthorized(),
             GuestRefusal::Conflict(text) => Self::new(StatusCode::CONFLICT, text),
             GuestRefusal::TooLarge(text) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
+            GuestRefusal::Offset(offset) => Self::elsewhere(offset),
             GuestRefusal::NotFound => Self::new(StatusCode::NOT_FOUND, "nothing to fetch"),
             GuestRefusal::Unavailable(text) => Self::new(StatusCode::SERVICE_UNAVAILABLE, text),
         }
@@ -63,6 +76,7 @@ impl From<StoreError> for Refused {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
             }
             StoreError::Conflict(text) => Self::new(StatusCode::CONFLICT, text),
+            StoreError::Offset { kept, .. } => Self::elsewhere(kept),
             error if error.is_disk_full() => {
                 tracing::warn!(error = %chain(&error), "A guest's upload is refused");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "the host's disk is full")
@@ -84,7 +98,11 @@ impl From<StoreError> for Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.status, self.text).into_response()
+        let mut response = (self.status, self.text).into_response();
+        if let Some(offset) = self.offset {
+            response.headers_mut().insert(OFFSET_HEADER, offset.into());
+        }
+        response
     }
 }
 

@@ -72,9 +72,10 @@ pub(crate) fn router(edge: GuestEdge, routes: Routes) -> Router {
             .route(REPORT_PATH, post(work::report));
     }
     if routes != Routes::Bootstrap {
-        router = router
-            .route(REPOSITORY_PATH, get(artifact::repository))
-            .route(&format!("{ARTIFACTS_PREFIX}{{*name}}"), put(artifact::receive));
+        router = router.route(REPOSITORY_PATH, get(artifact::repository)).route(
+            &format!("{ARTIFACTS_PREFIX}{{*name}}"),
+            put(artifact::receive).head(artifact::kept),
+        );
     }
     router
         .fallback(answer::no_such_route)

@@ -33,7 +33,7 @@ impl From<StoreError> for Refusal {
             StoreError::TooLarge { .. } => ErrorCode::TooLarge,
             _ if error.is_disk_full() => ErrorCode::LimitReached,
             StoreError::Mismatch { .. } | StoreError::Name(_) => ErrorCode::InvalidValue,
-            StoreError::Conflict(_) => ErrorCode::StateConflict,
+            StoreError::Conflict(_) | StoreError::Offset { .. } => ErrorCode::StateConflict,
             StoreError::Closed => ErrorCode::ShuttingDown,
             StoreError::DiskFloor { .. }
             | StoreError::Database { .. }

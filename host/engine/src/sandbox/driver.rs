@@ -115,6 +115,8 @@ pub(crate) struct Driver {
     pub(crate) progress: super::session::Progress,
     /// Its guest is to let go of the workspace before its power goes.
     pub(crate) parting: super::workspace::Parting,
+    /// It was told to stop while it was up, and its guest may still write down what it holds in memory.
+    pub(crate) writes_back: bool,
     /// Takes away the seed that its guest has used. Ends with this value.
     pub(crate) spent_seed: Option<JoinSet<()>>,
     /// Since when nobody uses it.
@@ -157,6 +159,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         powered: None,
         progress: super::session::Progress::default(),
         parting: super::workspace::Parting::default(),
+        writes_back: false,
         spent_seed: None,
         unused: Unused::begin(&record),
         resumed,
@@ -308,6 +311,8 @@ impl Driver {
             self.clocks.job_over();
         }
         self.powered = None;
+        let was_up = matches!(self.state, State::Ready | State::Running { .. }) && self.enforced.is_some();
+        self.writes_back = was_up && transition.next == State::Stopped;
         self.state = transition.next;
         self.keep_seed_unless_spent();
         self.pending = true;

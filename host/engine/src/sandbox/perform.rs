@@ -430,6 +430,18 @@ pub(crate) enum PowerChange {
     Resume,
 }
 
+/// Has the guest write its disks, and then seals it: nothing it says is heard after that.
+pub(crate) async fn write_back(shared: &Shared, record: &SandboxRecord) {
+    let written = shared.door.write_back(record.id);
+    if timeout(WRITE_BACK, written).await.is_err() {
+        tracing::warn!(sandbox = %record.id, "the guest did not write back in time");
+    }
+    if let Err(error) = within_network(shared.network.set_trust(record.vmid, Trust::Sealed)).await {
+        // Its power goes next, which seals it better.
+        tracing::warn!(sandbox = %record.id, %error, "could not seal before power-off");
+    }
+}
+
 pub(crate) async fn power(
     shared: Arc<Shared>,
     change: PowerChange,
@@ -440,12 +452,6 @@ pub(crate) async fn power(
     let call = async {
         match change {
             PowerChange::ShutDown => {
-                if timeout(WRITE_BACK, shared.door.write_back(record.id))
-                    .await
-                    .is_err()
-                {
-                    tracing::warn!(sandbox = %record.id, "the guest did not write back in time");
-                }
                 let patience = SHUT_DOWN.min(deadline / 2);
                 shared.backend.shut_down(record.vmid, &stamp, patience).await
             }

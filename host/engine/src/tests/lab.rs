@@ -115,11 +115,13 @@ impl Lab {
         let store = open_store(dir.path()).await;
         let profile = serde_json::json!({"name": "demo", "template_vmid": 9000,
             "artifacts": {"max_file_bytes": 1000, "max_total_bytes": 1500, "max_files": 3}});
+        let wires = Wires::default();
+        let door = Door::beside(wires.clone());
         Self {
             engine: None,
             backend,
-            wires: Wires::default(),
-            door: Door::default(),
+            wires,
+            door,
             secrets: Bundles::default(),
             store,
             settings,
@@ -437,16 +439,19 @@ impl Guest {
         } else {
             ArtifactRole::Bundle
         };
-        let name: agentlab_protocol::message::ArtifactName = name.parse().unwrap();
-        let mut incoming = lab
-            .engine()
-            .receive_artifact(&session, name.clone(), role)
-            .await?;
+        let announced = crate::Announced {
+            name: name.parse().unwrap(),
+            role,
+            sha256: hex::encode(agentlab_protocol::session::sha256(bytes)),
+            offset: 0,
+            rest: None,
+        };
+        let mut incoming = lab.engine().receive_artifact(&session, &announced).await?;
         let too_large = |error: agentlab_store::StoreError| GuestRefusal::TooLarge(error.to_string());
         incoming.write(bytes).await.map_err(too_large)?;
         let received = incoming.finish(None).await.unwrap();
         lab.engine()
-            .artifact_received(&session, name, role, received)
+            .artifact_received(&session, announced, received)
             .await
     }
 

@@ -16,6 +16,7 @@ mod operator;
 mod patience;
 mod push;
 mod queue;
+mod rebind;
 mod restart;
 mod retention;
 mod secrets;

@@ -1,6 +1,7 @@
 //! Sandboxes in a person's hands: what was asked for is done, safe to repeat, and never costs the work on the disk.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agentlab_api::{ErrorCode, JobState, PruneRequest, SandboxRequest, SandboxState, SandboxView};
@@ -77,6 +78,40 @@ async fn a_stopped_sandbox_keeps_its_disk_sealed_and_starts_with_another_token()
     until(&lab, &view, SandboxState::Running).await;
     assert_eq!(lab.backend.stamp(vmid(1000)), stamp, "the same machine");
     assert_ne!(lab.backend.booted_with(vmid(1000)), seed, "another token");
+    destroyed(&lab, &view).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_stopped_writes_its_disks_while_it_is_heard_and_is_sealed_before_its_power_goes() {
+    for mute in [false, true] {
+        let mut lab = Lab::stopped().await;
+        lab.profile["network"] = serde_json::json!({"mode": "nat"});
+        lab.start().await;
+        let view = held(&lab).await;
+        lab.until("trusted", || lab.wires.trust(vmid(1000)) == Some(Trust::Nat))
+            .await;
+        lab.door.is_mute.store(mute, Ordering::Relaxed);
+        lab.backend.delay(Some(Call::PowerOff), Duration::from_secs(3));
+        change(&lab, Request::Stop).await;
+        lab.until("sealed", || lab.wires.trust(vmid(1000)) == Some(Trust::Sealed))
+            .await;
+        assert_eq!(lab.backend.power(vmid(1000)), Some(Power::Running));
+        lab.until("off", || lab.backend.power(vmid(1000)) == Some(Power::Stopped))
+            .await;
+        assert_eq!(lab.door.asked(vmid(1000)), [Trust::BootstrapOnly], "mute: {mute}");
+        destroyed(&lab, &view).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_switched_itself_off_is_not_asked_to_write_and_is_sealed_at_once() {
+    let lab = Lab::new().await;
+    let view = held(&lab).await;
+    lab.backend.stop(vmid(1000));
+    until(&lab, &view, SandboxState::Stopped).await;
+    lab.until("sealed", || lab.wires.trust(vmid(1000)) == Some(Trust::Sealed))
+        .await;
+    assert_eq!(lab.door.asked(vmid(1000)), []);
     destroyed(&lab, &view).await;
 }
 

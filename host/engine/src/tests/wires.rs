@@ -1,6 +1,7 @@
 //! What a test has in place of the packet policy and of the guest edge's serial door.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,8 +38,12 @@ impl Wires {
 
     /// The next call of this name fails.
     pub(super) fn fail_next(&self, call: &'static str) {
-        let next = self.inner().calls.get(call).copied().unwrap_or(0);
-        self.fault(call, next, Fault::Refuse);
+        self.fault(call, self.count(call), Fault::Refuse);
+    }
+
+    /// How often a call came.
+    pub(super) fn count(&self, call: &'static str) -> usize {
+        self.inner().calls.get(call).copied().unwrap_or(0)
     }
 
     /// The n-th call of this name, counted from 0, goes wrong.
@@ -72,6 +77,15 @@ impl Wires {
 
     pub(super) fn trust(&self, vmid: Vmid) -> Option<Trust> {
         self.inner().ports.get(&vmid).map(|(_, trust)| *trust)
+    }
+
+    fn trusts(&self) -> BTreeMap<Vmid, Trust> {
+        let inner = self.inner();
+        inner
+            .ports
+            .iter()
+            .map(|(vmid, (_, trust))| (*vmid, *trust))
+            .collect()
     }
 
     pub(super) fn history(&self, vmid: Vmid) -> Vec<Trust> {
@@ -235,18 +249,48 @@ impl Network for Wires {
 
 /// Counts the streams it was handed, and holds each until its other end goes.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Door(Arc<Mutex<Vec<SandboxId>>>);
+pub(super) struct Door {
+    served: Arc<Mutex<Vec<SandboxId>>>,
+    /// Of all cables, whenever a guest was asked to write back.
+    asked: Arc<Mutex<Vec<BTreeMap<Vmid, Trust>>>>,
+    wires: Wires,
+    /// Guests never answer.
+    pub(super) is_mute: Arc<AtomicBool>,
+}
 
 impl Door {
+    pub(super) fn beside(wires: Wires) -> Self {
+        Self {
+            wires,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn served(&self) -> Vec<SandboxId> {
-        self.0.lock().unwrap().clone()
+        self.served.lock().unwrap().clone()
+    }
+
+    /// How a guest was trusted each time it was asked to write back.
+    pub(super) fn asked(&self, vmid: Vmid) -> Vec<Trust> {
+        let asked = self.asked.lock().unwrap();
+        asked
+            .iter()
+            .filter_map(|trusts| trusts.get(&vmid).copied())
+            .collect()
     }
 }
 
 #[async_trait]
 impl GuestDoor for Door {
+    async fn write_back(&self, _sandbox: SandboxId) {
+        self.asked.lock().unwrap().push(self.wires.trusts());
+        if self.is_mute.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     async fn serve(&self, sandbox: SandboxId, mut stream: Box<dyn ByteStream>) {
-        self.0.lock().unwrap().push(sandbox);
+        self.served.lock().unwrap().push(sandbox);
         let mut sink = tokio::io::sink();
         drop(tokio::io::copy(&mut stream, &mut sink).await);
     }

@@ -1,11 +1,10 @@
 //! Workspaces: what an operator and a guest do with one in a story, and what is refused.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentlab_api::{
     ErrorCode, JobRequest, JobState, JobView, SandboxId, SandboxRequest, SandboxState, WorkspaceFork,
-    WorkspaceRebind, WorkspaceRequest, WorkspaceState, WorkspaceView,
+    WorkspaceRequest, WorkspaceState,
 };
 use agentlab_backend::Power;
 use agentlab_backend::fake::Call;
@@ -19,10 +18,10 @@ use crate::GuestRefusal;
 use crate::sandbox::machine::Request;
 
 pub(super) const NAME: &str = "w";
-const PACE: Duration = Duration::from_millis(50);
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PACE: Duration = Duration::from_millis(50);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// What a guest writes on it.
-const WRITTEN: u64 = 7;
+pub(super) const WRITTEN: u64 = 7;
 
 fn wanted(name: &str) -> WorkspaceRequest {
     WorkspaceRequest {
@@ -82,7 +81,7 @@ fn on(workspace: &str) -> JobRequest {
     }
 }
 
-async fn lab_with_workspace() -> Lab {
+pub(super) async fn lab_with_workspace() -> Lab {
     let lab = Lab::new().await;
     let made = lab.engine().create_workspace(wanted(NAME)).await.unwrap();
     assert_eq!(made.state, WorkspaceState::Detached);
@@ -265,7 +264,7 @@ async fn a_stopped_sandbox_gets_a_workspace_and_gives_it_back() {
 }
 
 /// A sandbox without a job.
-async fn held(lab: &Lab, workspace: Option<&str>) -> SandboxId {
+pub(super) async fn held(lab: &Lab, workspace: Option<&str>) -> SandboxId {
     let asked = SandboxRequest {
         profile: "demo".into(),
         name: Some("one".into()),
@@ -275,7 +274,7 @@ async fn held(lab: &Lab, workspace: Option<&str>) -> SandboxId {
     lab.engine().create_sandbox(asked).await.unwrap().id
 }
 
-async fn until(lab: &Lab, id: SandboxId, state: SandboxState) -> SandboxRecord {
+pub(super) async fn until(lab: &Lab, id: SandboxId, state: SandboxState) -> SandboxRecord {
     let look = async {
         loop {
             let record = lab.store.sandbox(id).await.unwrap().unwrap();
@@ -396,146 +395,4 @@ async fn what_the_back_end_refuses_is_answered_and_leaves_no_record() {
     assert!(problem.hint.is_some(), "{problem:?}");
     assert!(lab.engine().workspaces().await.unwrap().workspaces.is_empty());
     lab.engine().create_workspace(wanted("a")).await.unwrap();
-}
-
-/// Plays the guests of all sandboxes until it is dropped: each is let in, mounts what it has and lets go of it when it is
-/// asked to. The one that is named never comes up.
-async fn guests(lab: &Lab, silent: Option<SandboxId>) {
-    let mut known: BTreeMap<(SandboxId, u32), Guest> = BTreeMap::new();
-    loop {
-        for record in lab.store.sandboxes(false).await.unwrap() {
-            let power_on = (record.id, lab.backend.power_ons(record.vmid));
-            let is_new = record.state == SandboxState::Booting && !known.contains_key(&power_on);
-            if is_new && silent != Some(record.id) {
-                let guest = answer(lab, record.id).await;
-                let news = record.workspace.map(|_| WorkspaceNews::Mounted);
-                guest.say(lab, Phase::Idle, news).await.unwrap();
-                known.insert(power_on, guest);
-            } else if let Some(guest) = known.get(&power_on)
-                && let Ok(told) = guest.say(lab, Phase::Idle, None).await
-                && told.release_workspace
-            {
-                let released = Some(WorkspaceNews::Released);
-                drop(guest.say(lab, Phase::Idle, released).await);
-            }
-        }
-        sleep(PACE).await;
-    }
-}
-
-fn to_new(keep_old: bool) -> WorkspaceRebind {
-    WorkspaceRebind {
-        profile: "demo".into(),
-        ttl_minutes: None,
-        keep_old,
-    }
-}
-
-/// Has the workspace handed on, and waits until that has ended in one way or the other.
-async fn rebound(lab: &Lab, keep_old: bool) -> (SandboxId, WorkspaceView) {
-    let begun = lab
-        .engine()
-        .rebind_workspace(NAME, to_new(keep_old))
-        .await
-        .unwrap();
-    let again = lab.engine().rebind_workspace(NAME, to_new(false)).await;
-    assert_eq!(again.unwrap_err().code, ErrorCode::StateConflict);
-    let look = async {
-        loop {
-            let view = lab.engine().workspace(NAME).await.unwrap();
-            if view.moving_to.is_none() {
-                return view;
-            }
-            sleep(PACE).await;
-        }
-    };
-    let view = timeout(PATIENCE, look).await.expect("the rebind never ends");
-    (begun.moving_to.unwrap(), view)
-}
-
-#[tokio::test]
-async fn a_workspace_is_handed_to_a_new_sandbox_and_the_old_one_goes_last() {
-    let lab = lab_with_workspace().await;
-    let nobody = lab.engine().rebind_workspace(NAME, to_new(false)).await;
-    assert!(nobody.unwrap_err().hint.unwrap().contains("sandbox new"));
-    let old = held(&lab, Some(NAME)).await;
-    let life = async {
-        until(&lab, old, SandboxState::Running).await;
-        let (new, view) = rebound(&lab, false).await;
-        assert_eq!((view.sandbox, view.trouble), (Some(new), None));
-        until(&lab, old, SandboxState::Destroyed).await;
-        assert_eq!(
-            until(&lab, new, SandboxState::Running).await.workspace,
-            Some(view.id)
-        );
-    };
-    tokio::select! {
-        () = guests(&lab, None) => {}
-        () = life => {}
-    }
-}
-
-#[tokio::test]
-async fn a_rebind_whose_new_sandbox_does_not_come_up_again_puts_the_workspace_back() {
-    let mut lab = Lab::stopped().await;
-    lab.settings.boot_timeout = Duration::from_secs(10);
-    lab.start().await;
-    lab.engine().create_workspace(wanted(NAME)).await.unwrap();
-    let old = held(&lab, Some(NAME)).await;
-    let life = async {
-        until(&lab, old, SandboxState::Running).await;
-        // The second one to be given it: what is mounted there cannot be.
-        let refused = agentlab_backend::BackendError::Refused {
-            action: "attach_volume",
-            vmid: vmid(1001),
-            reason: "no such luck".into(),
-            hint: None,
-        };
-        lab.backend.fail_next(Call::AttachVolume, refused);
-        let (new, view) = rebound(&lab, false).await;
-        assert_eq!(view.sandbox, Some(old), "{view:#?}");
-        assert!(view.trouble.unwrap().contains("no such luck"));
-        until(&lab, new, SandboxState::Destroyed).await;
-        assert_eq!(
-            until(&lab, old, SandboxState::Running).await.workspace,
-            Some(view.id)
-        );
-    };
-    tokio::select! {
-        () = guests(&lab, None) => {}
-        () = life => {}
-    }
-}
-
-#[tokio::test]
-async fn a_rebind_goes_on_after_a_restart() {
-    let mut lab = lab_with_workspace().await;
-    let old = held(&lab, Some(NAME)).await;
-    let begun = async {
-        until(&lab, old, SandboxState::Running).await;
-        let view = lab.engine().rebind_workspace(NAME, to_new(true)).await.unwrap();
-        until(&lab, old, SandboxState::Stopped).await;
-        view.moving_to.unwrap()
-    };
-    let new = tokio::select! {
-        () = guests(&lab, None) => unreachable!("guests never end"),
-        new = begun => new,
-    };
-    lab.restart().await;
-    let ended = async {
-        while lab.engine().workspace(NAME).await.unwrap().moving_to.is_some() {
-            sleep(PACE).await;
-        }
-        let view = lab.engine().workspace(NAME).await.unwrap();
-        assert_eq!(view.sandbox, Some(new));
-        assert_eq!(
-            until(&lab, old, SandboxState::Stopped).await.workspace,
-            None,
-            "kept"
-        );
-    };
-    tokio::select! {
-        () = guests(&lab, None) => {}
-        done = timeout(PATIENCE, ended) => done.expect("the rebind never ends"),
-    }
 }

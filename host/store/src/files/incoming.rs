@@ -5,9 +5,11 @@
 //!                 ▲                         │
 //!                 └── the next buffer fills ┘
 //! ```
+//!
+//! What breaks off is removed, unless it may be continued ([`super::partial`]).
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +18,12 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::beneath::{self, Place};
-use super::{INCOMING, Shared, blocking};
+use super::partial::{Claim, Hashed};
+use super::{INCOMING, PARTIAL, Shared, blocking};
 use crate::StoreError;
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -42,59 +46,93 @@ pub struct Received {
     pub size_bytes: u64,
 }
 
-/// A file being received. Dropped before [`Incoming::finish`], it leaves nothing behind.
+/// A file being received. Dropped before [`Incoming::finish`], it leaves nothing behind, unless it may be continued.
 #[derive(Debug)]
 pub struct Incoming {
     shared: Arc<Shared>,
     what: &'static str,
     target: Target,
     limit: u64,
+    /// Bytes that were here when it began.
+    kept: u64,
     received: u64,
     buffer: Vec<u8>,
     sink: SinkState,
+    /// Somebody else wants to go on with it.
+    superseded: Option<watch::Receiver<bool>>,
 }
 
 #[derive(Debug)]
 enum SinkState {
-    Idle(Sink),
+    Idle(Box<Sink>),
     Busy(JoinHandle<Result<Sink, StoreError>>),
     /// A write failed; there is nothing to finish any more.
     Broken,
+}
+
+/// What becomes of the file when nobody writes to it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Removed,
+    /// Waits for the rest.
+    Kept,
+    Renamed,
 }
 
 /// The open file and the hash of what is in it.
 struct Sink {
     file: File,
     hash: Sha256,
-    temporary: Temporary,
+    written: u64,
+    directory: OwnedFd,
+    name: String,
+    fate: Fate,
+    /// Of a file that may be continued.
+    claim: Option<Claim>,
 }
 
 impl std::fmt::Debug for Sink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sink")
-            .field("temporary", &self.temporary.name)
+            .field("name", &self.name)
+            .field("written", &self.written)
+            .field("fate", &self.fate)
             .finish_non_exhaustive()
     }
 }
 
-/// The name in `incoming/`; removed when dropped, unless it was renamed away before.
-struct Temporary {
-    directory: OwnedFd,
-    name: String,
-    renamed: bool,
-}
-
-impl Drop for Temporary {
+impl Drop for Sink {
     fn drop(&mut self) {
-        if !self.renamed {
-            // Where it fails, the next start removes it.
-            let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
+        match (self.fate, &mut self.claim) {
+            (Fate::Renamed, _) => {}
+            (Fate::Kept, Some(claim)) if self.written > 0 => {
+                claim.hashed = Some(Hashed {
+                    bytes: self.written,
+                    hash: self.hash.clone(),
+                });
+            }
+            (Fate::Kept | Fate::Removed, _) => {
+                // Where it fails, the next start or the end of the job removes it.
+                let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
+            }
         }
     }
 }
 
+impl Sink {
+    fn path(&self, shared: &Shared) -> PathBuf {
+        let directory = if self.claim.is_some() { PARTIAL } else { INCOMING };
+        shared.root_path.join(directory).join(&self.name)
+    }
+}
+
+const NEW: OFlags = OFlags::CREATE
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::WRONLY);
+
 impl Incoming {
-    /// Blocks.
+    /// A file that is whole or nothing. Blocks.
     pub(super) fn begin(
         shared: Arc<Shared>,
         what: &'static str,
@@ -106,31 +144,103 @@ impl Incoming {
         let path = shared.root_path.join(INCOMING).join(&name);
         let failed = |error: io::Error| StoreError::file("Creating", &path, error);
         let directory = beneath::directory(&shared.root, &[INCOMING], false).map_err(failed)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory, &name, flags, Mode::RUSR | Mode::WUSR)
+        let file = rustix::fs::openat(&directory, &name, NEW | OFlags::EXCL, Mode::RUSR | Mode::WUSR)
             .map_err(|error| failed(error.into()))?;
-        let temporary = Temporary {
-            directory,
-            name,
-            renamed: false,
-        };
-        let sink = SinkState::Idle(Sink {
+        let sink = Sink {
             file: file.into(),
             hash: Sha256::new(),
-            temporary,
-        });
-        Ok(Self {
+            written: 0,
+            directory,
+            name,
+            fate: Fate::Removed,
+            claim: None,
+        };
+        Ok(Self::over(shared, what, target, limit, sink))
+    }
+
+    /// One that may break off and be continued, from its byte `offset` on. Blocks.
+    pub(super) fn go_on(
+        what: &'static str,
+        target: Target,
+        limit: u64,
+        mut claim: Claim,
+        offset: u64,
+    ) -> Result<Self, StoreError> {
+        let shared = Arc::clone(claim.shared());
+        keep_floor(&shared)?;
+        let place = claim.key().place()?;
+        let failed = |error: io::Error| StoreError::file("Opening", &place.path(&shared.root_path), error);
+        let (file, hash) = if offset == 0 {
+            claim.hashed = None;
+            let directory = place.parent(&shared.root, true).map_err(failed)?;
+            let file = rustix::fs::openat(
+                &directory,
+                place.last(),
+                NEW | OFlags::TRUNC,
+                Mode::RUSR | Mode::WUSR,
+            )
+            .map_err(|error| failed(error.into()))?;
+            (file.into(), Sha256::new())
+        } else {
+            let opened = place.open(&shared.root, OFlags::RDWR).map_err(failed)?;
+            let kept = opened.as_ref().map_or(0, |(_, size)| *size);
+            match opened {
+                Some((mut file, _)) if kept == offset => {
+                    let hash = claim.hash_of(&mut file, kept).map_err(failed)?;
+                    file.seek(io::SeekFrom::End(0)).map_err(failed)?;
+                    (file, hash)
+                }
+                Some(_) | None => return Err(StoreError::Offset { what, kept }),
+            }
+        };
+        let superseded = claim.superseded();
+        let sink = Sink {
+            file,
+            hash,
+            written: offset,
+            directory: place.parent(&shared.root, false).map_err(failed)?,
+            name: place.last().to_owned(),
+            fate: Fate::Kept,
+            claim: Some(claim),
+        };
+        let mut incoming = Self::over(shared, what, target, limit, sink);
+        incoming.superseded = Some(superseded);
+        Ok(incoming)
+    }
+
+    fn over(shared: Arc<Shared>, what: &'static str, target: Target, limit: u64, sink: Sink) -> Self {
+        Self {
             shared,
             what,
             target,
             limit,
-            received: 0,
+            kept: sink.written,
+            received: sink.written,
             buffer: Vec::new(),
-            sink,
-        })
+            sink: SinkState::Idle(Box::new(sink)),
+            superseded: None,
+        }
     }
 
-    /// Bytes taken so far.
+    /// Resolves when the same file is sent over another connection: this one should be dropped.
+    pub async fn superseded(&mut self) {
+        let Some(asked) = &mut self.superseded else {
+            return std::future::pending().await;
+        };
+        // Its sender lives as long as the claim, which is ours.
+        while !*asked.borrow_and_update() && asked.changed().await.is_ok() {}
+    }
+
+    /// Writes out what was taken so far, so that nothing of it need be sent again. Only dropping makes sense
+    /// afterwards.
+    pub async fn keep(&mut self) {
+        // What cannot be written is not kept.
+        if self.flush().await.is_ok() {
+            drop(self.idle().await);
+        }
+    }
+
+    /// Bytes taken so far, with those that were here.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.received
@@ -146,7 +256,9 @@ impl Incoming {
             .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         if self.received > self.limit {
             // Waited for and dropped: the refusal is not heard before the file is gone.
-            drop(self.idle().await);
+            if let Ok(mut sink) = self.idle().await {
+                sink.fate = Fate::Removed;
+            }
             return Err(StoreError::TooLarge {
                 what: self.what,
                 limit: self.limit,
@@ -163,15 +275,23 @@ impl Incoming {
     /// bytes hash to; letter case does not matter.
     ///
     /// # Errors
-    /// [`StoreError::Mismatch`] when they do not; [`StoreError::Conflict`] when the name holds other bytes already.
-    /// Nothing is stored then. The same bytes under the same name again are success.
+    /// [`StoreError::Mismatch`] when they do not; [`StoreError::Offset`] when they do not and a part was here before,
+    /// which is gone now; [`StoreError::Conflict`] when the name holds other bytes already. Nothing is stored then. The same bytes under the same name again are success.
     pub async fn finish(mut self, announced_sha256: Option<&str>) -> Result<Received, StoreError> {
         self.flush().await?;
-        let sink = self.idle().await?;
+        let mut sink = self.idle().await?;
+        // Whatever is wrong with them from here on: the bytes are not worth keeping.
+        sink.fate = Fate::Removed;
         let sha256 = hex::encode(sink.hash.clone().finalize());
         if let Some(announced) = announced_sha256
             && !announced.eq_ignore_ascii_case(&sha256)
         {
+            if self.kept > 0 {
+                return Err(StoreError::Offset {
+                    what: self.what,
+                    kept: 0,
+                });
+            }
             let announced = announced.escape_debug().take(80).collect();
             return Err(StoreError::Mismatch {
                 what: self.what,
@@ -213,25 +333,34 @@ impl Incoming {
             return written.map_err(|_| StoreError::Closed)?;
         }
         match std::mem::replace(&mut self.sink, SinkState::Broken) {
-            SinkState::Idle(sink) => Ok(sink),
+            SinkState::Idle(sink) => Ok(*sink),
             SinkState::Busy(_) | SinkState::Broken => Err(StoreError::Closed),
         }
     }
 }
 
 fn absorb(shared: &Shared, mut sink: Sink, bytes: &[u8]) -> Result<Sink, StoreError> {
-    keep_floor(shared)?;
-    sink.file
-        .write_all(bytes)
-        .map_err(|error| StoreError::file("Writing", &sink_path(shared, &sink), error))?;
+    let written = keep_floor(shared).and_then(|()| {
+        sink.file
+            .write_all(bytes)
+            .map_err(|error| StoreError::file("Writing", &sink.path(shared), error))
+    });
+    if let Err(error) = written {
+        // On a full disk of all places nothing is kept for later.
+        sink.fate = Fate::Removed;
+        return Err(error);
+    }
     sink.hash.update(bytes);
+    sink.written = sink
+        .written
+        .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
     Ok(sink)
 }
 
 fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Result<(), StoreError> {
     sink.file
         .sync_all()
-        .map_err(|error| StoreError::file("Syncing", &sink_path(shared, &sink), error))?;
+        .map_err(|error| StoreError::file("Syncing", &sink.path(shared), error))?;
     let failed = |error: io::Error| StoreError::file("Storing", &place.path(&shared.root_path), error);
     let parent = place.parent(&shared.root, true).map_err(|error| {
         if error.kind() == io::ErrorKind::NotADirectory {
@@ -245,9 +374,10 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Resul
     })?;
     // A guest that repeats an upload gets the same answer; one that changes its mind is refused. A link in the
     // place of the file counts as nothing and is replaced by the rename.
-    if let Ok(Some((standing, _))) = place.open(&shared.root, OFlags::RDONLY) {
+    if let Ok(Some((mut standing, _))) = place.open(&shared.root, OFlags::RDONLY) {
         let young_again = standing.set_modified(std::time::SystemTime::now());
-        if hash_of(standing).map_err(failed)? == sha256 {
+        let hashed = read_through(&mut standing).map_err(failed)?;
+        if hex::encode(hashed.hash.finalize()) == sha256 {
             // It ages from the last time somebody wanted it here.
             return young_again.map_err(failed);
         }
@@ -256,13 +386,8 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Resul
             place.last()
         )));
     }
-    match rustix::fs::renameat(
-        &sink.temporary.directory,
-        &sink.temporary.name,
-        &parent,
-        place.last(),
-    ) {
-        Ok(()) => sink.temporary.renamed = true,
+    match rustix::fs::renameat(&sink.directory, &sink.name, &parent, place.last()) {
+        Ok(()) => sink.fate = Fate::Renamed,
         Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
             return Err(StoreError::Conflict(format!(
                 "`{}` is already a directory of this job",
@@ -274,13 +399,17 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Resul
     rustix::fs::fsync(&parent).map_err(|error| failed(error.into()))
 }
 
-fn hash_of(mut file: File) -> io::Result<String> {
-    let mut hash = Sha256::new();
+/// Hashes what is left of a file. Blocks.
+pub(super) fn read_through(file: &mut File) -> io::Result<Hashed> {
+    let (mut hash, mut bytes) = (Sha256::new(), 0u64);
     let mut piece = vec![0; BUFFER_BYTES];
     loop {
         match file.read(&mut piece)? {
-            0 => return Ok(hex::encode(hash.finalize())),
-            read => hash.update(&piece[..read]),
+            0 => return Ok(Hashed { bytes, hash }),
+            read => {
+                hash.update(&piece[..read]);
+                bytes = bytes.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+            }
         }
     }
 }
@@ -296,8 +425,4 @@ fn keep_floor(shared: &Shared) -> Result<(), StoreError> {
         });
     }
     Ok(())
-}
-
-fn sink_path(shared: &Shared, sink: &Sink) -> PathBuf {
-    shared.root_path.join(INCOMING).join(&sink.temporary.name)
 }

@@ -1,8 +1,8 @@
 //! Files that are too large for rows: `artifacts/<job>/<name>`, `logs/<job>.jsonl`, `bundles/<sha256>`.
 //!
 //! ```text
-//!   Incoming ──► incoming/<n>  (hashed while it is written)
-//!      finish ──► fsync ──► rename ──► artifacts/… or bundles/…      drop ──► removed
+//!   Incoming ──► incoming/<n> or partial/<job>/<key>  (hashed while it is written)
+//!      finish ──► fsync ──► rename ──► artifacts/… or bundles/…      drop ──► removed, or kept for the rest
 //! ```
 //!
 //! Directories are 0700, files 0600. A path is walked one component at a time from a directory held open, and no
@@ -11,6 +11,7 @@
 mod beneath;
 mod incoming;
 mod log;
+mod partial;
 mod retention;
 
 use std::collections::HashSet;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use self::beneath::Place;
 use self::incoming::Target;
+use self::partial::{Claim, Key, Partials};
 use crate::StoreError;
 pub use incoming::{Incoming, Received};
 
@@ -33,6 +35,7 @@ const ARTIFACTS: &str = "artifacts";
 const BUNDLES: &str = "bundles";
 const INCOMING: &str = "incoming";
 const LOGS: &str = "logs";
+const PARTIAL: &str = "partial";
 
 /// Artifacts, logs and bundles. Clones share everything.
 #[derive(Debug, Clone)]
@@ -47,6 +50,7 @@ struct Shared {
     disk_floor: u64,
     /// Names of files in `incoming/`; that directory is emptied at start, so that none is met twice.
     next_incoming: AtomicU64,
+    partials: Partials,
     /// Held while a log is appended to: two writers would interleave their lines.
     appending: Mutex<()>,
     appended: watch::Sender<u64>,
@@ -58,7 +62,7 @@ impl Files {
         let failed = |action| move |error: std::io::Error| StoreError::file(action, root_path, error);
         beneath::create_root(root_path).map_err(failed("Creating the directory"))?;
         let root = beneath::open_root(root_path).map_err(failed("Opening the directory"))?;
-        for directory in [ARTIFACTS, BUNDLES, INCOMING, LOGS] {
+        for directory in [ARTIFACTS, BUNDLES, INCOMING, LOGS, PARTIAL] {
             beneath::directory(&root, &[directory], true).map_err(failed("Creating a directory below"))?;
         }
         let left =
@@ -72,6 +76,7 @@ impl Files {
                 root_path: root_path.into(),
                 disk_floor,
                 next_incoming: AtomicU64::new(0),
+                partials: Partials::default(),
                 appending: Mutex::new(()),
                 appended: watch::Sender::new(0),
             }),
@@ -91,6 +96,22 @@ impl Files {
     ) -> Result<Incoming, StoreError> {
         let place = Place::new(&[ARTIFACTS, job.as_str()], name)?;
         self.receive("artifact", Target::Named(place), limit).await
+    }
+
+    /// Begins an artifact that may break off and be continued, at its byte `offset`: 0, or as much as
+    /// [`Files::kept_of_artifact`] says. `sha256` is what it will hash to. Whoever is receiving the same is asked to stop.
+    ///
+    /// # Errors
+    /// [`StoreError::Offset`] when another number of bytes is here; those of [`Files::receive_artifact`].
+    pub async fn continue_artifact(
+        &self,
+        (job, name, sha256): (&JobId, &str, &str),
+        offset: u64,
+        limit: u64,
+    ) -> Result<Incoming, StoreError> {
+        let target = Target::Named(Place::new(&[ARTIFACTS, job.as_str()], name)?);
+        let claim = Claim::of(&self.shared, Key::new(job, name, sha256)).await;
+        blocking(move || Incoming::go_on("artifact", target, limit, claim, offset)).await
     }
 
     /// Begins a bundle of at most `limit` bytes, to be found by its SHA-256 later.

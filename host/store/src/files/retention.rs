@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
-use super::{ARTIFACTS, BUNDLES, Files, LOGS, beneath, blocking, log_place};
+use super::partial::remove_old;
+use super::{ARTIFACTS, BUNDLES, Files, LOGS, PARTIAL, beneath, blocking, log_place};
 use crate::StoreError;
 
 impl Files {
@@ -55,7 +56,7 @@ impl Files {
         .await
     }
 
-    /// Removes a job's artifacts and its log. Absent is success.
+    /// Removes a job's artifacts, what broke off of them, and its log. Absent is success.
     ///
     /// # Errors
     /// Something could not be removed.
@@ -68,6 +69,13 @@ impl Files {
                 .and_then(|_| remove_directory(&shared.root, job.as_str()));
             removed.map_err(|error| {
                 StoreError::file("Removing", &shared.root_path.join(artifacts.join("/")), error)
+            })?;
+            remove_old(&shared, &job, Duration::ZERO, Timestamp::UNIX_EPOCH).map_err(|error| {
+                StoreError::file(
+                    "Removing",
+                    &shared.root_path.join(PARTIAL).join(job.as_str()),
+                    error,
+                )
             })?;
             log.remove(&shared.root)
                 .map_err(|error| StoreError::file("Removing", &log.path(&shared.root_path), error))

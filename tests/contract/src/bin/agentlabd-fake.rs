@@ -4,7 +4,8 @@
 //!
 //! It reads a `config.yaml` like the real one, listens for guests on loopback, and touches neither network nor disk
 //! outside of its directories. USR1 stops the daemon and starts it anew in this process, because machines in
-//! memory could not outlive the process as real ones do.
+//! memory could not outlive the process as real ones do. USR2 drops it in the midst of everything, as a SIGKILL would
+//! end it, and starts it anew.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -13,13 +14,18 @@ use std::sync::Arc;
 use agentlab_api::Vmid;
 use agentlab_backend::fake::Fake;
 use agentlab_backend::{Backend, Template};
-use agentlab_config::{BackendKind, Config, load_config};
+use agentlab_config::{BackendKind, BridgeAddress, Config, load_config};
 use agentlab_engine::SystemClock;
 use agentlab_tests_contract::{Guests, Played};
 use agentlabd::World;
 use anyhow::{Context, Result};
 use clap::Parser;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// No configuration may say this: an agent subnet is private.
+const LOOPBACK_BRIDGE: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 
 /// agentlabd with a hypervisor in memory, for tests.
 #[derive(Debug, Parser)]
@@ -36,6 +42,10 @@ struct Flags {
     /// Who plays the guests instead of us: connected to once for each machine
     #[arg(long, value_name = "SOCKET")]
     guests: Option<PathBuf>,
+
+    /// Sandboxes have addresses of loopback, which a test can connect from
+    #[arg(long)]
+    loopback: bool,
 }
 
 fn template(text: &str) -> Result<Template, String> {
@@ -61,14 +71,21 @@ fn main() -> Result<()> {
         listen.set_ip(Ipv4Addr::LOCALHOST);
         listen.set_port(0);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    runtime.block_on(serve(&config, flags.template, flags.guests))
+    if flags.loopback {
+        config.bridge_address = BridgeAddress {
+            address: LOOPBACK_BRIDGE,
+            prefix: 16,
+        };
+    }
+    runtime()?.block_on(serve(config, flags.template, flags.guests))
 }
 
-async fn serve(config: &Config, templates: Vec<Template>, guests: Option<PathBuf>) -> Result<()> {
+fn runtime() -> Result<Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    Ok(runtime.worker_threads(2).enable_all().build()?)
+}
+
+async fn serve(config: Config, templates: Vec<Template>, guests: Option<PathBuf>) -> Result<()> {
     let fake = Fake::new();
     for template in templates {
         fake.add_template(template);
@@ -76,7 +93,7 @@ async fn serve(config: &Config, templates: Vec<Template>, guests: Option<PathBuf
     let played = guests.map_or(Played::ByTask, Played::Elsewhere);
     let backend: Arc<dyn Backend> = match config.backend {
         BackendKind::Qemu => Arc::new(fake.clone()),
-        BackendKind::Proxmox | BackendKind::Shell => agentlabd::backend(config).await?,
+        BackendKind::Proxmox | BackendKind::Shell => agentlabd::backend(&config).await?,
     };
     let world = World {
         backend,
@@ -84,20 +101,50 @@ async fn serve(config: &Config, templates: Vec<Template>, guests: Option<PathBuf
         clock: Arc::new(SystemClock),
     };
     let mut signals = Signals::register()?;
-    loop {
-        let mut again = false;
-        let stop = async { again = signals.restart().await };
-        agentlabd::run(config, Some(world.clone()), stop).await?;
-        if !again {
-            return Ok(());
-        }
-    }
+    while live(config.clone(), world.clone(), &mut signals).await? {}
+    Ok(())
+}
+
+/// One daemon, from its start to its end, in a runtime that ends with it; whether another one is to follow.
+async fn live(config: Config, world: World, signals: &mut Signals) -> Result<bool> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (kill, killed) = oneshot::channel::<()>();
+    let mut daemon = tokio::task::spawn_blocking(move || {
+        let runtime = runtime()?;
+        runtime.block_on(async {
+            let stop = async { drop(stopped.await) };
+            tokio::select! {
+                ended = agentlabd::run(&config, Some(world), stop) => ended,
+                _ = killed => Ok(()),
+            }
+        })?;
+        anyhow::Ok(())
+    });
+    let asked = tokio::select! {
+        ended = &mut daemon => return ended?.map(|()| false),
+        asked = signals.next() => asked,
+    };
+    // Who has ended by itself meanwhile hears nothing.
+    let _ = match asked {
+        Asked::End | Asked::BeginAnew => stop.send(()),
+        Asked::Die => kill.send(()),
+    };
+    daemon.await??;
+    Ok(asked != Asked::End)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    End,
+    BeginAnew,
+    Die,
 }
 
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     begin_anew: Signal,
+    die: Signal,
 }
 
 impl Signals {
@@ -107,15 +154,16 @@ impl Signals {
             terminate: register(SignalKind::terminate())?,
             interrupt: register(SignalKind::interrupt())?,
             begin_anew: register(SignalKind::user_defined1())?,
+            die: register(SignalKind::user_defined2())?,
         })
     }
 
-    /// Waits for one; whether it asks for a new start.
-    async fn restart(&mut self) -> bool {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => false,
-            _ = self.interrupt.recv() => false,
-            _ = self.begin_anew.recv() => true,
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.begin_anew.recv() => Asked::BeginAnew,
+            _ = self.die.recv() => Asked::Die,
         }
     }
 }
