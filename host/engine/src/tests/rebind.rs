@@ -38,7 +38,10 @@ enum Said {
 
 /// The guests of all machines. They outlive every daemon: one each time that a machine is powered on.
 #[derive(Debug, Default)]
-struct Guests(RefCell<BTreeMap<([u8; 16], u32), (Guest, Said)>>);
+struct Guests(RefCell<BTreeMap<PoweredOn, (Guest, Said)>>);
+
+/// A sandbox, and how often its machine was powered on.
+type PoweredOn = ([u8; 16], u32);
 
 impl Guests {
     /// Until it is dropped: each is let in, mounts what its machine has, and lets go of it when it is asked to.
