@@ -26,7 +26,7 @@ pub(crate) mod process;
 mod push;
 mod render;
 mod repository;
-mod sandbox;
+pub mod sandbox;
 mod tailnet;
 #[cfg(test)]
 mod tests;

@@ -17,15 +17,19 @@ use super::Layout;
 
 /// What surrounds the agent within its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum InnerSandbox {
+pub enum InnerSandbox {
+    /// Nothing.
     None,
+    /// The documents' sandbox.
     Bubblewrap,
+    /// The same without what belongs to others.
     Hardened,
 }
 
 impl InnerSandbox {
     /// The word of a report.
-    pub(crate) fn as_str(self) -> &'static str {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Bubblewrap => "bubblewrap",
@@ -65,7 +69,8 @@ const OTHER_USERS: &[&str] = &[
 ];
 
 /// Arguments of bubblewrap up to the program. `extra` stands last, so that an operator has the last word.
-pub(crate) fn arguments(kind: InnerSandbox, layout: &Layout, extra: &[String]) -> Vec<String> {
+#[must_use]
+pub fn arguments(kind: InnerSandbox, layout: &Layout, extra: &[String]) -> Vec<String> {
     let mut arguments = Vec::new();
     let words = |arguments: &mut Vec<String>, text: &str| {
         arguments.extend(text.split(' ').map(str::to_owned));
