@@ -12,8 +12,8 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -372,6 +372,7 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Resul
             failed(error)
         }
     })?;
+    let one_at_a_time = shared.settling.lock().unwrap_or_else(PoisonError::into_inner);
     // A guest that repeats an upload gets the same answer; one that changes its mind is refused. A link in the
     // place of the file counts as nothing and is replaced by the rename.
     if let Ok(Some((mut standing, _))) = place.open(&shared.root, OFlags::RDONLY) {
@@ -396,6 +397,7 @@ fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Resul
         }
         Err(error) => return Err(failed(error.into())),
     }
+    drop(one_at_a_time);
     rustix::fs::fsync(&parent).map_err(|error| failed(error.into()))
 }
 

@@ -51,6 +51,9 @@ struct Shared {
     /// Names of files in `incoming/`; that directory is emptied at start, so that none is met twice.
     next_incoming: AtomicU64,
     partials: Partials,
+    /// Held from the look for what stands under a name until the rename: of two files that arrive under one name at
+    /// once, the second would else take the place of the first.
+    settling: Mutex<()>,
     /// Held while a log is appended to: two writers would interleave their lines.
     appending: Mutex<()>,
     appended: watch::Sender<u64>,
@@ -77,6 +80,7 @@ impl Files {
                 disk_floor,
                 next_incoming: AtomicU64::new(0),
                 partials: Partials::default(),
+                settling: Mutex::new(()),
                 appending: Mutex::new(()),
                 appended: watch::Sender::new(0),
             }),
