@@ -1,13 +1,21 @@
 //! Message bodies (JSON) and the guest routes. The host believes nothing in them: sizes are capped by the
 //! HTTP edge, names go through [`ArtifactName`], and every request after redemption carries the session.
 
+mod artifact;
+mod order;
+mod report;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::AgentMode;
+pub use self::artifact::{
+    ArtifactName, ArtifactNameError, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, LOG_NAME,
+    OFFSET_HEADER, PATCH_NAME, REPORT_NAME, RESUMABLE_BYTES, ROLE_HEADER, SHA256_HEADER,
+};
+pub use self::order::{JobOrder, Order, PushOrder, Repository};
+pub use self::report::{FailureCause, PushResult, Report, ReportStatus, ReportedArtifact};
 use crate::secret::SecretText;
 use crate::workspace::{WorkspaceNews, WorkspaceOrder};
 
@@ -29,16 +37,6 @@ pub const REPOSITORY_PATH: &str = "/guest/v1/repository";
 pub const ARTIFACTS_PREFIX: &str = "/guest/v1/artifacts/";
 /// `POST`: [`Report`], session required. 202.
 pub const REPORT_PATH: &str = "/guest/v1/report";
-/// Header of an artifact upload: lower-case hexadecimal SHA-256 of the whole file.
-pub const SHA256_HEADER: &str = "x-agentlab-sha256";
-/// Header of an artifact upload: an [`ArtifactRole`] word.
-pub const ROLE_HEADER: &str = "x-agentlab-role";
-/// Header of an artifact upload: the byte of the file that its body begins with, decimal; 0 when absent. In an answer
-/// to `HEAD`, and in a refusal with 416, the only byte that the upload can go on from.
-pub const OFFSET_HEADER: &str = "x-agentlab-offset";
-/// What is smaller is sent whole each time, and no part of it is kept.
-pub const RESUMABLE_BYTES: u64 = 1 << 20;
-
 /// First message of a guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,101 +83,6 @@ pub struct RedeemAnswer {
     /// The disk for `/work`; the template's own disk when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<WorkspaceOrder>,
-}
-
-/// What the guest is for.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Order {
-    /// Run one job and report.
-    Job(Box<JobOrder>),
-    /// Heartbeats only, until told otherwise.
-    Hold,
-}
-
-/// One job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JobOrder {
-    /// The host's id of it.
-    pub job: String,
-    /// Where the code comes from.
-    pub repository: Repository,
-    /// Branch, tag or commit; the source's HEAD when absent.
-    #[serde(default)]
-    pub reference: Option<String>,
-    /// What the agent is told.
-    pub task: String,
-    /// Which agent, a word of [`crate::agent::AgentKind`].
-    pub agent: String,
-    /// What it may do without asking.
-    #[serde(default, skip_serializing_if = "AgentMode::is_dangerous")]
-    pub mode: AgentMode,
-    /// Program and arguments of the agent `command`; empty for the others.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub agent_command: Vec<String>,
-    /// Further arguments of an agent that is a preset; empty for the others.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub agent_args: Vec<String>,
-    /// How long the agent may run before it is sent TERM.
-    pub deadline_seconds: u32,
-    /// How long after TERM it is sent KILL.
-    pub kill_grace_seconds: u32,
-    /// Run the agent in bubblewrap.
-    pub inner_sandbox: bool,
-    /// In the stricter one: of the disk it sees its own work and what programs need.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub hardened: bool,
-    /// Appended to the bubblewrap command line.
-    #[serde(default)]
-    pub inner_sandbox_args: Vec<String>,
-    /// Where the commits of an agent that ended well go besides the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub push: Option<PushOrder>,
-}
-
-/// A branch of the repository's origin. Never forced, and never the origin's default branch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PushOrder {
-    /// The origin: `https:` or `ssh:`.
-    pub url: String,
-    /// Name of the branch, without `refs/heads/`.
-    pub branch: String,
-}
-
-/// What came of a [`PushOrder`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "result", rename_all = "snake_case", deny_unknown_fields)]
-pub enum PushResult {
-    /// The branch is at this commit.
-    Pushed {
-        /// Its id.
-        commit: String,
-    },
-    /// The agent made no commit.
-    NothingToPush,
-    /// It was not done.
-    Refused {
-        /// Why, in the words of git and of the origin, redacted.
-        reason: String,
-    },
-}
-
-/// Where the code comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Repository {
-    /// `git clone` of this.
-    Url {
-        /// As the operator wrote it.
-        url: String,
-    },
-    /// `GET` [`REPOSITORY_PATH`], then clone that file.
-    Bundle {
-        /// SHA-256 the file must have.
-        sha256: String,
-    },
 }
 
 /// For `git` in the guest.
@@ -285,28 +188,6 @@ pub struct Vitals {
     pub quiet_seconds: u32,
 }
 
-/// Why a job failed, as far as its guest can tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureCause {
-    /// The repository did not come.
-    Clone,
-    /// The agent ended with another status than 0.
-    AgentExit,
-    /// The kernel killed processes for want of memory meanwhile.
-    Oom,
-    /// The disk is full.
-    DiskFull,
-    /// What was ordered could not be enforced, so nothing was begun.
-    Policy,
-    /// The workspace cannot be used, so nothing was begun.
-    Workspace,
-    /// The origin did not take the commits.
-    Push,
-    /// The runner was killed under the agent.
-    Lost,
-}
-
 /// Sent every `heartbeat_seconds`, and at once when the phase changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -365,306 +246,4 @@ pub struct LogBatch {
     pub first: u64,
     /// The pieces.
     pub pieces: Vec<LogPiece>,
-}
-
-/// How the job ended in the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ReportStatus {
-    /// The agent ended with status 0.
-    Completed,
-    /// It did not, or could not be begun.
-    Failed,
-    /// It outlived its deadline.
-    Timeout,
-    /// The host asked for it.
-    Cancelled,
-}
-
-/// Final message, also uploaded as `report.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Report {
-    /// 1.
-    pub version: u16,
-    /// The host's id of the job.
-    pub job: String,
-    /// How it ended.
-    pub status: ReportStatus,
-    /// Phase it failed in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failed_phase: Option<Phase>,
-    /// Why it failed, in one word.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cause: Option<FailureCause>,
-    /// Why, with git's or the kernel's own words, at most 4,000 characters, redacted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// Exit status of the agent; 128+n when signal n ended it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<u8>,
-    /// Commit the agent started from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base_commit: Option<String>,
-    /// Commit the work ends in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head_commit: Option<String>,
-    /// Commits made.
-    #[serde(default)]
-    pub commits: u32,
-    /// Uncommitted changes were left.
-    #[serde(default)]
-    pub uncommitted: bool,
-    /// How long the agent ran.
-    #[serde(default)]
-    pub agent_milliseconds: u64,
-    /// What came of the push that was ordered; absent when none was, or when the agent did not end well.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub push: Option<PushResult>,
-    /// Files uploaded before this report.
-    #[serde(default)]
-    pub artifacts: Vec<ReportedArtifact>,
-    /// Files that were left out, each with its reason.
-    #[serde(default)]
-    pub left_out: Vec<String>,
-    /// Level of the inner sandbox really enforced: `hardened`, `bubblewrap` or `none`.
-    #[serde(default)]
-    pub inner_sandbox: String,
-}
-
-/// One uploaded file as the guest saw it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReportedArtifact {
-    /// Name.
-    pub name: ArtifactName,
-    /// What it is for.
-    pub role: ArtifactRole,
-    /// Size.
-    pub size_bytes: u64,
-    /// SHA-256, hexadecimal.
-    pub sha256: String,
-}
-
-/// What an artifact is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ArtifactRole {
-    /// `work.bundle`: the agent's commits.
-    Bundle,
-    /// `work.patch`: the same as a `git format-patch --stdout` mailbox.
-    Patch,
-    /// `uncommitted.diff`.
-    Diff,
-    /// `agent.log`.
-    Log,
-    /// `report.json`.
-    Report,
-    /// `files/…`: from the agent's artifacts directory.
-    File,
-}
-
-impl ArtifactRole {
-    /// The word in [`ROLE_HEADER`].
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Bundle => "bundle",
-            Self::Patch => "patch",
-            Self::Diff => "diff",
-            Self::Log => "log",
-            Self::Report => "report",
-            Self::File => "file",
-        }
-    }
-}
-
-impl FromStr for ArtifactRole {
-    type Err = ArtifactNameError;
-
-    fn from_str(word: &str) -> Result<Self, ArtifactNameError> {
-        [
-            Self::Bundle,
-            Self::Patch,
-            Self::Diff,
-            Self::Log,
-            Self::Report,
-            Self::File,
-        ]
-        .into_iter()
-        .find(|role| role.as_str() == word)
-        .ok_or_else(|| ArtifactNameError::Role(word.escape_debug().take(80).collect()))
-    }
-}
-
-/// File of the commits as a bundle.
-pub const BUNDLE_NAME: &str = "work.bundle";
-/// File of the commits as patches.
-pub const PATCH_NAME: &str = "work.patch";
-/// File of the uncommitted changes.
-pub const DIFF_NAME: &str = "uncommitted.diff";
-/// File of everything printed.
-pub const LOG_NAME: &str = "agent.log";
-/// File of the report.
-pub const REPORT_NAME: &str = "report.json";
-/// Directory of the agent's own files.
-pub const FILES_DIR: &str = "files/";
-
-/// Most parts of an artifact's name: every one but the last is a directory that the host makes.
-const MAX_COMPONENTS: usize = 16;
-
-/// Why a name is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ArtifactNameError {
-    /// Length.
-    #[error("Artifact name is empty or longer than 512 bytes")]
-    Length,
-    /// Parts.
-    #[error("Artifact name has more than {MAX_COMPONENTS} parts")]
-    Depth,
-    /// Absolute, `..`, `.`, empty component, control character or backslash.
-    #[error("Artifact name `{0}` is not a plain relative path")]
-    Shape(String),
-    /// A part of it is git's directory, whose settings name programs that git runs for whoever stands there.
-    #[error("Artifact name `{0}` lies in what git would take for its own directory")]
-    Git(String),
-    /// Unknown role word.
-    #[error("`{0}` is not an artifact role")]
-    Role(String),
-}
-
-/// A relative path that can only stay below the directory it is joined to: components separated by `/`, none of
-/// them empty, `.` or `..`, no control character, no backslash, at most 512 bytes and 16 components. And none
-/// that git would take for its own directory, on whatever file system: a `.git` in a directory of an operator's is a
-/// program in waiting.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ArtifactName(String);
-
-impl ArtifactName {
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for ArtifactName {
-    type Err = ArtifactNameError;
-
-    fn from_str(text: &str) -> Result<Self, ArtifactNameError> {
-        if text.is_empty() || text.len() > 512 {
-            return Err(ArtifactNameError::Length);
-        }
-        let shape = || ArtifactNameError::Shape(text.escape_debug().take(80).collect());
-        if text.chars().any(|c| c.is_control() || c == '\\') {
-            return Err(shape());
-        }
-        if text
-            .split('/')
-            .any(|part| part.is_empty() || part == "." || part == ".." || part.len() > 255)
-        {
-            return Err(shape());
-        }
-        if text.split('/').count() > MAX_COMPONENTS {
-            return Err(ArtifactNameError::Depth);
-        }
-        if text.split('/').any(is_git_directory) {
-            return Err(ArtifactNameError::Git(text.escape_debug().take(80).collect()));
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-/// Whether some file system makes `.git` of a name: by ignoring case, what follows a colon, dots and spaces at the end
-/// or characters that nobody sees, or by its short form.
-fn is_git_directory(part: &str) -> bool {
-    let visible: String = part
-        .chars()
-        .filter(|c| {
-            !matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
-        })
-        .collect();
-    let name = visible.split(':').next().unwrap_or_default();
-    let name = name.trim_end_matches(['.', ' ']);
-    name.eq_ignore_ascii_case(".git") || name.eq_ignore_ascii_case("git~1")
-}
-
-impl TryFrom<String> for ArtifactName {
-    type Error = ArtifactNameError;
-
-    fn try_from(text: String) -> Result<Self, ArtifactNameError> {
-        text.parse()
-    }
-}
-
-impl From<ArtifactName> for String {
-    fn from(name: ArtifactName) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for ArtifactName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_artifact_name_cannot_leave_its_directory() {
-        for text in [
-            "",
-            "/etc/passwd",
-            "..",
-            "a/../b",
-            "a//b",
-            "./a",
-            "a/",
-            "a\\b",
-            "a\nb",
-            "a/\u{7f}",
-        ] {
-            assert!(text.parse::<ArtifactName>().is_err(), "{text:?}");
-        }
-        assert!("x".repeat(513).parse::<ArtifactName>().is_err());
-        for text in ["report.json", "files/out/..x", "files/a b", "files/\u{e9}"] {
-            assert!(text.parse::<ArtifactName>().is_ok(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn an_artifact_name_makes_few_directories() {
-        let name = |parts: usize| vec!["a"; parts].join("/").parse::<ArtifactName>();
-        assert!(name(16).is_ok());
-        assert_eq!(name(17), Err(ArtifactNameError::Depth));
-    }
-
-    #[test]
-    fn an_artifact_name_has_no_part_that_git_would_obey() {
-        for text in [
-            ".git",
-            "files/.git/config",
-            "files/.GIT/config",
-            "files/x/.git",
-            "files/.git. ./config",
-            "files/git~1/config",
-            "files/.git::$INDEX_ALLOCATION/config",
-            "files/.g\u{200c}it/config",
-        ] {
-            let error = text.parse::<ArtifactName>().unwrap_err();
-            assert!(matches!(error, ArtifactNameError::Git(_)), "{text:?}: {error}");
-        }
-        for text in [
-            "files/.gitignore",
-            "files/git",
-            "files/x.git/y",
-            "files/.github/z",
-        ] {
-            assert!(text.parse::<ArtifactName>().is_ok(), "{text:?}");
-        }
-    }
 }
