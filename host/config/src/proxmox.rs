@@ -78,6 +78,10 @@ pub struct ProxmoxConfig {
     pub clone_mode: CloneMode,
     /// How long a task of PVE may take.
     pub task_timeout: Duration,
+    /// Calls that a node has to answer at once; one of them is kept free for looks.
+    pub calls_per_node: usize,
+    /// Clones that one storage makes at once.
+    pub clones_per_storage: usize,
     /// VMID that owns volumes.
     pub volume_vmid: Option<Vmid>,
     /// Where seeds go that go by cloud-init; absent: all go by SMBIOS.
@@ -158,6 +162,20 @@ impl ProxmoxConfig {
                 120,
                 (10, 86_400),
             ),
+            calls_per_node: bound(
+                "proxmox_calls_per_node",
+                raw.proxmox_calls_per_node,
+                3,
+                (2, 64),
+                check,
+            ),
+            clones_per_storage: bound(
+                "proxmox_clones_per_storage",
+                raw.proxmox_clones_per_storage,
+                2,
+                (1, 64),
+                check,
+            ),
             volume_vmid: volume_vmid(raw, check),
             snippets: snippets(raw, check),
             url,
@@ -190,6 +208,11 @@ fn refuse_idle_keys(raw: &Raw, kind: BackendKind, check: &mut Check<'_>) {
         ("proxmox_storage", given(raw.proxmox_storage.as_ref()).is_some()),
         ("proxmox_clone_mode", raw.proxmox_clone_mode.is_some()),
         ("proxmox_command_timeout", raw.proxmox_command_timeout.is_some()),
+        ("proxmox_calls_per_node", raw.proxmox_calls_per_node.is_some()),
+        (
+            "proxmox_clones_per_storage",
+            raw.proxmox_clones_per_storage.is_some(),
+        ),
         ("proxmox_volume_vmid", raw.proxmox_volume_vmid.is_some()),
         ("snippets_dir", raw.snippets_dir.is_some()),
         ("snippet_storage", given(raw.snippet_storage.as_ref()).is_some()),
@@ -297,6 +320,17 @@ fn trust(raw: &Raw, url: &str, check: &mut Check<'_>) -> TlsTrust {
             TlsTrust::System
         }
     }
+}
+
+/// How much of something may be under way at once.
+fn bound(
+    key: &'static str,
+    given: Option<u32>,
+    default: u32,
+    range: (u32, u32),
+    check: &mut Check<'_>,
+) -> usize {
+    usize::try_from(check.number(&[key], given, default, range)).unwrap_or(1)
 }
 
 /// Names of nodes, pools and storages stand in paths of the API and in arguments of its programs.

@@ -140,6 +140,8 @@ fn every_key_changes_something_and_is_named_as_needing_a_restart() {
         "proxmox_storage: local-zfs".to_owned(),
         "proxmox_clone_mode: full".to_owned(),
         "proxmox_command_timeout: 5m".to_owned(),
+        "proxmox_calls_per_node: 4".to_owned(),
+        "proxmox_clones_per_storage: 1".to_owned(),
         "proxmox_volume_vmid: 777".to_owned(),
         "snippets_dir: /mnt/pve/nfs/snippets".to_owned(),
         "snippet_storage: local".to_owned(),

@@ -73,6 +73,8 @@ pub(crate) struct Raw {
     pub(crate) proxmox_storage: Option<String>,
     pub(crate) proxmox_clone_mode: Option<CloneMode>,
     pub(crate) proxmox_command_timeout: Option<SignedDuration>,
+    pub(crate) proxmox_calls_per_node: Option<u32>,
+    pub(crate) proxmox_clones_per_storage: Option<u32>,
     pub(crate) proxmox_volume_vmid: Option<Vmid>,
     pub(crate) snippets_dir: Option<PathBuf>,
     pub(crate) snippet_storage: Option<String>,

@@ -65,6 +65,8 @@ impl Config {
             "proxmox_storage": proxmox.storage,
             "proxmox_clone_mode": proxmox.clone_mode,
             "proxmox_command_timeout": proxmox.task_timeout,
+            "proxmox_calls_per_node": proxmox.calls_per_node,
+            "proxmox_clones_per_storage": proxmox.clones_per_storage,
             "proxmox_volume_vmid": proxmox.volume_vmid,
             "snippets_dir": proxmox.snippets,
             "qemu.binary": qemu.binary,

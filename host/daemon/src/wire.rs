@@ -122,6 +122,8 @@ fn pve(config: &Config) -> PveOptions {
         agentlab_config::CloneMode::Linked => CloneMode::Linked,
         agentlab_config::CloneMode::Full => CloneMode::Full,
     };
+    options.calls_per_node = told.calls_per_node;
+    options.clones_per_storage = told.clones_per_storage;
     options.volume_owner = told.volume_vmid;
     options.snippets = told.snippets.as_ref().map(|place| SnippetStore {
         dir: place.dir.clone(),
@@ -198,7 +200,8 @@ mod tests {
     fn what_the_file_says_of_a_node_reaches_the_back_end() {
         let told = pve(&config(&format!(
             "{TOKEN}proxmox_node: pve1\nproxmox_pool: agentlab\nproxmox_storage: fast\nproxmox_clone_mode: full\n\
-             proxmox_volume_vmid: 777\nsnippet_storage: local\nproxmox_command_timeout: 30m\nbridge: vmbr7\nvmid_first: 2000\nvmid_last: 2999"
+             proxmox_volume_vmid: 777\nproxmox_calls_per_node: 5\nproxmox_clones_per_storage: 1\nsnippet_storage: local\n\
+             proxmox_command_timeout: 30m\nbridge: vmbr7\nvmid_first: 2000\nvmid_last: 2999"
         )));
         assert_eq!(told.node.as_deref(), Some("pve1"));
         assert_eq!(
@@ -207,6 +210,7 @@ mod tests {
         );
         assert_eq!(told.clone, CloneMode::Full);
         assert_eq!(told.volume_owner.map(u32::from), Some(777));
+        assert_eq!((told.calls_per_node, told.clones_per_storage), (5, 1));
         assert_eq!(
             told.snippets.map(|snippets| snippets.storage).as_deref(),
             Some("local")

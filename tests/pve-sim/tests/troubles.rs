@@ -26,8 +26,8 @@ fn of(setup: Setup) -> (PveSim, Arc<dyn Backend>) {
 }
 
 /// A machine on its way, as far as a start.
-async fn started(backend: &Arc<dyn Backend>) {
-    let one = spec(1000);
+async fn started(backend: &Arc<dyn Backend>, raw: u32) {
+    let one = spec(raw);
     backend.clone_template(&one).await.unwrap();
     backend.configure(one.vmid, &one.stamp, &shape()).await.unwrap();
     backend
@@ -42,20 +42,39 @@ fn was_refused(sim: &PveSim, words: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn thirty_clones_at_once_are_two_to_a_storage_and_three_calls_at_most() {
-    let (sim, backend) = lab(Version::V9);
-    let mut making = JoinSet::new();
-    for raw in 1000..1030 {
-        let backend = Arc::clone(&backend);
-        making.spawn(async move { backend.clone_template(&spec(raw)).await });
+async fn a_hundred_machines_at_once_are_so_many_clones_to_a_storage_and_calls_to_a_node_as_the_options_say() {
+    let defaults = options(&Setup::lab(Version::V9, Scale(1.0)).in_process());
+    assert_eq!((defaults.clones_per_storage, defaults.calls_per_node), (2, 3));
+    for ((clones, calls), is_late) in [((2, 3), false), ((4, 6), false), ((2, 3), true), ((4, 6), true)] {
+        let sim = Setup::lab(Version::V9, Scale(1.0)).in_process();
+        let mut options = options(&sim);
+        (options.clones_per_storage, options.calls_per_node) = (clones, calls);
+        // Clones pile up at a node that answers at once, calls at one that takes its time.
+        let late = Rates {
+            delay: if is_late { 1000 } else { 0 },
+            ..Rates::default()
+        };
+        sim.plan_faults(1, late);
+        let backend = connect(&sim, options);
+        let mut making = JoinSet::new();
+        for raw in 1000..1100 {
+            let backend = Arc::clone(&backend);
+            making.spawn(async move { started(&backend, raw).await });
+        }
+        while let Some(made) = making.join_next().await {
+            made.unwrap();
+        }
+        let most = sim.audit().most;
+        let (most_clones, most_calls) = (most["qmclone"], most["call"]);
+        assert!(most_clones <= clones && most_calls <= calls, "{most:?}");
+        let piled_up = if is_late {
+            most_calls == calls
+        } else {
+            most_clones == clones
+        };
+        assert!(piled_up, "the bound was never reached: {most:?}");
+        assert!(!was_refused(&sim, "got timeout"), "{:?}", sim.audit().refusals);
     }
-    while let Some(made) = making.join_next().await {
-        made.unwrap().unwrap();
-    }
-    let most = sim.audit().most;
-    assert_eq!(most["qmclone"], 2, "{most:?}");
-    assert!((2..=3).contains(&most["call"]), "{most:?}");
-    assert!(!was_refused(&sim, "got timeout"), "{:?}", sim.audit().refusals);
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,7 +177,7 @@ async fn a_whole_life_asks_neither_the_agent_nor_any_other_storage() {
     for version in [Version::V8, Version::V9] {
         let (sim, backend) = lab(version);
         let one = spec(1000);
-        started(&backend).await;
+        started(&backend, 1000).await;
         backend.remove_seed(one.vmid, &one.stamp).await.unwrap();
         backend.suspend(one.vmid, &one.stamp).await.unwrap();
         backend.resume(one.vmid, &one.stamp).await.unwrap();
@@ -209,7 +228,7 @@ async fn a_whole_life_asks_neither_the_agent_nor_any_other_storage() {
 async fn a_machine_is_paused_in_memory_and_snapshots_of_a_running_one_hold_it_so_that_no_guest_is_frozen() {
     let (sim, backend) = lab(Version::V9);
     let one = spec(1000);
-    started(&backend).await;
+    started(&backend, 1000).await;
     backend.suspend(one.vmid, &one.stamp).await.unwrap();
     assert!(
         !sim.left().iter().any(|what| what.contains("state")),
@@ -273,7 +292,7 @@ async fn a_machine_that_somebody_moved_to_another_node_is_found_there_and_not_st
 async fn what_the_cluster_has_not_been_told_yet_is_seen_all_the_same() {
     let (sim, backend) = lab(Version::V9);
     let one = spec(1000);
-    started(&backend).await;
+    started(&backend, 1000).await;
     let asker = Asker {
         token: sim.token(),
         sim: sim.clone(),
@@ -308,7 +327,7 @@ async fn one_image_with_an_efi_disk_and_a_cloud_init_drive_makes_clones_that_kee
     let more = more.map(|(key, value)| (key.to_owned(), value.to_owned()));
     setup.template.extend(more);
     let (sim, backend) = of(setup);
-    started(&backend).await;
+    started(&backend, 1000).await;
     let config = sim.operator().config(1000).unwrap();
     assert_eq!(
         config["ciupgrade"], "0",

@@ -1,13 +1,12 @@
 //! Calls to one server.
 //!
 //! ```text
-//!   call ─► lane of its node (3 at once, 2 of them changes) ─► idle connection, or a new one ─► answer, bounded
+//!   call ─► lane of its node (lanes.rs) ─► idle connection, or a new one ─► answer, bounded
 //! ```
 //! pveproxy closes a connection that was idle for about 5 s, and each after an error. Ours are given up before. What
 //! was lost on the way is told apart: a call that was never sent, one that certainly had no effect, and one of which
 //! nobody knows.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,12 +19,12 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::lanes::Traffic;
 use super::request::Request;
 use super::settings::{ApiUrl, ProxmoxSettings, Trust};
 use super::trust::Verifier;
@@ -40,10 +39,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 const LARGEST_ANSWER: usize = 32 << 20;
 /// PVE's own bound is 512 KiB.
 const LARGEST_BODY: usize = 500 << 10;
-/// A node has three workers for calls that change something.
-const CALLS_PER_NODE: usize = 3;
-/// One lane is left for looks, however slow the changes are.
-const CHANGES_PER_NODE: usize = 2;
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -73,12 +68,6 @@ struct Line {
     _driver: JoinSet<()>,
 }
 
-#[derive(Debug)]
-struct Lanes {
-    calls: Semaphore,
-    changes: Semaphore,
-}
-
 /// One server.
 #[derive(Debug)]
 pub(crate) struct Http {
@@ -90,7 +79,7 @@ pub(crate) struct Http {
     verifier: Arc<Verifier>,
     tls: Tls,
     idle: Mutex<Vec<(Instant, Line)>>,
-    lanes: Mutex<HashMap<String, Arc<Lanes>>>,
+    traffic: Traffic,
     /// Asked instead of the server.
     #[cfg(feature = "in-process")]
     pub(super) in_process: Option<Arc<dyn super::in_process::InProcess>>,
@@ -134,21 +123,14 @@ impl Http {
             verifier,
             tls: Tls(TlsConnector::from(Arc::new(config))),
             idle: Mutex::default(),
-            lanes: Mutex::default(),
+            traffic: Traffic::new(&settings.pve),
             #[cfg(feature = "in-process")]
             in_process: None,
         })
     }
 
-    fn lanes(&self, node: &str) -> Arc<Lanes> {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || {
-            Arc::new(Lanes {
-                calls: Semaphore::new(CALLS_PER_NODE),
-                changes: Semaphore::new(CHANGES_PER_NODE),
-            })
-        };
-        lanes.entry(node.to_owned()).or_insert_with(new).clone()
+    pub(super) fn at_home(&self, node: &str) {
+        self.traffic.at_home(node);
     }
 
     /// Makes a call, once.
@@ -162,7 +144,7 @@ impl Http {
                 "its parameters are longer than {LARGEST_BODY} bytes"
             )));
         }
-        let lanes = self.lanes(request.node());
+        let lanes = self.traffic.lanes(request);
         // Neither is ever closed.
         let _change = match request.is_question() {
             true => None,

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   Pve over Rest ─┬─ request   a change or a question as method, target and JSON
-//!                 ├─ http      connections, calls per node, what was lost and what that means
+//!                 ├─ lanes     how many calls a node has to answer at once
+//!                 ├─ http      connections, what was lost and what that means
 //!                 │    └─ trust    the certificate that is believed
 //!                 ├─ upload    a file, over a connection of its own
 //!                 ├─ examine   the same calls for whoever examines a server, answers as they came
@@ -13,6 +14,7 @@ mod examine;
 mod http;
 #[cfg(feature = "in-process")]
 mod in_process;
+mod lanes;
 mod request;
 mod settings;
 mod task;
@@ -211,6 +213,10 @@ impl Wire for Rest {
         let data = self.call(&Request::change(node, change)).await?;
         let Some(upid) = data.as_str().filter(|text| text.starts_with("UPID:")) else {
             return Ok(Begun::Done(data));
+    fn at_home(&self, node: &str) {
+        self.http.at_home(node);
+    }
+
         };
         // A worker is at it all the same.
         let unreadable = || Refusal::unknown(format!("its task cannot be followed: `{upid}`"));

@@ -68,9 +68,6 @@ pub use snippets::SnippetStore;
 use view::View;
 pub(crate) use wire::{Begun, Ended, Upload, Wire};
 
-/// How many clones one storage makes at once: it has one lock, and who waits for it for 10 s has failed.
-const CLONES_PER_STORAGE: usize = 2;
-
 /// Version of a node.
 #[derive(Debug, Clone)]
 struct Version {
@@ -160,7 +157,9 @@ impl<W: Wire> Pve<W> {
                 reason,
             })
         };
-        self.node.get_or_try_init(find).await.map(String::as_str)
+        let node = self.node.get_or_try_init(find).await?;
+        self.wire.at_home(node);
+        Ok(node)
     }
 
     async fn version(&self) -> Result<&Version> {
@@ -205,7 +204,7 @@ impl<W: Wire> Pve<W> {
         let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
         let turns = storages.entry(storage.to_owned());
         turns
-            .or_insert_with(|| Arc::new(Semaphore::new(CLONES_PER_STORAGE)))
+            .or_insert_with(|| Arc::new(Semaphore::new(self.options.clones_per_storage)))
             .clone()
     }
 

@@ -37,6 +37,10 @@ pub struct PveOptions {
     pub snippets: Option<SnippetStore>,
     /// VMID that owns volumes: no sandbox has it, so no sandbox's end takes a volume along.
     pub volume_owner: Option<Vmid>,
+    /// How many calls a node has to answer at once, at least 2.
+    pub calls_per_node: usize,
+    /// How many clones one storage makes at once: it has one lock, and who waits for it for 10 s has failed.
+    pub clones_per_storage: usize,
     /// How long a task may take, other than a clone.
     pub task_patience: Duration,
     /// How long a clone may take.
@@ -61,10 +65,17 @@ impl PveOptions {
             bridge: bridge.into(),
             snippets: None,
             volume_owner: None,
+            calls_per_node: 3,
+            clones_per_storage: 2,
             task_patience: Duration::from_secs(120),
             clone_patience: Duration::from_secs(600),
             lock_patience: Duration::from_secs(45),
             watch_interval: Duration::from_secs(10),
         }
+    }
+
+    /// How many of the calls may be changes: however slow they are, one is left for looks.
+    pub(crate) fn changes_per_node(&self) -> usize {
+        self.calls_per_node.saturating_sub(1).max(1)
     }
 }

@@ -41,6 +41,10 @@ pub(crate) trait Wire: fmt::Debug + Send + Sync + 'static {
     /// `proxmox` or `shell`.
     fn kind(&self) -> &'static str;
 
+    /// Which node machines are made on, as soon as that is known: it answers questions about the cluster as well, and
+    /// both count as calls to it.
+    fn at_home(&self, _node: &str) {}
+
     /// The `data` of an answer.
     async fn read(&self, read: &Read) -> Result<Value, Refusal>;
 

@@ -27,9 +27,6 @@ use argv::Argv;
 const KIND: &str = "shell";
 /// How long a question may take: each is a Perl program that is loaded first.
 const READ: Duration = Duration::from_secs(40);
-/// Each is a Perl program.
-const AT_ONCE: usize = 3;
-const CHANGES_AT_ONCE: usize = 2;
 
 /// What the shell back end is told.
 #[derive(Debug, Clone)]
@@ -66,8 +63,8 @@ pub fn publisher(settings: ShellSettings) -> Arc<dyn Publisher> {
 fn pve(settings: ShellSettings) -> Pve<Shell> {
     let shell = Shell {
         program_dir: settings.program_dir,
-        calls: Semaphore::new(AT_ONCE),
-        changes: Semaphore::new(CHANGES_AT_ONCE),
+        calls: Semaphore::new(settings.pve.calls_per_node),
+        changes: Semaphore::new(settings.pve.changes_per_node()),
     };
     Pve::new(shell, settings.pve)
 }
