@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::asker::Asker;
-use crate::client::{connect, options, shape, spec};
+use crate::client::{connect, options, shape, spec, vmid};
 
 const NO_NIC: PowerOn = PowerOn { nic: None };
 
@@ -135,12 +135,34 @@ async fn tags_that_an_administrator_reserved_cost_nothing_but_the_tag() {
     assert_eq!(config["protection"], "0", "the rest is put right");
 }
 
+async fn until_it_is(backend: &Arc<dyn Backend>, power: Power) {
+    while backend.inspect(vmid(1000)).await.unwrap().unwrap().power != power {
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_somebody_gave_to_the_ha_stack_still_goes() {
     let (sim, backend) = lab(Version::V9);
     let one = spec(1000);
     backend.clone_template(&one).await.unwrap();
+    backend.configure(one.vmid, &one.stamp, &shape()).await.unwrap();
     sim.operator().manage_by_ha(1000);
+    // A task of PVE's that ended well only told the stack.
+    for gently in [true, false] {
+        backend.power_on(one.vmid, &one.stamp, NO_NIC).await.unwrap();
+        until_it_is(&backend, Power::Running).await;
+        if gently {
+            let patience = Duration::from_secs(30);
+            backend.shut_down(one.vmid, &one.stamp, patience).await.unwrap();
+        } else {
+            backend.power_off(one.vmid, &one.stamp).await.unwrap();
+        }
+        let machine = backend.inspect(one.vmid).await.unwrap().unwrap();
+        assert_eq!(machine.power, Power::Stopped);
+    }
+    backend.power_on(one.vmid, &one.stamp, NO_NIC).await.unwrap();
+    until_it_is(&backend, Power::Running).await;
     backend.destroy(one.vmid, &one.stamp).await.unwrap();
     assert_eq!(sim.left(), Vec::<String>::new());
 }

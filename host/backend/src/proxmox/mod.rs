@@ -40,7 +40,7 @@ use crate::pve::{
 use crate::{Backend, BackendError, TaskId};
 use http::{Answer, Http, Lost};
 use request::Request;
-use task::{Standing, Upid};
+use task::{LogTail, Standing, Upid};
 
 const KIND: &str = "proxmox";
 
@@ -194,8 +194,16 @@ impl Rest {
 
     /// The end of its log; nothing when that cannot be had.
     async fn log(&self, upid: &Upid) -> Vec<String> {
-        let answer = self.call(&Request::read(&upid.log())).await;
-        answer.map(task::lines).unwrap_or_default()
+        let mut tail = LogTail::default();
+        for page in upid.log_pages() {
+            let Ok(lines) = self.call(&Request::read(&page)).await else {
+                break;
+            };
+            if !tail.take(lines) {
+                break;
+            }
+        }
+        tail.into_lines()
     }
 }
 
@@ -203,6 +211,10 @@ impl Rest {
 impl Wire for Rest {
     fn kind(&self) -> &'static str {
         KIND
+    }
+
+    fn at_home(&self, node: &str) {
+        self.http.at_home(node);
     }
 
     async fn read(&self, read: &Read) -> Result<Value, Refusal> {
@@ -213,10 +225,6 @@ impl Wire for Rest {
         let data = self.call(&Request::change(node, change)).await?;
         let Some(upid) = data.as_str().filter(|text| text.starts_with("UPID:")) else {
             return Ok(Begun::Done(data));
-    fn at_home(&self, node: &str) {
-        self.http.at_home(node);
-    }
-
         };
         // A worker is at it all the same.
         let unreadable = || Refusal::unknown(format!("its task cannot be followed: `{upid}`"));

@@ -12,8 +12,12 @@ use super::request::encoded;
 /// Shortest and longest wait between two looks at what is under way.
 const FIRST_LOOK: Duration = Duration::from_millis(30);
 const SLOWEST_LOOK: Duration = Duration::from_secs(1);
-/// Lines of a log that are shown.
+/// Lines of a log that are shown, which are its last.
 const LOG_LINES: usize = 20;
+/// Lines that are asked for at once.
+const LOG_PAGE: usize = 500;
+/// Longest log that is read to its end: a copy says every second how far it is.
+const MOST_PAGES: usize = 40;
 
 /// How long to wait before the next look at what has been under way for so long: a part of that, so that its end is never
 /// noticed late by much of what it took, and one that takes long is asked after seldom.
@@ -72,8 +76,35 @@ impl Upid {
         ))
     }
 
-    pub(crate) fn log(&self) -> Read {
-        Read::new(format!("/nodes/{}/tasks/{}/log", self.node, encoded(&self.text))).with("limit", 500)
+    fn log(&self, from: usize) -> Read {
+        Read::new(format!("/nodes/{}/tasks/{}/log", self.node, encoded(&self.text)))
+            .with("start", from)
+            .with("limit", LOG_PAGE)
+    }
+
+    /// The questions after which its log has been read to its end: PVE answers from the beginning, and why a task failed
+    /// is said last.
+    pub(crate) fn log_pages(&self) -> impl Iterator<Item = Read> {
+        (0..MOST_PAGES).map(|page| self.log(page * LOG_PAGE))
+    }
+}
+
+/// The last lines of a log that is read page by page.
+#[derive(Debug, Default)]
+pub(crate) struct LogTail(Vec<String>);
+
+impl LogTail {
+    /// Takes a page in; whether another one may follow.
+    pub(crate) fn take(&mut self, page: serde_json::Value) -> bool {
+        let lines = Fields::list(page).unwrap_or_default();
+        self.0.extend(lines.iter().filter_map(|line| line.text("t")));
+        let surplus = self.0.len().saturating_sub(LOG_LINES);
+        self.0.drain(..surplus);
+        lines.len() == LOG_PAGE
+    }
+
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        self.0
     }
 }
 
@@ -111,14 +142,6 @@ fn is_warnings(end: &str) -> bool {
         .is_some_and(|count| !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The last lines of a log.
-pub(crate) fn lines(answer: serde_json::Value) -> Vec<String> {
-    let lines = Fields::list(answer).unwrap_or_default();
-    let mut lines: Vec<String> = lines.iter().filter_map(|line| line.text("t")).collect();
-    let from = lines.len().saturating_sub(LOG_LINES);
-    lines.split_off(from)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -145,6 +168,31 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Upid>(), Err(()), "{text}");
         }
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_shown_whatever_letters_are_in_it() {
+        let upid: Upid = "UPID:pve8:00001433:000A5657:6B008793:qmclone:9000:agentlab@pve!lp:"
+            .parse()
+            .unwrap();
+        let log: Vec<String> = (0..1234).map(|n| format!("{n} % übertragen")).collect();
+        let mut tail = LogTail::default();
+        let mut asked = 0;
+        for page in upid.log_pages() {
+            let value = |key: &str| {
+                let mut query = page.query.iter();
+                let found = query.find(|(found, _)| *found == key);
+                found.and_then(|(_, value)| value.parse::<usize>().ok()).unwrap()
+            };
+            let lines = log.iter().enumerate().skip(value("start")).take(value("limit"));
+            let lines: Vec<_> = lines.map(|(n, text)| json!({ "n": n + 1, "t": text })).collect();
+            asked += 1;
+            if !tail.take(json!(lines)) {
+                break;
+            }
+        }
+        assert_eq!(asked, 3);
+        assert_eq!(tail.into_lines(), log[1234 - LOG_LINES..]);
     }
 
     #[test]

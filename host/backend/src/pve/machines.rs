@@ -69,7 +69,18 @@ impl<W: Wire> Pve<W> {
         if self.power(&record).await? == Power::Stopped {
             return Ok(());
         }
-        self.switch(&record, PowerWord::Stop, Power::Stopped).await
+        self.switch(&record, PowerWord::Stop, Power::Stopped).await?;
+        self.is_off(&record).await
+    }
+
+    /// What the HA stack keeps is only asked to stop, by a task that ends well before it has: waited for as for a lock.
+    async fn is_off(&self, record: &Record) -> Attempt<()> {
+        if self.power(record).await? == Power::Stopped {
+            return Ok(());
+        }
+        let vmid = record.vmid;
+        let words = format!("VM {vmid} is running, although PVE's task to stop it has ended well");
+        Err(Refusal::new(Kind::Running, words).into())
     }
 
     async fn shut_down_once(&self, vmid: Vmid, stamp: &Stamp, patience: Duration) -> Attempt<()> {
@@ -88,7 +99,7 @@ impl<W: Wire> Pve<W> {
         };
         let patience = patience + self.options.task_patience;
         match self.carry_out(&record.node, &change, patience).await {
-            Ok(_) => Ok(()),
+            Ok(_) => self.is_off(&record).await,
             Err(refusal) => match self.power(&record).await {
                 Ok(Power::Stopped) => Ok(()),
                 Ok(_) | Err(_) => Err(refusal.into()),

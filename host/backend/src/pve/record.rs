@@ -148,7 +148,7 @@ impl Disk {
         let mut parts = text.split(',');
         let first = parts.next()?;
         let volume = first.strip_prefix("file=").unwrap_or(first);
-        let is_cdrom = text.split(',').any(|part| part == "media=cdrom") || volume.contains("cloudinit");
+        let is_cdrom = text.split(',').any(|part| part == "media=cdrom") || is_cloud_init(volume);
         if is_cdrom || volume == "none" {
             return None;
         }
@@ -168,6 +168,18 @@ impl Disk {
     pub(crate) fn owner(&self) -> Option<Vmid> {
         volume_owner(&self.volume)
     }
+}
+
+/// Whether it is what PVE writes a machine's cloud-init data on: `local:410/vm-410-cloudinit.qcow2`, `zfs:vm-410-cloudinit`.
+/// A storage may have that word in its name too.
+fn is_cloud_init(volume: &str) -> bool {
+    let name = volume.rsplit(['/', ':']).next().unwrap_or_default();
+    let name = name.split_once('.').map_or(name, |(name, _)| name);
+    let before = name.strip_suffix("cloudinit");
+    before.is_some_and(|before| {
+        let number = before.strip_prefix("vm-").and_then(|rest| rest.strip_suffix('-'));
+        before.is_empty() || number.is_some_and(|number| number.parse::<Vmid>().is_ok())
+    })
 }
 
 /// `local:410/vm-410-disk-0.qcow2`, `zfs:base-9000-disk-0/vm-410-disk-0`: the last part names the owner.
@@ -281,32 +293,33 @@ impl Record {
 
     /// Whether it has a cloud-init drive.
     pub(crate) fn has_cloud_init(&self) -> bool {
-        let drives = self.fields.keys().filter(|key| {
-            ["ide", "sata", "scsi", "virtio"]
-                .iter()
-                .any(|bus| is_slot(key, bus))
-        });
-        let mut values = drives.filter_map(|slot| self.fields.text(slot));
-        values.any(|value| value.contains("cloudinit"))
+        let mut drives = self.devices(&["ide", "sata", "scsi", "virtio"]);
+        drives.any(|(_, value)| {
+            let first = value.split(',').next().unwrap_or_default();
+            is_cloud_init(first.strip_prefix("file=").unwrap_or(first))
+        })
+    }
+
+    /// Numbered keys of some kinds, such as `net0`, with their values.
+    pub(crate) fn devices(&self, kinds: &'static [&str]) -> impl Iterator<Item = (String, String)> {
+        let slots = self
+            .fields
+            .keys()
+            .filter(|key| kinds.iter().any(|kind| is_slot(key, kind)));
+        slots.filter_map(|slot| Some((slot.to_owned(), self.fields.text(slot)?)))
     }
 
     /// Slots of all NICs.
     pub(crate) fn nics(&self) -> Vec<(String, Net)> {
-        let slots = self.fields.keys().filter(|key| is_slot(key, "net"));
-        slots
-            .filter_map(|slot| Some((slot.to_owned(), Net::parse(&self.fields.text(slot)?))))
+        self.devices(&["net"])
+            .map(|(slot, value)| (slot, Net::parse(&value)))
             .collect()
     }
 
     /// All disks, without CD-ROMs; also the ones that hang on nothing.
     pub(crate) fn disks(&self) -> Vec<Disk> {
-        let slots = self.fields.keys().filter(|key| {
-            ["scsi", "virtio", "sata", "ide", "unused", "efidisk", "tpmstate"]
-                .iter()
-                .any(|bus| is_slot(key, bus))
-        });
-        slots
-            .filter_map(|slot| Disk::parse(slot, &self.fields.text(slot)?))
+        self.devices(&["scsi", "virtio", "sata", "ide", "unused", "efidisk", "tpmstate"])
+            .filter_map(|(slot, value)| Disk::parse(&slot, &value))
             .collect()
     }
 

@@ -102,6 +102,19 @@ fn disks_nics_and_sizes_are_read_as_pve_writes_them() {
         Some(vmid(100))
     );
     assert_eq!(volume_owner("thin:vm-100-disk-0"), Some(vmid(100)));
+    for (drive, is_its) in [
+        ("local:cloudinit,media=cdrom", true),
+        ("local:410/vm-410-cloudinit.qcow2,media=cdrom", true),
+        ("tank:vm-410-cloudinit,media=cdrom,size=4M", true),
+        ("file=tank:vm-410-cloudinit", true),
+        ("cloudinit:410/vm-410-disk-0.qcow2,size=2G", false),
+        ("tank:vm-410-my-cloudinit", false),
+    ] {
+        let fields = Fields::of(json!({ "scsi1": drive })).unwrap();
+        let record = Record::new("pve8", vmid(410), fields);
+        assert_eq!(record.has_cloud_init(), is_its, "{drive}");
+        assert_eq!(record.disks().is_empty(), is_its, "{drive}");
+    }
     for (text, size) in [
         ("200M", Some(200 << 20)),
         ("1.5G", Some(3 << 29)),

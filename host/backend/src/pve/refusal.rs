@@ -57,6 +57,8 @@ pub(crate) enum Kind {
     /// The template's disk is on another node's own storage.
     LocalTemplate,
     IsTemplate,
+    /// The machine wants KVM, and the node has none.
+    NoKvm,
     /// A volume or file of that name exists.
     VolumeTaken,
     /// Parameters that PVE does not take, by name.
@@ -106,10 +108,15 @@ const SENTENCES: &[(&[&str], Kind)] = &[
     (&["storage '", "is not online"], Kind::NoStorage),
     (&["storage '", "is disabled"], Kind::NoStorage),
     (&["storage '", "is not activated"], Kind::NoStorage),
+    (&["unable to activate storage '"], Kind::NoStorage),
     (&["No space left on device"], Kind::StorageFull),
     (&["not enough free space"], Kind::StorageFull),
     (&["insufficient free space"], Kind::StorageFull),
     (&["out of space"], Kind::StorageFull),
+    (
+        &["Cannot create new thin volume, free space in thin pool"],
+        Kind::StorageFull,
+    ),
     (&["disk image '", "already exists"], Kind::VolumeTaken),
     (
         &["Logical Volume", "already exists in volume group"],
@@ -134,6 +141,7 @@ const SENTENCES: &[(&[&str], Kind)] = &[
         Kind::LocalTemplate,
     ),
     (&["you can't start a vm if it's a template"], Kind::IsTemplate),
+    (&["KVM virtualisation configured, but not available"], Kind::NoKvm),
     (&["already running"], Kind::AlreadyRunning),
     (&["is not running"], Kind::NotRunning),
     (&["VM ", " not running"], Kind::NotRunning),
@@ -316,6 +324,7 @@ impl Refusal {
             | Kind::NotNewest
             | Kind::LocalTemplate
             | Kind::IsTemplate
+            | Kind::NoKvm
             | Kind::VolumeTaken
             | Kind::Invalid(_)
             | Kind::Other => BackendError::Refused {
@@ -388,6 +397,11 @@ impl Refusal {
             Kind::LocalTemplate => {
                 "this daemon guards the network of its own node only: make the template there too \
                  (`agentlab-template`), or keep it on a storage that the nodes share"
+                    .to_owned()
+            }
+            Kind::NoKvm => {
+                "switch virtualisation on in the node's firmware (of a node that is a VM, in its host: nested), or let the \
+                 template do without, slowly: `qm set <template> --kvm 0`"
                     .to_owned()
             }
             Kind::RootOnly => "no API token may: leave it out, or use `backend: shell` on the node".to_owned(),

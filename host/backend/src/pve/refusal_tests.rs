@@ -79,6 +79,10 @@ fn every_sentence_means_the_same_as_answer_as_task_and_as_command() {
             "hostname lookup 'nonode' failed - failed to get address info for: nonode: Temporary failure\n",
             Kind::NoNode,
         ),
+        (
+            "KVM virtualisation configured, but not available. Either disable in VM configuration or enable in BIOS.\n",
+            Kind::NoKvm,
+        ),
         ("something nobody has seen\n", Kind::Other),
     ];
     for (sentence, kind) in table {
@@ -190,6 +194,15 @@ fn storages_of_every_kind_are_understood() {
         (
             "rbd create 'vm-777-w' error: rbd: create error: (17) File exists",
             Kind::VolumeTaken,
+        ),
+        (
+            "lvcreate 'pve/vm-1000-disk-0' error: Cannot create new thin volume, free space in thin pool pve/data \
+             reached threshold.",
+            Kind::StorageFull,
+        ),
+        (
+            "unable to activate storage 'usb' - directory is expected to be a mount point but is not mounted: '/mnt'",
+            Kind::NoStorage,
         ),
     ];
     for (sentence, kind) in table {

@@ -27,8 +27,14 @@ pub(super) fn check(record: &Record, bridge: &str) -> Result<(), Fault> {
         return fault("it is a machine and no template", hint);
     }
     check_disk(record, vmid)?;
+    if let Some((slot, what)) = of_host(record) {
+        return fault(
+            format!("it hands {what} of this host to every sandbox, by its key {slot}"),
+            format!("`qm set {vmid} --delete {slot}`"),
+        );
+    }
     let agent = record.text("agent").unwrap_or_default();
-    if !agent.split(',').any(|part| matches!(part, "1" | "enabled=1")) {
+    if !agent.split(',').any(is_enabled) {
         return fault(
             "its guest agent is switched off, by which guests are looked into and shut down",
             format!("`qm set {vmid} --agent 1`"),
@@ -45,6 +51,39 @@ pub(super) fn check(record: &Record, bridge: &str) -> Result<(), Fault> {
         ),
         Some(_) => Ok(()),
     }
+}
+
+/// The first part of `agent`, in each of the ways that PVE takes.
+fn is_enabled(part: &str) -> bool {
+    matches!(
+        part.strip_prefix("enabled=").unwrap_or(part),
+        "1" | "on" | "yes" | "true"
+    )
+}
+
+/// A key that gives guests something of the host's own, and what that is.
+fn of_host(record: &Record) -> Option<(String, &'static str)> {
+    if record.text("ivshmem").is_some() {
+        return Some(("ivshmem".to_owned(), "shared memory"));
+    }
+    let kinds = &[
+        "hostpci", "usb", "virtiofs", "parallel", "serial", "ide", "sata", "scsi",
+    ];
+    let mut devices = record.devices(kinds);
+    devices.find_map(|(slot, value)| {
+        let kind = slot.trim_end_matches(|letter: char| letter.is_ascii_digit());
+        let first = value.split(',').next().unwrap_or_default();
+        let what = match kind {
+            "hostpci" => "a PCI device",
+            "usb" if first != "spice" && first != "host=spice" => "a USB device",
+            "virtiofs" => "a directory",
+            "parallel" => "a parallel port",
+            "serial" if first != "socket" => "a serial port",
+            "ide" | "sata" | "scsi" if matches!(first, "cdrom" | "file=cdrom") => "the CD-ROM drive",
+            _ => return None,
+        };
+        Some((slot, what))
+    })
 }
 
 fn check_disk(record: &Record, vmid: Vmid) -> Result<(), Fault> {
@@ -85,6 +124,20 @@ mod tests {
         for (key, value) in [
             ("name", json!("tmpl")),
             ("agent", json!("enabled=1,freeze-fs=0")),
+            ("agent", json!("1,fstrim_cloned_disks=1")),
+            ("agent", json!("enabled=yes")),
+            ("usb0", json!("spice,usb3=1")),
+            ("serial0", json!("socket")),
+            ("ide2", json!("none,media=cdrom")),
+            ("rng0", json!("source=/dev/urandom")),
+            (
+                "efidisk0",
+                json!("local:9000/base-9000-disk-1.qcow2,efitype=4m,pre-enrolled-keys=1,size=528K"),
+            ),
+            (
+                "tpmstate0",
+                json!("local:9000/base-9000-disk-2.raw,size=4M,version=v2.0"),
+            ),
             ("net0", json!("e1000=BC:24:11:00:00:01,bridge=lan")),
         ] {
             assert_eq!(judged(key, value.clone()), Ok(()), "{key}: {value}");
@@ -106,6 +159,49 @@ mod tests {
             ),
             ("agent", json!(null), "agent", "qm set 9000 --agent 1"),
             ("agent", json!("0"), "agent", "qm set 9000 --agent 1"),
+            (
+                "agent",
+                json!("enabled=0,fstrim_cloned_disks=1"),
+                "agent",
+                "qm set 9000 --agent 1",
+            ),
+            (
+                "hostpci0",
+                json!("0000:01:00.0,pcie=1"),
+                "a PCI device",
+                "--delete hostpci0",
+            ),
+            ("usb1", json!("mapping=stick"), "a USB device", "--delete usb1"),
+            (
+                "virtiofs0",
+                json!("dirid=homes"),
+                "a directory",
+                "--delete virtiofs0",
+            ),
+            (
+                "serial1",
+                json!("/dev/ttyS0"),
+                "a serial port",
+                "--delete serial1",
+            ),
+            (
+                "parallel0",
+                json!("/dev/parport0"),
+                "a parallel port",
+                "--delete parallel0",
+            ),
+            (
+                "ivshmem",
+                json!("size=32,name=all"),
+                "shared memory",
+                "--delete ivshmem",
+            ),
+            (
+                "ide2",
+                json!("cdrom,media=cdrom"),
+                "the CD-ROM drive",
+                "--delete ide2",
+            ),
             ("net0", json!(null), "no NIC", "--net0 virtio,bridge=vmbr1"),
             (
                 "net0",

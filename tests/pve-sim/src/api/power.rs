@@ -12,6 +12,9 @@ use crate::core::Core;
 use crate::wire::{Answer, Refusal};
 use crate::world::{Run, World, volume_of};
 
+/// How often the HA stack of a node looks at what it keeps.
+const HA_ROUND: Duration = Duration::from_secs(10);
+
 pub(crate) fn perform(call: &Call) -> Answer {
     let name = call.method.name.as_str();
     if name == "GET /nodes/{node}/qemu/{vmid}/status/current" {
@@ -20,7 +23,11 @@ pub(crate) fn perform(call: &Call) -> Answer {
     call.refuse_skiplock()?;
     let vmid = call.vmid();
     let id = vmid.to_string();
-    match name.rsplit('/').next().unwrap_or_default() {
+    let verb = name.rsplit('/').next().unwrap_or_default();
+    let by_ha = call.world().vm(&call.node(), vmid).is_ok_and(|vm| vm.ha);
+    match verb {
+        "start" if by_ha => call.fork("hastart", &id, move |worker| ask_ha(worker, vmid, true)),
+        "stop" | "shutdown" if by_ha => call.fork("hastop", &id, move |worker| ask_ha(worker, vmid, false)),
         "start" => call.fork("qmstart", &id, |worker| start(worker, vmid)),
         "stop" => call.fork("qmstop", &id, |worker| stop(worker, vmid)),
         "shutdown" => {
@@ -45,6 +52,30 @@ pub(crate) fn perform(call: &Call) -> Answer {
         }
         _ => unanswered(call),
     }
+}
+
+/// The HA stack is told what is wanted, and does it when it looks the next time.
+async fn ask_ha(worker: Worker, vmid: u32, to_run: bool) -> Result<(), String> {
+    let (verb, kind) = if to_run {
+        ("start", "qmstart")
+    } else {
+        ("stop", "qmstop")
+    };
+    worker.log(format!("Requesting HA {verb} for VM {vmid}"));
+    let (core, node, id) = (Arc::clone(&worker.core), worker.node.clone(), vmid.to_string());
+    let stack = Identity {
+        user: "root@pam".into(),
+        token: None,
+    };
+    worker.core.timeline.spawn(async move {
+        core.pass(HA_ROUND).await;
+        if to_run {
+            core.fork(&node, kind, &id, &stack, |worker| start(worker, vmid));
+        } else {
+            core.fork(&node, kind, &id, &stack, |worker| stop(worker, vmid));
+        }
+    });
+    Ok(())
 }
 
 fn suspend(call: &Call, vmid: u32) -> Answer {
