@@ -37,7 +37,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use error::{BackendError, Result};
 pub use machine::{
     BackendInfo, Capabilities, CloneSpec, Executed, Firewall, Limits, Load, MacAddress, Machine,
-    NetworkPlace, Nic, Power, PowerOn, Shape, SnapshotHolds, Stamp, Storage, Template, Usage,
+    NetworkPlace, Nic, Power, PowerOn, Shape, SnapshotHolds, Stamp, Storage, Template, Usage, Volume,
+    VolumeList,
 };
 pub use task::{BegunTask, TaskEnd, TaskId, TaskLedger, Tasks};
 
@@ -191,6 +192,24 @@ pub trait Volumes: Send + Sync {
         Err(BackendError::Unsupported {
             what: "storages to move a volume between",
         })
+    }
+    /// Every volume of ours, whoever has it.
+    async fn volumes(&self) -> Result<VolumeList> {
+        Err(BackendError::Unsupported { what: "volumes" })
+    }
+    /// Which machine has which volume of ours, read anew; also machines that are not ours, as far as we may see them. A
+    /// volume that several have is there several times.
+    async fn volume_holders(&self) -> Result<Vec<(String, Vmid)>> {
+        Err(BackendError::Unsupported { what: "volumes" })
+    }
+    /// Whether a volume of this identifier would be ours. Nothing is asked of the hypervisor.
+    fn owns_volume(&self, _volume: &str) -> bool {
+        false
+    }
+    /// Ends what an earlier process began with volumes, and clears what it left that is provably ours and no volume.
+    /// Called after a start, beside everything else, and now and then.
+    async fn settle_volumes(&self) -> Result<()> {
+        Ok(())
     }
     /// Makes a volume of this name with what another holds, or held at a snapshot. The same name again is the same
     /// volume.

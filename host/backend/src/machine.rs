@@ -175,6 +175,28 @@ pub struct Machine {
     pub stamp: Option<Stamp>,
 }
 
+/// A volume of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Its identifier, in the hypervisor's words.
+    pub id: String,
+    /// The name it was made under; `None` when nothing tells any more.
+    pub name: Option<String>,
+    /// Its size.
+    pub bytes: u64,
+    /// Names of its snapshots, oldest first.
+    pub snapshots: Vec<String>,
+}
+
+/// All volumes of ours that could be looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VolumeList {
+    /// By identifier.
+    pub volumes: Vec<Volume>,
+    /// What could not be looked at, and why: of a volume that is not in the list nothing may be concluded then.
+    pub unread: Vec<String>,
+}
+
 /// What a snapshot keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotHolds {

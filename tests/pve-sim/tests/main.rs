@@ -9,6 +9,7 @@
 //!   documented.rs the tests that docs/proxmox.md names exist
 //!   troubles.rs   what users of such clients meet, and our back end must survive
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
+//!   volumes.rs    what is left of volumes when a daemon dies
 //!   tls.rs        the front end's manners on a real connection
 //! ```
 
@@ -34,3 +35,5 @@ mod tables;
 mod tls;
 #[cfg(test)]
 mod troubles;
+#[cfg(test)]
+mod volumes;

@@ -49,7 +49,7 @@ struct Shared {
 struct World {
     templates: Vec<Template>,
     machines: BTreeMap<Vmid, Entry>,
-    volumes: BTreeMap<String, volumes::Volume>,
+    volumes: BTreeMap<String, volumes::Content>,
     capabilities: Capabilities,
     channels: Vec<ChannelKind>,
     /// Who waits for a start, and behind how many.

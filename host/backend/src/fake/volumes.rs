@@ -7,11 +7,11 @@ use async_trait::async_trait;
 
 use super::machines::{compare, refused};
 use super::{Call, Fake};
-use crate::{BackendError, Power, Result, Stamp, Volumes};
+use crate::{BackendError, Power, Result, Stamp, Volume, VolumeList, Volumes};
 
 /// One volume.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Volume {
+pub(super) struct Content {
     size_gb: u32,
     content: u64,
     snapshots: BTreeMap<String, (u32, u64)>,
@@ -70,12 +70,28 @@ impl Fake {
             .map(|(vmid, _)| *vmid)
     }
 
+    /// Puts a volume there, or takes it away, as a person does who asks nobody.
+    pub fn put_volume(&self, volume: &str, size_gb: Option<u32>) {
+        let volumes = &mut self.world().volumes;
+        match size_gb {
+            None => drop(volumes.remove(volume)),
+            Some(size_gb) => volumes.entry(volume.to_owned()).or_default().size_gb = size_gb,
+        }
+    }
+
+    /// Gives a volume to a machine, whoever else has it.
+    pub fn give_volume(&self, volume: Option<&str>, to: Vmid) {
+        if let Some(entry) = self.world().machines.get_mut(&to) {
+            entry.volume = volume.map(str::to_owned);
+        }
+    }
+
     /// Runs `change` on a volume that no running machine has.
     fn at_rest<T>(
         &self,
         action: &'static str,
         name: &str,
-        change: impl FnOnce(&mut Volume) -> Result<T>,
+        change: impl FnOnce(&mut Content) -> Result<T>,
     ) -> Result<T> {
         if let Some(vmid) = self.holder(name)
             && self.power(vmid) != Some(Power::Stopped)
@@ -94,9 +110,9 @@ impl Volumes for Fake {
             check_name(name)?;
             let mut world = self.world();
             let made = world.volumes.entry(name.to_owned());
-            made.or_insert_with(|| Volume {
+            made.or_insert_with(|| Content {
                 size_gb,
-                ..Volume::default()
+                ..Content::default()
             });
             Ok(name.to_owned())
         })
@@ -221,6 +237,32 @@ impl Volumes for Fake {
         .await
     }
 
+    async fn volumes(&self) -> Result<VolumeList> {
+        let world = self.world();
+        let volumes = world.volumes.iter().map(|(id, volume)| Volume {
+            id: id.clone(),
+            // One that was moved is called after the place as well.
+            name: id.split("-on-").next().map(str::to_owned),
+            bytes: u64::from(volume.size_gb) << 30,
+            snapshots: volume.snapshots.keys().cloned().collect(),
+        });
+        Ok(VolumeList {
+            volumes: volumes.collect(),
+            unread: Vec::new(),
+        })
+    }
+
+    async fn volume_holders(&self) -> Result<Vec<(String, Vmid)>> {
+        let world = self.world();
+        let machines = world.machines.iter();
+        let holders = machines.filter_map(|(vmid, entry)| Some((entry.volume.clone()?, *vmid)));
+        Ok(holders.collect())
+    }
+
+    fn owns_volume(&self, volume: &str) -> bool {
+        check_name(volume).is_ok()
+    }
+
     async fn copy_volume(&self, of: &str, snapshot: Option<&str>, name: &str) -> Result<String> {
         self.perform(Call::CopyVolume, None, || {
             let (size_gb, content) = self.at_rest("copy_volume", of, |found| match snapshot {
@@ -231,7 +273,7 @@ impl Volumes for Fake {
                     .copied()
                     .ok_or_else(|| absent(snapshot)),
             })?;
-            let made = Volume {
+            let made = Content {
                 size_gb,
                 content,
                 snapshots: BTreeMap::new(),

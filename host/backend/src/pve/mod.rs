@@ -17,6 +17,7 @@
 
 mod agent;
 mod answer;
+mod census;
 mod change;
 mod clone;
 mod firewall;
@@ -92,10 +93,15 @@ pub(crate) struct Pve<W> {
     clones: Mutex<HashSet<TaskId>>,
     /// Who may have a volume of ours; `None` until somebody asks.
     holders: tokio::sync::Mutex<Option<HashMap<String, Vmid>>>,
+    /// Which machines that are not ours have one, and when that was looked up.
+    strangers: tokio::sync::Mutex<Option<(Instant, Held)>>,
     /// Where tasks are written down.
     ledger: Mutex<Option<Arc<dyn TaskLedger>>>,
     view: View,
 }
+
+/// Volumes of ours, each with a machine that has it.
+type Held = Vec<(String, Vmid)>;
 
 /// Why an attempt ended.
 enum Trouble {
@@ -128,6 +134,7 @@ impl<W: Wire> Pve<W> {
             begun: Mutex::default(),
             clones: Mutex::default(),
             holders: tokio::sync::Mutex::default(),
+            strangers: tokio::sync::Mutex::default(),
             ledger: Mutex::default(),
             view: View::default(),
             options,
@@ -466,13 +473,9 @@ impl<W: Wire> Backend for Pve<W> {
     async fn adopt(&self) -> Result<Vec<Machine>> {
         self.version().await?;
         let machines = crate::Machines::list(self).await?;
-        if let Some(snippets) = &self.options.snippets {
-            match snippets.sweep(&machines).await {
-                Ok(swept) if swept.is_empty() => {}
-                Ok(swept) => tracing::warn!(?swept, "snippets of machines that are gone, removed"),
-                // No reason to serve nobody: a seed that has to go there says it again.
-                Err(error) => tracing::warn!(%error, "snippets could not be looked through"),
-            }
+        // No reason to serve nobody: a seed that has to go there says it again.
+        if let Err(error) = self.sweep_snippets(&machines).await {
+            tracing::warn!(%error, "snippets could not be looked through");
         }
         Ok(machines)
     }

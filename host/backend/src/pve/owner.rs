@@ -33,6 +33,8 @@ pub(super) const SLOT: &str = "scsi1";
 /// Where a copy comes in.
 const ARRIVAL: &str = "scsi2";
 const NAME: &str = "agentlab-volumes";
+/// Name of a machine that a copy is made in.
+pub(super) const COPY: &str = "agentlab-copy";
 /// A description has room for some; who asks for the name of a copy again does so soon.
 const MOST_MADE: usize = 60;
 
@@ -129,6 +131,13 @@ impl Notes {
             .map(|(_, volume)| volume.as_str())
     }
 
+    /// The name under which a volume was made.
+    pub(super) fn name_of(&self, volume: &str) -> Option<&str> {
+        let mut made = self.made.iter();
+        made.find(|(_, known)| known == volume)
+            .map(|(name, _)| name.as_str())
+    }
+
     fn note(&mut self, name: &str, volume: String) {
         self.made.retain(|(known, _)| known != name);
         self.made.push((name.to_owned(), volume));
@@ -143,7 +152,21 @@ impl Notes {
 
 /// The line that stands in the clone call of the machine a copy is made in.
 pub(super) fn copy_line(owner: Vmid, name: &str, machine: Vmid) -> String {
-    format!("agentlab-copy name={name} vmid={machine} owner={owner}")
+    format!("{COPY} name={name} vmid={machine} owner={owner}")
+}
+
+/// Whether a copy was made in it, whichever: its description has that line once, of this very number and owner.
+pub(super) fn is_copy(record: &Record, owner: Vmid) -> bool {
+    let description = record.description();
+    let mut lines = description.lines().filter(|line| line.starts_with(COPY));
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return false;
+    };
+    let name = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|word| word.strip_prefix("name="));
+    name.is_some_and(|name| line == copy_line(owner, name, record.vmid))
 }
 
 /// The machine as it was read, with what its description says.
@@ -213,7 +236,9 @@ impl<W: Wire> Pve<W> {
     /// The machine at rest, made if there is none.
     pub(super) async fn owner(&self, action: &'static str) -> Attempt<Owner> {
         if let Some(owner) = self.owner_found(action).await? {
-            return self.settle(action, owner).await;
+            let owner = self.settle(action, owner).await?;
+            self.sweep_copies(action, &owner).await?;
+            return Ok(owner);
         }
         let (vmid, _) = self.volume_place()?;
         let mut values = vec![

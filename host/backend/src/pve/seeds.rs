@@ -10,8 +10,8 @@ use super::change::{Values, pair};
 use super::record::Record;
 use super::snippets::{SnippetStore, cicustom};
 use super::view::Found;
-use super::{Kind, Pve, Refusal, Trouble, Wire};
-use crate::{BackendError, Result, Seeds, Stamp};
+use super::{Kind, Pve, Read, Refusal, Trouble, Wire};
+use crate::{BackendError, Machine, Result, Seeds, Stamp};
 
 const PLACE: &str = "place seed";
 const REMOVE: &str = "remove seed";
@@ -105,6 +105,24 @@ impl<W: Wire> Pve<W> {
             }
         }
         self.forget_snippet(vmid, stamp).await?;
+        Ok(())
+    }
+
+    /// Removes snippets whose machines are gone. One whose machine we do not see may be another daemon's, on a storage
+    /// that both have: it stays as long as anything has its number.
+    pub(super) async fn sweep_snippets(&self, machines: &[Machine]) -> Result<()> {
+        let Some(snippets) = &self.options.snippets else {
+            return Ok(());
+        };
+        for (name, vmid) in snippets.unclaimed(machines).await? {
+            let is_seen = machines
+                .iter()
+                .any(|machine| machine.vmid == vmid && machine.stamp.is_some());
+            if is_seen || self.wire.read(&Read::is_free(vmid)).await.is_ok() {
+                snippets.remove_unclaimed(&name).await?;
+                tracing::warn!(%name, "snippet of a machine that is gone, removed");
+            }
+        }
         Ok(())
     }
 

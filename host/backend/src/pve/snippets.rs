@@ -58,16 +58,22 @@ impl SnippetStore {
         in_background(&self.dir, "Removing a snippet", remove).await
     }
 
-    /// Removes every snippet of ours that belongs to none of these machines; says which. Of a machine that cannot be read
-    /// nothing is concluded.
-    pub(crate) async fn sweep(&self, machines: &[Machine]) -> Result<Vec<String>> {
+    /// Snippets of ours that belong to none of these machines, with the number each was written for. Of a machine that
+    /// cannot be read nothing is concluded.
+    pub(crate) async fn unclaimed(&self, machines: &[Machine]) -> Result<Vec<(String, Vmid)>> {
         let keep = machines.iter().map(|machine| match &machine.stamp {
             Some(stamp) => Self::name(machine.vmid, stamp),
             None => format!("{PREFIX}{}-", machine.vmid),
         });
         let keep: Vec<String> = keep.collect();
         let dir = self.dir.clone();
-        in_background(&self.dir, "Looking for snippets", move || sweep(&dir, &keep)).await
+        in_background(&self.dir, "Looking for snippets", move || unclaimed(&dir, &keep)).await
+    }
+
+    /// Removes one of them.
+    pub(crate) async fn remove_unclaimed(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        in_background(&self.dir, "Removing a snippet", move || remove(&path)).await
     }
 }
 
@@ -111,30 +117,27 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn sweep(dir: &Path, keep: &[String]) -> io::Result<Vec<String>> {
-    let mut swept = Vec::new();
+fn unclaimed(dir: &Path, keep: &[String]) -> io::Result<Vec<(String, Vmid)>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
+        let name = entry?.file_name();
         let Some(name) = name.to_str() else { continue };
-        let shown = name.strip_prefix(HIDDEN).unwrap_or(name);
-        if is_ours(shown) && (shown != name || !keep.iter().any(|kept| name.starts_with(kept))) {
-            remove(&entry.path())?;
-            swept.push(name.to_owned());
+        let whole = name.strip_prefix(HIDDEN).unwrap_or(name);
+        let is_kept = whole == name && keep.iter().any(|kept| name.starts_with(kept));
+        if let Some(vmid) = number_of(whole)
+            && !is_kept
+        {
+            found.push((name.to_owned(), vmid));
         }
     }
-    Ok(swept)
+    Ok(found)
 }
 
-/// `agentlab-1000-<32 digits>.yaml`, and nothing that an administrator might call his own.
-fn is_ours(name: &str) -> bool {
-    let middle = name
-        .strip_prefix(PREFIX)
-        .and_then(|rest| rest.strip_suffix(SUFFIX));
-    let Some((vmid, nonce)) = middle.and_then(|middle| middle.split_once('-')) else {
-        return false;
-    };
-    vmid.parse::<Vmid>().is_ok() && nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit())
+/// The number in `agentlab-1000-<32 digits>.yaml`; nothing that an administrator might call his own has one.
+fn number_of(name: &str) -> Option<Vmid> {
+    let (vmid, nonce) = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.split_once('-')?;
+    let is_nonce = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
+    vmid.parse().ok().filter(|_| is_nonce)
 }
 
 /// The value of `cicustom` with our snippet as its user part, or, with `None`, without one of ours. `Err` names the
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_earlier_process_left_is_swept_and_nothing_of_anybody_elses() {
+    async fn what_an_earlier_process_left_is_found_and_nothing_of_anybody_elses() {
         let dir = tempfile::tempdir().unwrap();
         let store = SnippetStore {
             dir: dir.path().to_owned(),
@@ -245,8 +248,13 @@ mod tests {
         ] {
             fs::write(dir.path().join(left), "x").unwrap();
         }
-        let swept = store.sweep(&[machine, unreadable]).await.unwrap();
-        assert_eq!(swept.len(), 3, "{swept:?}");
+        let left = store.unclaimed(&[machine, unreadable]).await.unwrap();
+        let mut numbers: Vec<u32> = left.iter().map(|(_, vmid)| u32::from(*vmid)).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1000, 1000, 1001], "{left:?}");
+        for (name, _) in left {
+            store.remove_unclaimed(&name).await.unwrap();
+        }
         let kept = |vmid: u32| format!("agentlab-{vmid}-{}.yaml", "a".repeat(32));
         let others = ["agentlab-1002-notes.yaml", "agentlab-base.yaml", "vendor.yaml"];
         let mut stay: Vec<String> = others.map(str::to_owned).to_vec();

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::change::{Change, Read, pair};
 use super::machines::Attempt;
-use super::owner::{Owner, UnderWay, copy_line, storage_of};
+use super::owner::{COPY, Owner, UnderWay, copy_line, storage_of};
 use super::view::Found;
 use super::{Fields, Kind, Pve, Trouble, Wire, refused};
 use crate::{BackendError, Power};
@@ -192,7 +192,7 @@ impl<W: Wire> Pve<W> {
     ) -> std::result::Result<(), super::Refusal> {
         let vmid = owner.record.vmid;
         let mut values = vec![
-            pair("name", "agentlab-copy"),
+            pair("name", COPY),
             pair("description", copy_line(vmid, name, machine)),
             pair("full", 1),
         ];

@@ -172,6 +172,43 @@ impl<W: Wire> Pve<W> {
         Ok(known.collect())
     }
 
+    /// Every machine that we see, with its node.
+    pub(super) async fn places(&self) -> Result<Vec<(Vmid, String)>> {
+        let unreachable = |refusal: Refusal| refusal.into_unreachable(self.wire.kind(), "list");
+        let node = self.node().await?.to_owned();
+        // What pvestatd has not told the cluster yet, the node itself knows.
+        let here = self.listed(Duration::ZERO).await?.into_keys();
+        let mut places: HashMap<Vmid, String> = here.map(|vmid| (vmid, node.clone())).collect();
+        for (vmid, resource) in self.resources().await.map_err(unreachable)? {
+            if resource.is_machine {
+                places.entry(vmid).or_insert(resource.node);
+            }
+        }
+        let mut places: Vec<_> = places.into_iter().collect();
+        places.sort();
+        Ok(places)
+    }
+
+    /// Machines of our range with this name.
+    pub(super) async fn named(&self, name: &str) -> Result<Vec<Vmid>> {
+        let unreachable = |refusal: Refusal| refusal.into_unreachable(self.wire.kind(), "list");
+        let (first, last) = self.options.vmids;
+        let here = self.listed(Duration::ZERO).await?;
+        let here = here.into_iter().map(|(vmid, listed)| (vmid, listed.name));
+        let elsewhere = self.resources().await.map_err(unreachable)?;
+        let elsewhere = elsewhere
+            .into_iter()
+            .map(|(vmid, resource)| (vmid, resource.name));
+        let mut vmids: Vec<Vmid> = here
+            .chain(elsewhere)
+            .filter(|(vmid, found)| (first..=last).contains(vmid) && found == name)
+            .map(|(vmid, _)| vmid)
+            .collect();
+        vmids.sort();
+        vmids.dedup();
+        Ok(vmids)
+    }
+
     /// Templates of the whole cluster, with the node each is on.
     pub(super) async fn template_nodes(&self) -> std::result::Result<Vec<(Vmid, String, String)>, Refusal> {
         let resources = self.resources().await?;

@@ -1,18 +1,17 @@
 //! Volumes under a VMID that no machine has: destroying a machine takes every volume of its number along, and PVE lets
 //! two running machines write one volume at once without a word.
 
-use std::collections::HashMap;
-
 use agentlab_api::Vmid;
 use agentlab_protocol::workspace::SERIAL;
 use async_trait::async_trait;
 
+use super::census::held_by;
 use super::change::{Change, Read, pair};
 use super::owner::storage_of;
 use super::record::{Record, bytes, volume_owner};
 use super::view::Found;
-use super::{Fields, Kind, Pve, Refusal, Trouble, Wire, refused};
-use crate::{BackendError, Result, Stamp, Volumes};
+use super::{Fields, Held, Kind, Pve, Refusal, Trouble, Wire, refused};
+use crate::{BackendError, Result, Stamp, VolumeList, Volumes};
 
 /// Where a volume is put; the root disk is at 0.
 const SLOT: &str = "scsi1";
@@ -44,13 +43,20 @@ impl<W: Wire> Pve<W> {
         Err(refused(action, owner, reason))
     }
 
-    /// Whoever has a volume, among the machines of our range. All of them are looked through once; after that it is known
-    /// who may have it, and he is asked.
+    /// Whoever has a volume. Our own machines are looked through once; after that it is known who may have it, and he is
+    /// asked.
     pub(super) async fn holder(&self, volume: &str) -> std::result::Result<Option<Vmid>, Trouble> {
+        match self.holder_of_ours(volume).await? {
+            Some(holder) => Ok(Some(holder)),
+            None => self.stranger_with(volume).await,
+        }
+    }
+
+    async fn holder_of_ours(&self, volume: &str) -> std::result::Result<Option<Vmid>, Trouble> {
         let mut holders = self.holders.lock().await;
         let known = match holders.as_mut() {
             Some(known) => known,
-            None => holders.insert(self.look_for_holders().await?),
+            None => holders.insert(self.look_for_holders().await?.into_iter().collect()),
         };
         let Some(holder) = known.get(volume).copied() else {
             return Ok(None);
@@ -64,16 +70,13 @@ impl<W: Wire> Pve<W> {
         Ok(None)
     }
 
-    async fn look_for_holders(&self) -> std::result::Result<HashMap<String, Vmid>, Trouble> {
+    /// Volumes of ours in the machines of our range.
+    pub(super) async fn look_for_holders(&self) -> std::result::Result<Held, Trouble> {
         let (owner, _) = self.volume_place()?;
-        let mut holders = HashMap::new();
+        let mut holders = Vec::new();
         for machine in self.list_all().await? {
             if let Found::Here(record) = self.find("look for volumes", machine.vmid).await? {
-                let of_owner = record
-                    .disks()
-                    .into_iter()
-                    .filter(|disk| disk.owner() == Some(owner));
-                holders.extend(of_owner.map(|disk| (disk.volume, machine.vmid)));
+                holders.extend(held_by(&record, owner).map(|volume| (volume, machine.vmid)));
             }
         }
         Ok(holders)
@@ -331,6 +334,29 @@ impl<W: Wire> Volumes for Pve<W> {
         check_name(ACTION, owner, name)?;
         let _alone = self.turn(owner).await;
         self.patiently(ACTION, owner, || self.copy_volume_once(of, snapshot, name))
+            .await
+    }
+
+    async fn volumes(&self) -> Result<VolumeList> {
+        let (owner, _) = self.volume_place()?;
+        self.patiently("list volumes", owner, || self.volumes_once())
+            .await
+    }
+
+    async fn volume_holders(&self) -> Result<Vec<(String, Vmid)>> {
+        let (owner, _) = self.volume_place()?;
+        self.patiently("look for volumes", owner, || self.holders_now())
+            .await
+    }
+
+    fn owns_volume(&self, volume: &str) -> bool {
+        self.check_volume("look at volume", volume).is_ok()
+    }
+
+    async fn settle_volumes(&self) -> Result<()> {
+        let (owner, _) = self.volume_place()?;
+        let _alone = self.turn(owner).await;
+        self.patiently("settle volumes", owner, || self.settle_once())
             .await
     }
 

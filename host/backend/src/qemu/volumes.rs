@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use super::machines::refused;
 use super::record::{Found, storage};
 use super::{Qemu, blocking, free_bytes};
-use crate::{BackendError, Result, Stamp, Volumes};
+use crate::{BackendError, Result, Stamp, Volume, VolumeList, Volumes};
 
 const DISK: &str = "disk.raw";
 const GIB: u64 = 1 << 30;
@@ -204,6 +204,48 @@ impl VolumeStore {
         replace().map_err(storage("copying a volume to", to))
     }
 
+    fn list(&self) -> Result<VolumeList> {
+        let mut list = VolumeList::default();
+        for name in self.names(&self.dir)? {
+            if check_name(&name).is_err() {
+                continue;
+            }
+            match self.open_disk(&name) {
+                Ok((_, bytes)) => list.volumes.push(Volume {
+                    snapshots: self.snapshots(&name)?,
+                    name: Some(name.clone()),
+                    id: name,
+                    bytes,
+                }),
+                Err(error) => list.unread.push(error.to_string()),
+            }
+        }
+        list.volumes.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(list)
+    }
+
+    /// Oldest first.
+    fn snapshots(&self, volume: &str) -> Result<Vec<String>> {
+        let dir = self.path(volume)?;
+        let mut found = Vec::new();
+        for file in self.names(&dir)? {
+            if let Some(name) = file.strip_suffix(".snapshot") {
+                let path = dir.join(&file);
+                let seen = path.metadata().and_then(|seen| seen.modified());
+                found.push((seen.map_err(storage("looking at", &path))?, name.to_owned()));
+            }
+        }
+        found.sort();
+        Ok(found.into_iter().map(|(_, name)| name).collect())
+    }
+
+    fn names(&self, dir: &Path) -> Result<Vec<String>> {
+        let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let entries = entries.map_err(storage("listing", dir))?;
+        let names = entries.into_iter().map(|entry| entry.file_name().into_string());
+        Ok(names.filter_map(|name| name.ok()).collect())
+    }
+
     fn leave_room(&self, needed: u64) -> Result<()> {
         let free = free_bytes(&self.dir)?;
         if free >= needed.saturating_add(self.floor_bytes) {
@@ -267,18 +309,9 @@ fn copy_data(mut source: File, target: &File) -> io::Result<()> {
 impl Qemu {
     /// Which machine has a volume, running or not.
     async fn holder(&self, volume: &str) -> Result<Option<Vmid>> {
-        let (machines, volume) = (self.machines.clone(), volume.to_owned());
-        blocking(move || {
-            for vmid in machines.vmids()? {
-                if let Found::Ours(machine) = machines.find(vmid)?
-                    && machine.record.volume.as_deref() == Some(volume.as_str())
-                {
-                    return Ok(Some(vmid));
-                }
-            }
-            Ok(None)
-        })
-        .await
+        let holders = self.volume_holders().await?;
+        let mut holders = holders.into_iter();
+        Ok(holders.find(|(held, _)| held == volume).map(|(_, vmid)| vmid))
     }
 
     /// Refuses while a running machine has it.
@@ -400,6 +433,31 @@ impl Volumes for Qemu {
             .await
     }
 
+    async fn volumes(&self) -> Result<VolumeList> {
+        let _alone = self.volume_turn.lock().await;
+        self.on_volumes(|store| store.list()).await
+    }
+
+    async fn volume_holders(&self) -> Result<Vec<(String, Vmid)>> {
+        let machines = self.machines.clone();
+        blocking(move || {
+            let mut holders = Vec::new();
+            for vmid in machines.vmids()? {
+                if let Found::Ours(machine) = machines.find(vmid)?
+                    && let Some(volume) = &machine.record.volume
+                {
+                    holders.push((volume.clone(), vmid));
+                }
+            }
+            Ok(holders)
+        })
+        .await
+    }
+
+    fn owns_volume(&self, volume: &str) -> bool {
+        check_name(volume).is_ok()
+    }
+
     async fn copy_volume(&self, of: &str, snapshot: Option<&str>, name: &str) -> Result<String> {
         let _alone = self.volume_turn.lock().await;
         if snapshot.is_none() {
@@ -446,6 +504,24 @@ mod tests {
                 assert_eq!(&bytes, b"written", "{name} at {at}");
             }
         }
+    }
+
+    #[test]
+    fn all_volumes_are_listed_with_their_sizes_and_snapshots_and_one_without_its_file_is_named() {
+        let (run, store) = store();
+        store.create("b", 2).unwrap();
+        store.create("a", 1).unwrap();
+        store.take_snapshot("a", "one").unwrap();
+        private_dir(&run.path().join("volumes/.new-c")).unwrap();
+        private_dir(&run.path().join("volumes/hollow")).unwrap();
+        let list = store.list().unwrap();
+        let seen: Vec<_> = list.volumes.iter().map(|one| (&*one.id, one.bytes)).collect();
+        assert_eq!(seen, [("a", GIB), ("b", 2 * GIB)]);
+        assert_eq!(list.volumes[0].snapshots, ["one"]);
+        assert!(
+            list.unread.len() == 1 && list.unread[0].contains("hollow"),
+            "{list:?}"
+        );
     }
 
     #[test]

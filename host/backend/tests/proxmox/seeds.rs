@@ -105,3 +105,64 @@ async fn without_a_way_for_its_seed_a_machine_says_what_would_be_one() {
     );
     backend.destroy(vmid(1000), &stamp()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snippet_that_a_killed_daemon_left_goes_with_its_next_start_wherever_it_was_killed() {
+    let wants = "Debian 13\nagentlab-seed: cloud-init";
+    let (at, ours) = (vmid(1000), stamp());
+    for is_named in [false, true] {
+        let node = node(Version::V9, true, wants).await;
+        let dir = tempfile::tempdir().unwrap();
+        let killed = backend(&node, Some(dir.path()));
+        killed.clone_template(&spec()).await.unwrap();
+        killed.configure(at, &ours, &shape()).await.unwrap();
+        killed.place_seed(at, &ours, b"seed").await.unwrap();
+        if !is_named {
+            // The file is written first; nobody got to name it.
+            node.operator().configure(1000, "cicustom", None);
+        }
+        drop(killed);
+        let next = backend(&node, Some(dir.path()));
+        next.adopt().await.unwrap();
+        assert_eq!(
+            files(dir.path()),
+            1,
+            "its machine is there, and may be about to read it"
+        );
+        // The next daemon undoes the step, or destroys the machine, from what it has recorded.
+        if is_named {
+            next.remove_seed(at, &ours).await.unwrap();
+            assert!(!node.operator().config(1000).unwrap().contains_key("cicustom"));
+        } else {
+            next.destroy(at, &ours).await.unwrap();
+        }
+        assert_eq!(files(dir.path()), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_leaves_alone_what_others_keep_among_snippets() {
+    let node = node(Version::V9, true, "Debian 13").await;
+    let dir = tempfile::tempdir().unwrap();
+    let nonce = "b".repeat(32);
+    // A number that another daemon's machine has, which we do not see; and one that nobody has any more.
+    assert!(node.operator().create_foreign(4000));
+    let mut kept = vec![
+        format!("agentlab-4000-{nonce}.yaml"),
+        format!(".agentlab-4000-{nonce}.yaml"),
+        "agentlab-1000-notes.yaml".to_owned(),
+        "vendor.yaml".to_owned(),
+    ];
+    kept.sort();
+    let gone = format!("agentlab-4001-{nonce}.yaml");
+    for name in kept.iter().chain([&gone]) {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+    }
+    backend(&node, Some(dir.path())).adopt().await.unwrap();
+    let entries = std::fs::read_dir(dir.path()).unwrap();
+    let mut left: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, kept);
+}

@@ -33,6 +33,18 @@ fn backend_on(node: &PveSim, storage: &str) -> Arc<dyn Backend> {
     connect(settings(node, options)).unwrap()
 }
 
+/// A machine of a person, which the client may look at.
+const OPERATORS: u32 = 300;
+
+async fn node_with_an_operators_machine() -> PveSim {
+    let mut setup = Setup::lab(Version::V9, QUICK);
+    let seen = (format!("/vms/{OPERATORS}"), "PVEAuditor".to_owned());
+    setup.grants.push(seen);
+    let node = setup.in_process().listen("127.0.0.1:0").await.unwrap();
+    assert!(node.operator().create_foreign(OPERATORS));
+    node
+}
+
 /// Values of the owner's configuration that name a volume of its own.
 fn held(node: &PveSim) -> Vec<String> {
     let config = node.operator().config(OWNER).unwrap_or_default();
@@ -179,5 +191,67 @@ async fn a_process_that_dies_on_the_way_leaves_one_copy_and_one_volume_to_the_ne
         }
         assert_eq!(node.left(), ["VM 777 (no lock)"], "{cut:?}");
         assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_an_operators_machine_has_is_neither_attached_nor_destroyed_nor_changed() {
+    let node = node_with_an_operators_machine().await;
+    let backend = backend_on(&node, "local");
+    let volume = backend.create_volume("ws-1", 1).await.unwrap();
+    backend.take_volume_snapshot(&volume, "one").await.unwrap();
+    backend.clone_template(&spec()).await.unwrap();
+    let drive = format!("{volume},size=1G");
+    node.operator().configure(OPERATORS, "scsi3", Some(&drive));
+    // Whoever looked before believes it for a while; this one has not.
+    let backend = backend_on(&node, "local");
+    let answers = [
+        backend.attach_volume(&volume, vmid(1000), &stamp()).await,
+        backend.destroy_volume(&volume).await,
+        backend.move_volume(&volume, "ws-1", "fast").await.map(drop),
+    ];
+    for answer in answers {
+        let said = answer.unwrap_err().to_string();
+        assert!(said.contains("300"), "{said}");
+    }
+    assert_eq!(
+        backend.volume_holders().await.unwrap(),
+        [(volume.clone(), vmid(OPERATORS))]
+    );
+    node.operator().configure(OPERATORS, "scsi3", None);
+    let backend = backend_on(&node, "local");
+    backend
+        .attach_volume(&volume, vmid(1000), &stamp())
+        .await
+        .unwrap();
+    assert_eq!(
+        backend.volume_holders().await.unwrap(),
+        [(volume.clone(), vmid(1000))]
+    );
+    assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_volume_is_listed_by_the_name_it_was_made_under_whatever_pve_calls_it() {
+    let node = node_with(Plugin::LvmThin, Version::V8).await;
+    let backend = backend_on(&node, "local");
+    let made = backend.create_volume("ws-1", 2).await.unwrap();
+    for name in ["one", "two"] {
+        backend.take_volume_snapshot(&made, name).await.unwrap();
+    }
+    let copy = backend.copy_volume(&made, None, "ws-2").await.unwrap();
+    let moved = backend.move_volume(&copy, "ws-2", "fast").await.unwrap();
+    let list = backend_on(&node, "local").volumes().await.unwrap();
+    let seen: Vec<_> = list
+        .volumes
+        .iter()
+        .map(|one| (&*one.id, one.name.as_deref()))
+        .collect();
+    assert_eq!(seen, [(&*moved, Some("ws-2")), (&*made, Some("ws-1"))]);
+    assert_eq!(list.volumes[1].snapshots, ["one", "two"]);
+    assert!(list.volumes.iter().all(|one| one.bytes == 2 << 30), "{list:?}");
+    assert!(list.unread.is_empty(), "{list:?}");
+    for (volume, ours) in [(&*made, true), ("local:9000/base-9000-disk-0.qcow2", false)] {
+        assert_eq!(backend.owns_volume(volume), ours, "{volume}");
     }
 }
