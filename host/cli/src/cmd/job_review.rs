@@ -46,6 +46,8 @@ struct Reviewed<'a> {
     risks: &'a [Risk],
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'a str>,
+    /// That was too long, and is the beginning.
+    diff_is_cut: bool,
 }
 
 impl Review {
@@ -73,6 +75,7 @@ impl Review {
                 files: &seen.files,
                 risks: &seen.risks,
                 diff: (!self.no_diff).then_some(seen.patch.as_str()),
+                diff_is_cut: seen.is_cut,
             })?;
         } else {
             self.print(&context.printer, &seen)?;
@@ -88,6 +91,11 @@ impl Review {
         if !self.no_diff && !seen.patch.is_empty() {
             printer.write(&escape_lines(&seen.patch))?;
             printer.line("")?;
+            if seen.is_cut {
+                printer.warning(
+                    "the difference is longer than that; the exit gate names the files that are not in it",
+                );
+            }
         }
         let count = seen.files.len();
         let plural = if count == 1 { "file" } else { "files" };

@@ -15,7 +15,7 @@ use agentlab_api::JobId;
 use super::checkout::Checkout;
 use super::gate::Risk;
 use super::review::{self, Review};
-use super::{Git, GitError, Result, Scratch};
+use super::{Git, GitError, Ran, Result, Scratch};
 
 /// What is to be fetched.
 #[derive(Debug)]
@@ -98,7 +98,10 @@ async fn stripped(git: &Git, scratch: &Scratch, seen: &Review, reference: &str) 
     let left = review::inspect(git, scratch, &stripped).await?.risks;
     if let Some(risk) = left.first() {
         return Err(GitError::unfit(
-            format!("`{}` could not be taken out of the work", risk.path),
+            format!(
+                "`{}` could not be taken out of the work",
+                risk.path.escape_debug()
+            ),
             "take single patches by hand: `agentlab job artifacts`",
         ));
     }
@@ -120,7 +123,10 @@ async fn bring(git: &Git, scratch: &Scratch, reference: &str, commit: &str) -> R
     .map(OsString::from)
     .to_vec();
     arguments.extend([scratch.path().into(), refspec]);
-    git.run(&arguments).await?;
+    let ran = git.try_run(&arguments).await?;
+    if !ran.success {
+        return Err(refused(git, &arguments, &ran));
+    }
     let arrived = git
         .run(&["rev-parse", "--verify", &format!("{reference}^{{commit}}")])
         .await?
@@ -221,7 +227,18 @@ pub(super) async fn unpack(scratch: &Scratch, work: &Work<'_>, name: &str, refer
             "fetch that commit first, or name the right repository with `--repo`",
         ));
     }
-    Err(own.failed(&arguments, &ran))
+    Err(refused(&own, &arguments, &ran))
+}
+
+/// Why a fetch failed: for what the guest made, or for something else.
+fn refused(git: &Git, arguments: &[OsString], ran: &Ran) -> GitError {
+    if ran.stderr.contains("fsck error") {
+        return GitError::unfit(
+            format!("The work holds what git refuses: {}", ran.stderr),
+            "do not take it: git itself would not have made it",
+        );
+    }
+    git.failed(arguments, ran)
 }
 
 async fn subjects(git: &Git, reference: &str) -> Result<Vec<String>> {

@@ -5,12 +5,20 @@
 //!
 //! A file that only lost its content, or is gone, runs nothing and is no risk.
 
+mod hidden;
+mod manifest;
 mod names;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
+
+use crate::terminal::is_invisible;
+
+/// Longer ones no program can open.
+const LONGEST_PATH: usize = 4096;
 
 /// Why a file is on the list. Ordered by how little it takes for it to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -32,7 +40,7 @@ pub(crate) enum RiskKind {
     Agent,
     /// An editor runs or obeys it when the directory is opened.
     Editor,
-    /// A shell runs it when the directory is entered.
+    /// A shell or another tool runs it when it is begun there.
     Environment,
     /// Runs with the rights of the project's automation.
     Pipeline,
@@ -58,7 +66,7 @@ impl RiskKind {
             Self::Name => "is not what its name looks like",
             Self::Agent => "is obeyed by coding agents",
             Self::Editor => "is obeyed by editors",
-            Self::Environment => "runs when a shell enters the directory",
+            Self::Environment => "runs when a shell or a tool is started there",
             Self::Pipeline => "runs in the project's automation",
             Self::Build => "runs when the project is built or tested",
             Self::Package => "runs when packages are installed",
@@ -113,16 +121,30 @@ pub(crate) struct Change {
     pub(crate) new: Option<Mode>,
 }
 
+impl Change {
+    /// Whether a file, a link or a submodule takes the place of one of the others.
+    pub(crate) fn changes_type(&self) -> bool {
+        let is_file = |mode| matches!(mode, Mode::File | Mode::Executable);
+        self.old
+            .zip(self.new)
+            .is_some_and(|(old, new)| old != new && !(is_file(old) && is_file(new)))
+    }
+}
+
 /// Everything that is looked at.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Listing<'a> {
     pub(crate) changes: &'a [Change],
     /// Every path of the work, changed or not.
     pub(crate) tree: &'a [String],
+    /// The links among them.
+    pub(crate) links: &'a [String],
     /// Text before and after, of the paths for which [`wants_text`] says so.
     pub(crate) texts: &'a BTreeMap<String, Texts>,
-    /// The whole difference as a patch.
+    /// The difference as a patch.
     pub(crate) patch: &'a str,
+    /// Whether that is only its beginning.
+    pub(crate) is_cut: bool,
 }
 
 /// A file before and after; absent where there is none, or it is no text.
@@ -134,21 +156,16 @@ pub(crate) struct Texts {
 
 /// Whether the name alone does not say enough.
 pub(crate) fn wants_text(change: &Change) -> bool {
+    let name = base(&change.path).to_ascii_lowercase();
     change.new == Some(Mode::Link)
-        || matches!(
-            base(&change.path).to_ascii_lowercase().as_str(),
-            ".gitattributes"
-                | ".gitmodules"
-                | "package.json"
-                | "composer.json"
-                | "cargo.toml"
-                | "pyproject.toml"
-        )
+        || matches!(name.as_str(), ".gitattributes" | ".gitmodules")
+        || manifest::known(&name).is_some()
 }
 
 /// All risks, the most immediate first.
 pub(crate) fn risks(listing: &Listing<'_>) -> Vec<Risk> {
     let mut found = BTreeSet::new();
+    let links: BTreeSet<String> = listing.links.iter().map(|path| names::fold(path)).collect();
     for change in listing.changes {
         let Some(mode) = change.new else { continue };
         let texts = listing.texts.get(&change.path);
@@ -162,28 +179,28 @@ pub(crate) fn risks(listing: &Listing<'_>) -> Vec<Risk> {
         match mode {
             Mode::Link => {
                 let target = texts.and_then(|texts| texts.new.as_deref());
-                if let Some(detail) = link(&change.path, target) {
+                if let Some(detail) = tree::link(&change.path, target, &links) {
                     risk(RiskKind::Link, detail);
                 }
             }
             Mode::Submodule => risk(RiskKind::Submodule, "a commit of another repository".to_owned()),
-            Mode::File | Mode::Executable => {}
+            Mode::File | Mode::Executable => {
+                for (kind, detail) in contents(&change.path, texts) {
+                    risk(kind, detail);
+                }
+            }
         }
         if let Some(kind) = names::kind(&change.path) {
             let detail = if change.old.is_none() { "new" } else { "" };
             risk(kind, detail.to_owned());
         }
-        if let Some(texts) = texts.filter(|_| mode != Mode::Link) {
-            for (kind, detail) in contents(&change.path, texts) {
-                risk(kind, detail);
-            }
-        }
         if let Some(detail) = odd_name(&change.path) {
-            risk(RiskKind::Name, detail);
+            risk(RiskKind::Name, detail.to_owned());
         }
     }
-    found.extend(collisions(listing));
-    found.extend(hidden_text(listing.patch));
+    found.extend(tree::collisions(listing));
+    found.extend(tree::repositories(listing));
+    found.extend(hidden::risks(listing.patch, listing.is_cut, listing.changes));
     found.into_iter().collect()
 }
 
@@ -191,195 +208,65 @@ fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// Where a link leads, when that is not inside.
-fn link(path: &str, target: Option<&str>) -> Option<String> {
-    let Some(target) = target else {
-        return Some("to a place that could not be read".to_owned());
-    };
-    let shown: String = target.chars().take(200).collect();
-    if target.starts_with('/') || target.contains('\\') {
-        return Some(format!("to {shown}"));
-    }
-    let mut depth = path.matches('/').count();
-    for part in target.split('/') {
-        match part {
-            "" | "." => {}
-            ".." if depth == 0 => return Some(format!("to {shown}")),
-            ".." => depth -= 1,
-            part if part.eq_ignore_ascii_case(".git") => {
-                return Some(format!("into git's directory, {shown}"));
-            }
-            _ => depth += 1,
-        }
-    }
-    None
-}
-
 /// What the text of a file says that its name does not.
-fn contents(path: &str, texts: &Texts) -> Vec<(RiskKind, String)> {
-    let new = texts.new.as_deref().unwrap_or_default();
-    let old = texts.old.as_deref().unwrap_or_default();
-    let added = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
-        let before: BTreeSet<&str> = old.lines().map(str::trim).collect();
-        new.lines()
-            .map(str::trim)
-            .filter(|line| wanted(line) && !before.contains(line))
-            .map(|line| line.chars().take(200).collect())
-            .collect()
-    };
-    let of = |kind: RiskKind, lines: Vec<String>| lines.into_iter().map(|line| (kind, line)).collect();
-    match base(path).to_ascii_lowercase().as_str() {
-        ".gitattributes" => {
-            let names_program = |line: &str| {
-                !line.starts_with('#')
-                    && line.split_whitespace().skip(1).any(|word| {
-                        ["filter=", "diff=", "merge="]
-                            .iter()
-                            .any(|name| word.starts_with(name))
-                    })
-            };
-            of(RiskKind::Attributes, added(&names_program))
-        }
-        ".gitmodules" => of(
-            RiskKind::Submodule,
-            added(&|line| {
-                ["url", "path", "update", "branch"]
-                    .iter()
-                    .any(|key| assigns(line, key))
-            }),
-        ),
-        "package.json" | "composer.json" => scripts(old, new)
-            .into_iter()
-            .map(|line| (RiskKind::Package, line))
-            .collect(),
-        "cargo.toml" => of(
-            RiskKind::Build,
-            added(&|line| {
-                assigns(line, "build") || assigns(line, "proc-macro") || line.starts_with("[patch")
-            }),
-        ),
-        "pyproject.toml" => of(
-            RiskKind::Build,
-            added(&|line| {
-                ["requires", "build-backend", "backend-path"]
-                    .iter()
-                    .any(|key| assigns(line, key))
-            }),
-        ),
-        _ => Vec::new(),
-    }
-}
-
-fn assigns(line: &str, key: &str) -> bool {
-    line.strip_prefix(key)
-        .is_some_and(|rest| rest.trim_start().starts_with('='))
-}
-
-/// Scripts of a package file that are new or changed.
-fn scripts(old: &str, new: &str) -> Vec<String> {
-    let parsed = |text: &str| -> Option<serde_json::Value> { serde_json::from_str(text).ok() };
-    let Some(new) = parsed(new) else {
-        return vec!["it is no valid JSON, so its scripts were not looked at".to_owned()];
-    };
-    let old = parsed(old).unwrap_or_default();
-    let Some(scripts) = new.get("scripts").and_then(|scripts| scripts.as_object()) else {
-        return Vec::new();
-    };
-    scripts
-        .iter()
-        .filter(|(name, command)| {
-            old.pointer("/scripts").and_then(|old| old.get(name.as_str())) != Some(*command)
-        })
-        .map(|(name, command)| {
-            let text = command
-                .as_str()
-                .map_or_else(|| command.to_string(), str::to_owned);
-            format!("script `{name}`: {text}").chars().take(200).collect()
-        })
-        .collect()
-}
-
-/// A name that shows as another one, or that some system cannot hold.
-fn odd_name(path: &str) -> Option<String> {
-    let hidden = |c: char| c.is_control() || c == '\u{fffd}' || is_hidden(c);
-    if path.contains(hidden) {
-        return Some("characters that nobody sees".to_owned());
-    }
-    let odd = |part: &str| part.contains(['\\', ':']) || part.ends_with([' ', '.']) || part.starts_with('-');
-    if path.split('/').any(odd) {
-        return Some("a name that some systems read as another one".to_owned());
-    }
-    None
-}
-
-/// Characters that reorder text, or take no room in it.
-fn is_hidden(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-        || matches!(c, '\u{e0000}'..='\u{e007f}')
-}
-
-/// Paths, directories included, that are one on a file system which ignores case, where at least one is changed.
-fn collisions(listing: &Listing<'_>) -> Vec<Risk> {
-    let changed: BTreeSet<&str> = listing
-        .changes
-        .iter()
-        .filter(|change| change.new.is_some())
-        .map(|change| change.path.as_str())
-        .collect();
-    // Folded name to the spellings there are; the changed path that has the spelling, if any.
-    let mut spellings: BTreeMap<String, BTreeMap<&str, Option<&str>>> = BTreeMap::new();
-    for path in listing.tree {
-        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
-        for end in ends {
-            let part = &path[..end];
-            let owner = spellings
-                .entry(part.to_lowercase())
-                .or_default()
-                .entry(part)
-                .or_default();
-            if changed.contains(path.as_str()) {
-                *owner = Some(path);
+fn contents(path: &str, texts: Option<&Texts>) -> Vec<(RiskKind, String)> {
+    let name = base(path).to_ascii_lowercase();
+    let manifest = manifest::known(&name);
+    let new = texts.and_then(|texts| texts.new.as_deref());
+    let old = texts.and_then(|texts| texts.old.as_deref()).unwrap_or_default();
+    match (manifest, new) {
+        (Some(manifest), Some(new)) => manifest.risks(old, new),
+        (Some(manifest), None) => vec![(
+            manifest.otherwise,
+            "it is too large, so it was not looked at".to_owned(),
+        )],
+        (None, new) => {
+            let new = new.unwrap_or_default();
+            match name.as_str() {
+                ".gitattributes" => added(RiskKind::Attributes, old, new, names_program),
+                ".gitmodules" => added(RiskKind::Submodule, old, new, sets_submodule),
+                _ => Vec::new(),
             }
         }
     }
-    let mut found = Vec::new();
-    for same in spellings.values().filter(|same| same.len() > 1) {
-        for (part, path) in same {
-            let Some(path) = path else { continue };
-            let others: Vec<&str> = same.keys().filter(|other| *other != part).copied().collect();
-            found.push(Risk {
-                kind: RiskKind::Name,
-                path: (*path).to_owned(),
-                detail: format!("the same as {} where case does not count", others.join(", ")),
-            });
-        }
-    }
-    found
 }
 
-/// Files whose added lines hold characters that reorder or hide text.
-fn hidden_text(patch: &str) -> Vec<Risk> {
-    let (mut path, mut found) = ("", BTreeSet::new());
-    let mut in_header = false;
-    for line in patch.lines() {
-        if line.starts_with("diff --git ") {
-            in_header = true;
-        } else if line.starts_with("@@") {
-            in_header = false;
-        } else if let Some(name) = line.strip_prefix("+++ ").filter(|_| in_header) {
-            path = name.strip_prefix("b/").unwrap_or(name);
-        } else if !in_header && line.starts_with('+') && line.contains(is_hidden) {
-            found.insert(path);
-        }
-    }
-    found
-        .into_iter()
-        .map(|path| Risk {
-            kind: RiskKind::HiddenText,
-            path: path.to_owned(),
-            detail: "characters that reorder or hide text".to_owned(),
-        })
+/// Lines of a certain kind that were not there before.
+fn added(kind: RiskKind, old: &str, new: &str, wanted: fn(&str) -> bool) -> Vec<(RiskKind, String)> {
+    let before: BTreeSet<&str> = old.lines().map(str::trim).collect();
+    new.lines()
+        .map(str::trim)
+        .filter(|line| wanted(line) && !before.contains(line))
+        .map(|line| (kind, line.chars().take(200).collect()))
         .collect()
+}
+
+fn names_program(line: &str) -> bool {
+    let is_one = |word: &str| {
+        ["filter=", "diff=", "merge="]
+            .iter()
+            .any(|name| word.starts_with(name))
+    };
+    !line.starts_with('#') && line.split_whitespace().skip(1).any(is_one)
+}
+
+fn sets_submodule(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    ["url", "path", "update", "branch"].iter().any(|key| {
+        line.strip_prefix(key)
+            .is_some_and(|rest| rest.trim_start().starts_with('='))
+    })
+}
+
+/// What is wrong with a name that shows as another one, or that some system cannot hold.
+fn odd_name(path: &str) -> Option<&'static str> {
+    if path.contains(|c: char| c.is_control() || c == '\u{fffd}' || is_invisible(c)) {
+        return Some("characters that nobody sees");
+    }
+    if path.len() >= LONGEST_PATH {
+        return Some("longer than names can be");
+    }
+    path.split('/').find_map(names::odd)
 }
 
 #[cfg(test)]

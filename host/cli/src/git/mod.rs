@@ -12,8 +12,9 @@ pub(crate) mod review;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 /// Settings that stand above the repository's own.
@@ -28,6 +29,8 @@ const SETTINGS: &[&str] = &[
     "core.gitProxy=false",
     "core.askPass=false",
     "core.editor=false",
+    "core.protectHFS=true",
+    "core.protectNTFS=true",
     "core.pager=cat",
     "credential.helper=",
     "diff.external=",
@@ -97,11 +100,25 @@ pub(crate) struct Git {
 }
 
 /// What git printed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Ran {
     pub(crate) success: bool,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            success: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        }
+    }
+}
+
+fn file(action: &'static str) -> impl Fn(std::io::Error) -> GitError {
+    move |source| GitError::File { action, source }
 }
 
 impl Git {
@@ -149,11 +166,58 @@ impl Git {
             .output()
             .await
             .map_err(GitError::Missing)?;
-        Ok(Ran {
-            success: output.status.success(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        })
+        Ok(Ran::from(output))
+    }
+
+    /// Runs a command that must succeed and gives the beginning of what it printed, and whether there was more. For
+    /// what a guest decides the length of.
+    pub(crate) async fn run_within<S: AsRef<OsStr>>(
+        &self,
+        arguments: &[S],
+        most: u64,
+    ) -> Result<(String, bool)> {
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(GitError::Missing)?;
+        let mut printed = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout
+                .take(most)
+                .read_to_end(&mut printed)
+                .await
+                .map_err(file("Reading what git prints"))?;
+        }
+        // What has more to say is ended when it is dropped.
+        let is_cut = u64::try_from(printed.len()).is_ok_and(|length| length >= most);
+        if !is_cut && !child.wait().await.map_err(GitError::Missing)?.success() {
+            return Err(self.failed(arguments, &Ran::default()));
+        }
+        Ok((String::from_utf8_lossy(&printed).into_owned(), is_cut))
+    }
+
+    /// Runs a command that reads this, must succeed, and prints a word or two.
+    pub(crate) async fn feed<S: AsRef<OsStr>>(&self, arguments: &[S], input: &[u8]) -> Result<String> {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(GitError::Missing)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that ended before it read all says why below.
+            let _ = stdin.write_all(input).await;
+        }
+        let output = child.wait_with_output().await.map_err(GitError::Missing)?;
+        let ran = Ran::from(output);
+        if ran.success {
+            Ok(ran.stdout)
+        } else {
+            Err(self.failed(arguments, &ran))
+        }
     }
 
     pub(crate) fn failed<S: AsRef<OsStr>>(&self, arguments: &[S], ran: &Ran) -> GitError {
@@ -216,7 +280,6 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) async fn borrowing_from(repository: &Git) -> Result<Self> {
-        let file = |action| move |source| GitError::File { action, source };
         let objects = repository
             .run(&["rev-parse", "--path-format=absolute", "--git-path", "objects"])
             .await?;

@@ -6,7 +6,7 @@
 //!
 //! The operator's repository lends its objects and is not written to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -17,6 +17,14 @@ use super::{Git, GitError, Result, Scratch};
 
 /// Larger files are not searched for what their names do not say.
 const LARGEST_TEXT: u64 = 1 << 20;
+/// And not more files than this: each takes two programs.
+const MOST_TEXTS: usize = 1000;
+/// Larger files count as binary ones.
+const LARGEST_COMPARED: &str = "core.bigFileThreshold=16m";
+/// A larger difference is shown and searched in part.
+const LARGEST_PATCH: u64 = 256 << 20;
+/// A work whose names take more is not looked at: a few objects can stand for any number of paths.
+const MOST_NAMES: u64 = 256 << 20;
 
 /// One changed file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,6 +48,8 @@ pub(crate) struct Review {
     pub(crate) files: Vec<FileChange>,
     pub(crate) risks: Vec<Risk>,
     pub(crate) patch: String,
+    /// Whether there is more of it.
+    pub(crate) is_cut: bool,
 }
 
 /// Looks at a job's work.
@@ -61,27 +71,27 @@ pub(crate) async fn inspect(git: &Git, scratch: &Scratch, commit: &str) -> Resul
         None => own.run(&["mktree"]).await?.trim().to_owned(),
     };
     let range = [from.as_str(), commit];
-    let sides = parse_raw(&diff(&own, &["--raw", "-z", "--no-abbrev"], range).await?);
-    let counts = parse_counts(&diff(&own, &["--numstat", "-z"], range).await?);
-    let patch = diff(&own, &["--patch"], range).await?;
-    let tree = own
-        .run(&["ls-tree", "-r", "-z", "--name-only", "--full-tree", commit])
+    let sides = parse_raw(&names(&own, &difference(&["--raw", "-z", "--no-abbrev"], range)).await?);
+    let counts = parse_counts(&names(&own, &difference(&["--numstat", "-z"], range)).await?);
+    let (patch, is_cut) = own
+        .run_within(&difference(&["--patch"], range), LARGEST_PATCH)
         .await?;
-    let tree: Vec<String> = tree.split_terminator('\0').map(str::to_owned).collect();
-    let mut texts = BTreeMap::new();
-    for side in sides.iter().filter(|side| gate::wants_text(&side.change)) {
-        let text = Texts {
-            old: text(&own, side.change.old, &side.old_object).await?,
-            new: text(&own, side.change.new, &side.new_object).await?,
-        };
-        texts.insert(side.change.path.clone(), text);
-    }
-    let changes: Vec<Change> = sides.iter().map(|side| side.change.clone()).collect();
+    let entries = entries(&own, commit).await?;
+    let links = entries
+        .iter()
+        .filter(|entry| Mode::parse(&entry.mode) == Some(Mode::Link))
+        .map(|entry| entry.path.clone())
+        .collect::<Vec<_>>();
+    let tree: Vec<String> = entries.into_iter().map(|entry| entry.path).collect();
+    let texts = texts(&own, &sides).await?;
+    let changes: Vec<Change> = sides.into_iter().map(|side| side.change).collect();
     let risks = gate::risks(&Listing {
         changes: &changes,
         tree: &tree,
+        links: &links,
         texts: &texts,
         patch: &patch,
+        is_cut,
     });
     let files = changes
         .into_iter()
@@ -101,6 +111,7 @@ pub(crate) async fn inspect(git: &Git, scratch: &Scratch, commit: &str) -> Resul
         files,
         risks,
         patch,
+        is_cut,
     })
 }
 
@@ -108,49 +119,36 @@ pub(crate) async fn inspect(git: &Git, scratch: &Scratch, commit: &str) -> Resul
 /// commits before stay what they are. Returns the new commit, or the same one when there is nothing to take out.
 pub(crate) async fn strip(scratch: &Scratch, review: &Review) -> Result<String> {
     let own = scratch.git();
-    let mut paths: Vec<&str> = review.risks.iter().map(|risk| risk.path.as_str()).collect();
-    paths.dedup();
-    paths.sort_unstable();
-    paths.dedup();
+    let paths: BTreeSet<&str> = review.risks.iter().map(|risk| risk.path.as_str()).collect();
     if paths.is_empty() {
         return Ok(review.commit.clone());
     }
-    // Removing an entry takes a work tree, even if nothing in it is looked at: an empty one.
-    let empty = scratch.path().join("empty");
-    std::fs::create_dir_all(&empty).map_err(|source| GitError::File {
-        action: "Making a temporary directory",
-        source,
-    })?;
-    let own = own.env("GIT_DIR", scratch.path()).env("GIT_WORK_TREE", empty);
-    own.run(&["read-tree", &review.commit]).await?;
-    for path in &paths {
-        let literal = format!(":(literal,top){path}");
-        let entry = match &review.base {
-            Some(base) => {
-                own.run(&["ls-tree", "-z", "--full-tree", base, "--", &literal])
-                    .await?
-            }
-            None => String::new(),
-        };
-        match entry.split_once('\t') {
-            Some((about, _)) => {
-                let mut words = about.split(' ');
-                let (mode, object) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
-                let info = format!("{mode},{object},{path}");
-                own.run(&["update-index", "--add", "--replace", "--cacheinfo", &info])
-                    .await?;
-            }
-            None => {
-                own.run(&["update-index", "--force-remove", "--", path]).await?;
-            }
+    let mut before = BTreeMap::new();
+    if let Some(base) = &review.base {
+        for entry in entries(&own, base).await? {
+            before.insert(entry.path.clone(), entry);
         }
     }
+    let mut index = Vec::new();
+    for path in &paths {
+        match before.get(*path) {
+            Some(Entry { mode, object, .. }) => index.extend(format!("{mode} {object}\t{path}\0").bytes()),
+            None => index.extend(format!("0 {}\t{path}\0", "0".repeat(review.commit.len())).bytes()),
+        }
+    }
+    // Names that no file system may be given can be taken out of an index all the same.
+    let unprotected = ["-c", "core.protectHFS=false", "-c", "core.protectNTFS=false"];
+    own.run(&[&unprotected[..], &["read-tree", &review.commit]].concat())
+        .await?;
+    let update = [&unprotected[..], &["update-index", "-z", "--index-info"]].concat();
+    own.feed(&update, &index).await?;
     let tree = own.run(&["write-tree"]).await?;
+    let listed: Vec<String> = paths.iter().map(|path| path.escape_debug().to_string()).collect();
     let message = format!(
         "Take out what would run here\n\nThe exit gate found {} paths in the work of an agent that would run, or change \
-         what runs, on the machine of whoever takes it:\n\n{}",
-        paths.len(),
-        paths.join("\n")
+         what runs, on the machine of whoever takes it:\n\n{}\n",
+        listed.len(),
+        listed.join("\n")
     );
     let commit = own
         .clone()
@@ -158,7 +156,10 @@ pub(crate) async fn strip(scratch: &Scratch, review: &Review) -> Result<String> 
         .env("GIT_AUTHOR_EMAIL", "gate@agentlab.invalid")
         .env("GIT_COMMITTER_NAME", "AgentLab")
         .env("GIT_COMMITTER_EMAIL", "gate@agentlab.invalid")
-        .run(&["commit-tree", tree.trim(), "-p", &review.commit, "-m", &message])
+        .feed(
+            &["commit-tree", tree.trim(), "-p", &review.commit, "-F", "-"],
+            message.as_bytes(),
+        )
         .await?;
     Ok(commit.trim().to_owned())
 }
@@ -178,10 +179,12 @@ async fn shared_base(git: &Git, own: &Git, commit: &str) -> Result<Option<String
         .filter(|base| !base.is_empty()))
 }
 
-async fn diff(own: &Git, form: &[&str], range: [&str; 2]) -> Result<String> {
+fn difference<'a>(form: &[&'a str], range: [&'a str; 2]) -> Vec<&'a str> {
     let mut arguments = vec![
         "-c",
         "core.quotePath=false",
+        "-c",
+        LARGEST_COMPARED,
         "diff",
         "--no-ext-diff",
         "--no-textconv",
@@ -194,7 +197,40 @@ async fn diff(own: &Git, form: &[&str], range: [&str; 2]) -> Result<String> {
     arguments.extend(form);
     arguments.extend(range);
     arguments.push("--");
-    own.run(&arguments).await
+    arguments
+}
+
+/// A listing that must be whole.
+async fn names(own: &Git, arguments: &[&str]) -> Result<String> {
+    let (listed, is_cut) = own.run_within(arguments, MOST_NAMES).await?;
+    if is_cut {
+        return Err(GitError::unfit(
+            "The work has more files than can be looked at",
+            "do not take it; `agentlab job logs` may say how it came to that",
+        ));
+    }
+    Ok(listed)
+}
+
+/// One file of a commit.
+struct Entry {
+    mode: String,
+    object: String,
+    path: String,
+}
+
+async fn entries(own: &Git, commit: &str) -> Result<Vec<Entry>> {
+    let listed = names(own, &["ls-tree", "-r", "-z", "--full-tree", commit]).await?;
+    let entry = |line: &str| {
+        let (about, path) = line.split_once('\t')?;
+        let mut words = about.split(' ');
+        Some(Entry {
+            mode: words.next()?.to_owned(),
+            object: words.nth(1)?.to_owned(),
+            path: path.to_owned(),
+        })
+    };
+    Ok(listed.split_terminator('\0').filter_map(entry).collect())
 }
 
 struct Side {
@@ -235,6 +271,23 @@ fn parse_counts(text: &str) -> BTreeMap<String, (Option<u64>, Option<u64>)> {
         .collect()
 }
 
+/// What the gate wants to read of the changed files.
+async fn texts(own: &Git, sides: &[Side]) -> Result<BTreeMap<String, Texts>> {
+    let mut texts = BTreeMap::new();
+    for side in sides
+        .iter()
+        .filter(|side| gate::wants_text(&side.change))
+        .take(MOST_TEXTS)
+    {
+        let text = Texts {
+            old: text(own, side.change.old, &side.old_object).await?,
+            new: text(own, side.change.new, &side.new_object).await?,
+        };
+        texts.insert(side.change.path.clone(), text);
+    }
+    Ok(texts)
+}
+
 /// A small file's text. A submodule has none here.
 async fn text(own: &Git, mode: Option<Mode>, object: &str) -> Result<Option<String>> {
     if mode.is_none() || mode == Some(Mode::Submodule) {
@@ -251,8 +304,7 @@ fn word(change: &Change) -> &'static str {
     match (change.old, change.new) {
         (None, _) => "added",
         (_, None) => "deleted",
-        (Some(Mode::Link | Mode::Submodule), Some(Mode::File | Mode::Executable))
-        | (Some(Mode::File | Mode::Executable), Some(Mode::Link | Mode::Submodule)) => "type_changed",
+        (Some(_), Some(_)) if change.changes_type() => "type_changed",
         (Some(_), Some(_)) => "modified",
     }
 }

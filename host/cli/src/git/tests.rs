@@ -1,6 +1,7 @@
 //! Against real git, in directories of their own.
 
 mod applying;
+mod hostile;
 mod packing;
 mod reviewing;
 
@@ -66,6 +67,8 @@ impl Lab {
         let script = format!("#!/bin/sh\ntouch {}\ncat\n", self.canary().display());
         let hooks = self.repository().join(".git/hooks");
         fs::create_dir_all(&hooks).unwrap();
+        let draft = self.dir.path().join("draft");
+        fs::write(&draft, &script).unwrap();
         for hook in [
             "post-checkout",
             "reference-transaction",
@@ -73,9 +76,12 @@ impl Lab {
             "pre-auto-gc",
             "fsmonitor-watchman",
         ] {
-            let path = hooks.join(hook);
-            fs::write(&path, &script).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            // By a child: while another test begins a process, that may hold open what this process writes, and what is
+            // open for writing cannot be run.
+            let installed = std::process::Command::new("install")
+                .args([&draft, &hooks.join(hook)])
+                .status();
+            assert!(installed.unwrap().success());
         }
         let trap = hooks.join("post-checkout").display().to_string();
         for key in [
@@ -125,25 +131,62 @@ impl Lab {
         (bundle, git_in(&guest, &["rev-parse", "HEAD"]))
     }
 
+    /// The guest's clone with one more commit, made by `script`, as a bundle. All files count, whatever is ignored.
+    fn work_of(&self, script: &str) -> (PathBuf, String) {
+        let (bundle, _) = self.guests_work("HEAD");
+        let guest = self.dir.path().join("guest");
+        let ran = std::process::Command::new("sh")
+            .args(["-euc", script])
+            .current_dir(&guest)
+            .status()
+            .unwrap();
+        assert!(ran.success(), "{script}");
+        git_in(&guest, &["add", "-A", "-f"]);
+        git_in(&guest, &["commit", "-q", "-m", "More"]);
+        (bundle, self.bundled())
+    }
+
+    /// What the guest's clone has and the operator has not, as a bundle.
+    fn bundled(&self) -> String {
+        let guest = self.dir.path().join("guest");
+        let range = format!("{}..HEAD", self.git(&["rev-parse", "HEAD"]));
+        let bundle = self.dir.path().join("work.bundle");
+        git_in(
+            &guest,
+            &["bundle", "create", "-q", bundle.to_str().unwrap(), &range],
+        );
+        git_in(&guest, &["rev-parse", "HEAD"])
+    }
+
     async fn apply(
         &self,
         bundle: &Path,
         expected: Option<&str>,
         branch: Option<&str>,
     ) -> super::Result<apply::Fetched> {
-        let job: JobId = "job_000000000000".parse().unwrap();
-        apply::fetch(
-            &self.repository(),
-            &Work {
-                job: &job,
-                bundle,
-                expected,
-                branch,
-                strict: false,
-                merge: false,
-            },
-        )
-        .await
+        let job = job();
+        let work = Work {
+            expected,
+            branch,
+            ..work(&job, bundle, "")
+        };
+        apply::fetch(&self.repository(), &work).await
+    }
+}
+
+fn job() -> JobId {
+    "job_000000000000".parse().unwrap()
+}
+
+/// The work in a bundle, to be fetched and nothing more.
+fn work<'a>(job: &'a JobId, bundle: &'a Path, head: &'a str) -> Work<'a> {
+    Work {
+        job,
+        bundle,
+        expected: Some(head),
+        branch: None,
+        strict: false,
+        merge: false,
     }
 }
 

@@ -8,6 +8,18 @@ fn changed(path: &str) -> Change {
     }
 }
 
+/// Nothing but changes.
+fn listing<'a>(changes: &'a [Change], tree: &'a [String], texts: &'a BTreeMap<String, Texts>) -> Listing<'a> {
+    Listing {
+        changes,
+        tree,
+        links: &[],
+        texts,
+        patch: "",
+        is_cut: false,
+    }
+}
+
 fn kinds_of(changes: &[Change], texts: &[(&str, &str, &str)]) -> Vec<(RiskKind, String)> {
     let texts = texts
         .iter()
@@ -21,15 +33,19 @@ fn kinds_of(changes: &[Change], texts: &[(&str, &str, &str)]) -> Vec<(RiskKind, 
         })
         .collect();
     let tree: Vec<String> = changes.iter().map(|change| change.path.clone()).collect();
-    let listing = Listing {
-        changes,
-        tree: &tree,
-        texts: &texts,
-        patch: "",
-    };
-    risks(&listing)
+    risks(&listing(changes, &tree, &texts))
         .into_iter()
         .map(|risk| (risk.kind, risk.detail))
+        .collect()
+}
+
+/// Path and reason of what is found in a tree of which the first paths are changed.
+fn found_in(tree: &[&str], changed_ones: usize) -> Vec<(String, String)> {
+    let changes: Vec<Change> = tree[..changed_ones].iter().map(|path| changed(path)).collect();
+    let tree: Vec<String> = tree.iter().map(|path| (*path).to_owned()).collect();
+    risks(&listing(&changes, &tree, &BTreeMap::new()))
+        .into_iter()
+        .map(|risk| (risk.path, risk.detail))
         .collect()
 }
 
@@ -71,10 +87,43 @@ fn what_runs_by_its_name_is_named_wherever_it_stands_and_however_it_is_written()
         (".npmrc", RiskKind::Package),
         ("Cargo.lock", RiskKind::Lockfile),
         ("web/pnpm-lock.yaml", RiskKind::Lockfile),
+        ("scripts/hooks/pre-push", RiskKind::Hook),
+        ("lefthook.toml", RiskKind::Hook),
+        (".Git /config", RiskKind::GitConfig),
+        ("sub/GIT~1/config", RiskKind::GitConfig),
+        (".g\u{200c}it/hooks/pre-commit", RiskKind::GitConfig),
+        (".git::$INDEX_ALLOCATION/config", RiskKind::GitConfig),
+        (".clinerules/always.md", RiskKind::Agent),
+        (".kiro/steering/x.md", RiskKind::Agent),
+        (".v\u{17f}code/tasks.json", RiskKind::Editor),
+        (".idea/workspace.xml", RiskKind::Editor),
+        (".gitpod.yml", RiskKind::Editor),
+        (".gdbinit", RiskKind::Environment),
+        (".python-version", RiskKind::Environment),
+        (".circleci/config.yml", RiskKind::Pipeline),
+        ("azure-pipelines-nightly.yml", RiskKind::Pipeline),
+        ("ci/base.gitlab-ci.yml", RiskKind::Pipeline),
+        ("tools/action.yml", RiskKind::Pipeline),
+        ("CMakeLists.txt", RiskKind::Build),
+        ("CMakePresets.json", RiskKind::Build),
+        ("web/vite.config.ts", RiskKind::Build),
+        (".eslintrc.cjs", RiskKind::Build),
+        (".pylintrc", RiskKind::Build),
+        ("app.xcodeproj/project.pbxproj", RiskKind::Build),
+        ("compose.yaml", RiskKind::Build),
+        ("requirements-dev.txt", RiskKind::Package),
+        ("Gemfile", RiskKind::Package),
+        (".yarn/releases/yarn-4.cjs", RiskKind::Package),
+        ("go.mod", RiskKind::Lockfile),
+        ("vendor/modules.txt", RiskKind::Lockfile),
     ] {
         let found = kinds_of(&[changed(path)], &[]);
-        assert_eq!(found.len(), 1, "{path}: {found:?}");
-        assert_eq!(found[0].0, kind, "{path}");
+        let other: Vec<RiskKind> = found
+            .iter()
+            .map(|(kind, _)| *kind)
+            .filter(|kind| *kind != RiskKind::Name)
+            .collect();
+        assert_eq!(other, [kind], "{path}: {found:?}");
     }
 }
 
@@ -89,6 +138,11 @@ fn ordinary_work_is_no_risk_and_neither_is_what_is_gone() {
         "github/workflows.txt",
         ".gitignore",
         "src/hooks/useState.ts",
+        "docs/requirements.md",
+        "src/config.ts",
+        "src/update.rs",
+        "caf\u{e9}/stra\u{df}e.txt",
+        "data/backup~",
     ] {
         assert_eq!(kinds_of(&[changed(path)], &[]), [], "{path}");
     }
@@ -128,25 +182,19 @@ fn a_link_is_a_risk_when_it_leads_out_or_into_git() {
 }
 
 #[test]
+fn a_manifest_that_was_not_read_is_named() {
+    for name in ["package.json", "composer.json", "x/Cargo.toml", "pyproject.toml"] {
+        let found = kinds_of(&[changed(name)], &[(name, "", "")]);
+        assert!(
+            found.len() == 1 && found[0].1.contains("too large"),
+            "{name}: {found:?}"
+        );
+        assert_eq!(kinds_of(&[changed(name)], &[(name, "", "{")]).len(), 1, "{name}");
+    }
+}
+
+#[test]
 fn what_a_file_says_counts_when_its_name_does_not() {
-    let package = |scripts: &str| format!("{{\"name\":\"x\",\"scripts\":{{{scripts}}}}}");
-    let before = package("\"test\":\"jest\"");
-    let after = package("\"test\":\"jest\",\"postinstall\":\"node steal.js\"");
-    let found = kinds_of(&[changed("package.json")], &[("package.json", &before, &after)]);
-    assert_eq!(
-        found,
-        [(
-            RiskKind::Package,
-            "script `postinstall`: node steal.js".to_owned()
-        )]
-    );
-    assert_eq!(
-        kinds_of(&[changed("package.json")], &[("package.json", &before, &before)]),
-        [],
-        "a dependency alone is the lock file's matter"
-    );
-    let broken = kinds_of(&[changed("package.json")], &[("package.json", &before, "{")]);
-    assert!(broken[0].1.contains("no valid JSON"));
     let found = kinds_of(
         &[changed(".gitattributes")],
         &[(
@@ -161,23 +209,10 @@ fn what_a_file_says_counts_when_its_name_does_not() {
         &[(
             ".gitmodules",
             "",
-            "[submodule \"x\"]\n\tpath = x\n\turl = ext::sh -c id\n",
+            "[submodule \"x\"]\n\tpath = x\n\tURL = ext::sh -c id\n",
         )],
     );
-    assert!(found.contains(&(RiskKind::Submodule, "url = ext::sh -c id".to_owned())));
-    let found = kinds_of(
-        &[changed("Cargo.toml")],
-        &[(
-            "Cargo.toml",
-            "[package]\n",
-            "[package]\nbuild = \"other.rs\"\nbuilder = 1\n",
-        )],
-    );
-    assert_eq!(found, [(RiskKind::Build, "build = \"other.rs\"".to_owned())]);
-    let before = "[project]\ndependencies = []\n";
-    let after = "[build-system]\nbackend-path = [\"x\"]\n[project]\ndependencies = [\"y\"]\n";
-    let found = kinds_of(&[changed("pyproject.toml")], &[("pyproject.toml", before, after)]);
-    assert_eq!(found, [(RiskKind::Build, "backend-path = [\"x\"]".to_owned())]);
+    assert!(found.contains(&(RiskKind::Submodule, "URL = ext::sh -c id".to_owned())));
 }
 
 #[test]
@@ -191,36 +226,88 @@ fn a_submodule_is_a_risk_even_without_a_url() {
 }
 
 #[test]
-fn names_that_are_one_where_case_does_not_count_are_both_named() {
-    let listing = |changes: &[Change], tree: &[&str]| -> Vec<(String, String)> {
-        let tree: Vec<String> = tree.iter().map(|path| (*path).to_owned()).collect();
-        let listing = Listing {
-            changes,
-            tree: &tree,
-            texts: &BTreeMap::new(),
-            patch: "",
-        };
-        risks(&listing)
-            .into_iter()
-            .map(|risk| (risk.path, risk.detail))
-            .collect()
-    };
-    let found = listing(&[changed("readme.md")], &["README.md", "readme.md"]);
+fn names_that_are_one_on_some_file_system_are_named() {
     assert_eq!(
-        found,
+        found_in(&["docs/guide.md", "docs/Guide.md"], 1),
         [(
-            "readme.md".to_owned(),
-            "the same as README.md where case does not count".to_owned()
+            "docs/guide.md".to_owned(),
+            "the same as docs/Guide.md on some file systems".to_owned()
         )]
     );
     // A directory that takes another one's place, as a link could.
-    let found = listing(&[changed("SRC/x.rs")], &["SRC/x.rs", "src/main.rs"]);
-    assert!(found[0].1.contains("the same as src where case"), "{found:?}");
-    assert_eq!(listing(&[changed("x")], &["A", "a", "x"]), [], "it was so before");
+    let found = found_in(&["SRC/x.rs", "src/main.rs"], 1);
+    assert!(found[0].1.contains("the same as src on"), "{found:?}");
+    for (one, other) in [
+        ("caf\u{e9}", "cafe\u{301}"),
+        ("\u{c5}ngstrom", "\u{212b}ngstrom"),
+        ("stra\u{df}e", "STRASSE"),
+        ("fi\u{17f}h", "fish"),
+    ] {
+        let found = found_in(&[one, other], 2);
+        assert_eq!(found.len(), 2, "{one}: {found:?}");
+    }
+    assert_eq!(found_in(&["x", "A", "a"], 1), [], "it was so before");
+    let spellings: Vec<String> = (0..64_u32)
+        .map(|bits| {
+            (0..6)
+                .map(|at| if bits >> at & 1 == 1 { 'A' } else { 'a' })
+                .collect()
+        })
+        .collect();
+    let spellings: Vec<&str> = spellings.iter().map(String::as_str).collect();
+    let found = found_in(&spellings, spellings.len());
+    assert!(
+        found.iter().all(|(_, detail)| detail.len() < 80),
+        "{:?}",
+        found[0]
+    );
+}
+
+#[test]
+fn a_repository_within_the_work_is_named_and_what_only_looks_like_one_is_not() {
+    let inside = ["x/HEAD", "x/config", "x/objects/info/a", "x/refs/heads/b"];
+    let found = found_in(&inside, 2);
+    assert!(
+        found.len() == 2 && found[1].1 == "x is a repository of its own",
+        "{found:?}"
+    );
+    assert_eq!(found_in(&["x/HEAD", "x/objects/a", "refs/b"], 3), []);
+}
+
+#[test]
+fn a_link_does_not_lead_out_by_way_of_another_one() {
+    let links = ["here".to_owned(), "d/Up".to_owned()];
+    let tree: Vec<String> = ["a", "d/a", "here", "d/Up"].map(str::to_owned).to_vec();
+    for (path, target, leads_out) in [
+        ("a", "here/../x", true),
+        ("d/a", "up/x", true),
+        ("a", "here", false),
+        ("a", "there/../x", false),
+        ("a", "x/.git./config", true),
+        ("a", "x/GIT~1", true),
+    ] {
+        let change = Change {
+            path: path.to_owned(),
+            old: None,
+            new: Some(Mode::Link),
+        };
+        let texts = Texts {
+            old: None,
+            new: Some(target.to_owned()),
+        };
+        let texts = BTreeMap::from([(path.to_owned(), texts)]);
+        let changes = [change];
+        let listing = Listing {
+            links: &links,
+            ..listing(&changes, &tree, &texts)
+        };
+        assert_eq!(!risks(&listing).is_empty(), leads_out, "{path} to {target}");
+    }
 }
 
 #[test]
 fn names_and_lines_that_hide_what_they_are_are_named() {
+    let long = "n".repeat(256);
     for path in [
         "a\u{202e}txt.sh",
         "x\n.txt",
@@ -228,22 +315,33 @@ fn names_and_lines_that_hide_what_they_are_are_named() {
         "trailing.",
         "-rf",
         "con:x",
+        "docs/CON.txt",
+        "lpt1",
+        "PROGRA~1/x",
+        &long,
+        &"d/".repeat(2048),
     ] {
         let found = kinds_of(&[changed(path)], &[]);
         assert!(found.iter().any(|(kind, _)| *kind == RiskKind::Name), "{path:?}");
     }
     let patch = "diff --git a/x.c b/x.c\n--- a/x.c\n+++ b/x.c\n@@ -1 +1,2 @@\n-\u{202e}old\n+int ok;\n\
-                 diff --git a/y.c b/y.c\n--- a/y.c\n+++ b/y.c\n@@ -1 +1 @@\n+/*\u{202e} } if (admin) */\n+++ b/z.c\n";
+                 diff --git a/y.c b/y.c\n--- a/y.c\n+++ b/y.c\n@@ -1 +1 @@\n+/*\u{202e} } if (admin) */\n+++ b/z.c\n\
+                 diff --git a/z.c b/z.c\n--- a/z.c\n+++ \"b/z\\t.c\"\n@@ -1 +1 @@\n+fine\r\n+steal();\r// \u{1b}[1K\n";
+    let texts = BTreeMap::new();
     let listing = Listing {
-        changes: &[],
-        tree: &[],
         patch,
-        texts: &BTreeMap::new(),
+        ..listing(&[], &[], &texts)
     };
-    let found = risks(&listing);
-    assert_eq!(found.len(), 1, "{found:?}");
+    let found: Vec<(RiskKind, String, String)> = risks(&listing)
+        .into_iter()
+        .map(|risk| (risk.kind, risk.path, risk.detail))
+        .collect();
+    let hidden = |path: &str, detail: &str| (RiskKind::HiddenText, path.to_owned(), detail.to_owned());
     assert_eq!(
-        (found[0].kind, found[0].path.as_str()),
-        (RiskKind::HiddenText, "y.c")
+        found,
+        [
+            hidden("y.c", "characters that reorder or hide text"),
+            hidden("z\t.c", "characters that a terminal obeys")
+        ]
     );
 }

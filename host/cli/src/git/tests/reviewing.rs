@@ -3,27 +3,6 @@
 use super::*;
 use crate::git::review;
 
-/// The guest's clone with one more commit, made by `script`, as a bundle.
-fn work_of(lab: &Lab, script: &str) -> (PathBuf, String) {
-    let (bundle, _) = lab.guests_work("HEAD");
-    let guest = lab.dir.path().join("guest");
-    let ran = std::process::Command::new("sh")
-        .args(["-euc", script])
-        .current_dir(&guest)
-        .status()
-        .unwrap();
-    assert!(ran.success(), "{script}");
-    git_in(&guest, &["add", "-A"]);
-    git_in(&guest, &["commit", "-q", "-m", "More"]);
-    let base = lab.git(&["rev-parse", "HEAD"]);
-    let range = format!("{base}..HEAD");
-    git_in(
-        &guest,
-        &["bundle", "create", "-q", bundle.to_str().unwrap(), &range],
-    );
-    (bundle, git_in(&guest, &["rev-parse", "HEAD"]))
-}
-
 #[tokio::test]
 async fn a_review_shows_what_would_run_here_and_strict_takes_it_out() {
     let lab = Lab::with_commit();
@@ -32,16 +11,9 @@ async fn a_review_shows_what_would_run_here_and_strict_takes_it_out() {
     let script = "mkdir -p .husky .github/workflows sub; echo evil > .husky/pre-commit; echo evil: >> Makefile\n\
                   echo 'a.txt filter=evil.name' > .gitattributes; ln -s ../../outside sub/link; ln -s ../a.txt sub/fine\n\
                   echo good > b.txt; echo UP > A.txt; echo bytes | tr b '\\000' > binary; git rm -q a.txt";
-    let (bundle, head) = work_of(&lab, script);
-    let job: JobId = "job_000000000000".parse().unwrap();
-    let mut work = Work {
-        job: &job,
-        bundle: &bundle,
-        expected: Some(&head),
-        branch: None,
-        strict: false,
-        merge: false,
-    };
+    let (bundle, head) = lab.work_of(script);
+    let job = job();
+    let mut work = work(&job, &bundle, &head);
     let before = lab.git(&["for-each-ref"]);
     let seen = review::review(&lab.repository(), &work).await.unwrap();
     assert_eq!(lab.git(&["for-each-ref"]), before, "a review writes nothing");
@@ -90,28 +62,22 @@ async fn a_review_shows_what_would_run_here_and_strict_takes_it_out() {
 #[tokio::test]
 async fn a_guest_cannot_hide_a_change_by_what_it_says_it_began_with() {
     let lab = Lab::with_commit();
-    let (bundle, head) = work_of(&lab, "echo evil > build.rs");
+    let (bundle, head) = lab.work_of("echo evil > build.rs");
     let guest = lab.dir.path().join("guest");
     // History that shares nothing with the operator's: everything in it is new.
     git_in(&guest, &["checkout", "-q", "--orphan", "other"]);
     git_in(&guest, &["commit", "-q", "-m", "All"]);
     let orphan = git_in(&guest, &["rev-parse", "HEAD"]);
-    let job: JobId = "job_000000000000".parse().unwrap();
+    let job = job();
     let other = lab.dir.path().join("other.bundle");
     git_in(
         &guest,
         &["bundle", "create", "-q", other.to_str().unwrap(), "HEAD"],
     );
     for (bundle, commit, files) in [(&bundle, &head, 2), (&other, &orphan, 3)] {
-        let work = Work {
-            job: &job,
-            bundle,
-            expected: Some(commit),
-            branch: None,
-            strict: false,
-            merge: false,
-        };
-        let seen = review::review(&lab.repository(), &work).await.unwrap();
+        let seen = review::review(&lab.repository(), &work(&job, bundle, commit))
+            .await
+            .unwrap();
         assert_eq!(seen.files.len(), files, "{:?}", seen.files);
         assert!(seen.risks.iter().any(|risk| risk.path == "build.rs"));
     }
@@ -121,18 +87,12 @@ async fn a_guest_cannot_hide_a_change_by_what_it_says_it_began_with() {
 async fn work_comes_into_a_clean_checkout_only_and_only_forward() {
     let lab = Lab::with_commit();
     lab.set_traps();
-    let (bundle, head) = work_of(
-        &lab,
-        "mkdir sub; echo two > sub/c.txt; printf '#!/bin/sh' > run; chmod +x run; rm a.txt",
-    );
-    let job: JobId = "job_000000000000".parse().unwrap();
+    let (bundle, head) =
+        lab.work_of("mkdir sub; echo two > sub/c.txt; printf '#!/bin/sh' > run; chmod +x run; rm a.txt");
+    let job = job();
     let work = Work {
-        job: &job,
-        bundle: &bundle,
-        expected: Some(&head),
-        branch: None,
-        strict: false,
         merge: true,
+        ..work(&job, &bundle, &head)
     };
     let before = lab.git(&["rev-parse", "HEAD"]);
     let at = |name: &str| lab.repository().join(name);
@@ -175,15 +135,11 @@ async fn work_comes_into_a_clean_checkout_only_and_only_forward() {
 #[tokio::test]
 async fn work_that_would_run_something_is_not_merged_unless_that_is_taken_out() {
     let lab = Lab::with_commit();
-    let (bundle, head) = work_of(&lab, "echo evil > .envrc");
-    let job: JobId = "job_000000000000".parse().unwrap();
+    let (bundle, head) = lab.work_of("echo evil > .envrc");
+    let job = job();
     let mut work = Work {
-        job: &job,
-        bundle: &bundle,
-        expected: Some(&head),
-        branch: None,
-        strict: false,
         merge: true,
+        ..work(&job, &bundle, &head)
     };
     let refused = apply::fetch(&lab.repository(), &work).await.unwrap_err();
     assert!(refused.to_string().contains("`.envrc`"), "{refused}");
