@@ -46,13 +46,20 @@ pub(crate) enum Kind {
     Bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Node {
     pub(crate) place: Place,
     pub(crate) value: Value,
 }
 
-#[derive(Debug, Clone)]
+/// Its place alone: where keys are free, a slip of the pen makes a key of a value.
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({})", self.place)
+    }
+}
+
+#[derive(Clone)]
 pub(crate) enum Value {
     Null,
     Scalar(Kind, SecretText),
@@ -60,7 +67,7 @@ pub(crate) enum Value {
     Map(Vec<Entry>),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) place: Place,
