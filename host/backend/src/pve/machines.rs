@@ -262,8 +262,7 @@ impl<W: Wire> Machines for Pve<W> {
         let done = self
             .patiently("destroy", vmid, || self.destroy_once(vmid, stamp))
             .await;
-        absent_is_success(done)?;
-        self.forget_snippet(vmid, stamp).await
+        self.and_forget_snippet(vmid, stamp, done).await
     }
 
     async fn stopped(&self, vmid: Vmid) -> Result<()> {
@@ -315,7 +314,7 @@ impl<W: Wire> Machines for Pve<W> {
     }
 }
 
-fn absent_is_success(done: Result<()>) -> Result<()> {
+pub(super) fn absent_is_success(done: Result<()>) -> Result<()> {
     match done {
         Err(BackendError::NoSuchMachine { .. }) => Ok(()),
         other => other,

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::change::{Values, pair};
+use super::machines::absent_is_success;
 use super::record::Record;
 use super::snippets::{SnippetStore, cicustom};
 use super::view::Found;
@@ -66,7 +67,27 @@ impl<W: Wire> Pve<W> {
         Ok(self.set(record, vec![pair("smbios1", value)]).await?)
     }
 
-    /// The file first: a configuration never names one that is not there.
+    /// What the call that configures a machine says of the snippet that its seeds will come in, which is there from then
+    /// on and holds none yet. `None` for a template that wants no such seeds.
+    pub(super) async fn reserve_snippet(
+        &self,
+        action: &'static str,
+        record: &Record,
+        stamp: &Stamp,
+    ) -> std::result::Result<Option<String>, Trouble> {
+        let Some(snippets) = &self.options.snippets else {
+            return Ok(None);
+        };
+        if !self.wants_snippet(record).await? {
+            return Ok(None);
+        }
+        let value = named(action, snippets, record, stamp)?;
+        snippets.reserve(record.vmid, stamp).await?;
+        Ok(Some(value))
+    }
+
+    /// The file first: a configuration never names one that is not there. It names this one since it was made, unless an
+    /// earlier seed was redeemed.
     async fn place_snippet(
         &self,
         record: &Record,
@@ -76,16 +97,11 @@ impl<W: Wire> Pve<W> {
         let Some(snippets) = &self.options.snippets else {
             return Ok(());
         };
-        let vmid = record.vmid;
-        let found = record.text("cicustom").unwrap_or_default();
-        let ours = snippets.volume(vmid, stamp);
-        let value = cicustom(&found, &ours, true).map_err(|other| {
-            let reason =
-                format!("its template has a snippet of its own, `{other}`, in the place of the seed's");
-            super::refused(PLACE, vmid, reason)
-        })?;
-        snippets.write(vmid, stamp, &URL_SAFE_NO_PAD.encode(seed)).await?;
-        if found != value {
+        let value = named(PLACE, snippets, record, stamp)?;
+        snippets
+            .write(record.vmid, stamp, &URL_SAFE_NO_PAD.encode(seed))
+            .await?;
+        if record.text("cicustom").as_ref() != Some(&value) {
             self.set(record, vec![pair("cicustom", value)]).await?;
         }
         Ok(())
@@ -104,7 +120,6 @@ impl<W: Wire> Pve<W> {
                 }
             }
         }
-        self.forget_snippet(vmid, stamp).await?;
         Ok(())
     }
 
@@ -126,13 +141,41 @@ impl<W: Wire> Pve<W> {
         Ok(())
     }
 
-    /// Removes the file of a machine's seed, where there is one.
-    pub(super) async fn forget_snippet(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
-        match &self.options.snippets {
-            Some(snippets) => snippets.remove(vmid, stamp).await,
-            None => Ok(()),
+    /// What was to be done with a machine is done, or that is gone, or somebody else's by now: nobody will read the seed in
+    /// its file, which is ours by its name. A machine that still names the file could not start without it.
+    pub(super) async fn and_forget_snippet(&self, vmid: Vmid, stamp: &Stamp, done: Result<()>) -> Result<()> {
+        let done = absent_is_success(done);
+        let Some(snippets) = &self.options.snippets else {
+            return done;
+        };
+        match &done {
+            Ok(()) => snippets.remove(vmid, stamp).await?,
+            Err(BackendError::NotOurs { .. }) => match self.find(REMOVE, vmid).await? {
+                Found::Here(record) if names(&record, &snippets.volume(vmid, stamp)) => {
+                    snippets.empty(vmid, stamp).await?;
+                }
+                Found::Here(_) | Found::Nothing | Found::Container | Found::Hidden(_) => {
+                    snippets.remove(vmid, stamp).await?;
+                }
+            },
+            Err(_) => {}
         }
+        done
     }
+}
+
+fn names(record: &Record, volume: &str) -> bool {
+    let found = record.text("cicustom").unwrap_or_default();
+    found.contains(volume)
+}
+
+/// `cicustom` with a snippet of ours, besides whatever else the template has there.
+fn named(action: &'static str, snippets: &SnippetStore, record: &Record, stamp: &Stamp) -> Result<String> {
+    let found = record.text("cicustom").unwrap_or_default();
+    cicustom(&found, &snippets.volume(record.vmid, stamp), true).map_err(|other| {
+        let reason = format!("its template has a snippet of its own, `{other}`, in the place of the seed's");
+        super::refused(action, record.vmid, reason)
+    })
 }
 
 /// What takes every seed of ours out of a configuration.
@@ -194,11 +237,7 @@ impl<W: Wire> Seeds for Pve<W> {
         let done = self
             .patiently(REMOVE, vmid, || self.remove_once(vmid, stamp))
             .await;
-        match done {
-            // Its file may be left all the same.
-            Err(BackendError::NoSuchMachine { .. }) => self.forget_snippet(vmid, stamp).await,
-            other => other,
-        }
+        self.and_forget_snippet(vmid, stamp, done).await
     }
 
     async fn has_seed(&self, vmid: Vmid) -> Result<bool> {
@@ -207,11 +246,12 @@ impl<W: Wire> Seeds for Pve<W> {
             Found::Hidden(refusal) => Err(refused_look(self.wire.kind(), refusal, vmid)),
             Found::Here(record) => {
                 let stamp = record.label().map(|label| label.stamp);
-                let snippets = self.options.snippets.as_ref();
-                Ok(match stamp {
-                    Some(stamp) => !without_seed(&record, snippets, &stamp).is_empty(),
-                    None => record.smbios().has_serial(),
-                })
+                if let (Some(snippets), Some(stamp)) = (&self.options.snippets, stamp)
+                    && snippets.has_seed(vmid, &stamp).await?
+                {
+                    return Ok(true);
+                }
+                Ok(record.smbios().has_serial())
             }
         }
     }

@@ -32,7 +32,7 @@ impl<W: Wire> Pve<W> {
             self.set_firewall(ACTION, &record, firewall).await?;
         }
         if !has_shape {
-            self.shape(&record, shape).await?;
+            self.shape(&record, stamp, shape).await?;
         }
         if let (true, Some(gb)) = (grows, shape.root_size_gb) {
             let change = Change::Resize {
@@ -45,8 +45,10 @@ impl<W: Wire> Pve<W> {
         Ok(())
     }
 
-    async fn shape(&self, record: &Record, shape: &Shape) -> Attempt<()> {
+    async fn shape(&self, record: &Record, stamp: &Stamp, shape: &Shape) -> Attempt<()> {
         let mut values = shape_values(record, shape, &self.options.bridge);
+        let snippet = self.reserve_snippet(ACTION, record, stamp).await?;
+        values.extend(snippet.map(|snippet| pair("cicustom", snippet)));
         // Two tenants' memory is never merged. Versions before 9 have no word for it.
         if self.version().await?.major >= 9 {
             values.push(pair("allow-ksm", 0));

@@ -2,9 +2,12 @@
 //! may not set SMBIOS.
 //!
 //! ```text
-//!   <dir>/agentlab-<vmid>-<nonce>.yaml   0600, before cicustom names it   ─► gone when redeemed, undone or destroyed
-//!                      └ of the stamp ┘  so the journalled stamp finds it again, whoever died
+//!   <dir>/agentlab-<vmid>-<nonce>.yaml   0600, empty before the machine's configuration names it   ─► configured
+//!                      └ of the stamp ┘  replaced by the seed at once or not at all              ─► each start
+//!                                        gone when redeemed, undone or destroyed
 //! ```
+//! The journalled stamp finds it again, whoever died.
+//!
 //! PVE's API takes no snippets, so the directory is the node's own: this is for a daemon on its node.
 
 use std::fs::{self, OpenOptions};
@@ -18,6 +21,8 @@ use crate::{BackendError, Machine, Result, Stamp};
 
 /// Where the guest's cloud-init writes the seed: memory, which no disk of the guest's keeps.
 pub(crate) const GUEST_PATH: &str = "/run/agentlab/seed";
+/// Without anything below it, cloud-init has nothing to do.
+const HEADER: &str = "#cloud-config\n";
 const PREFIX: &str = "agentlab-";
 const SUFFIX: &str = ".yaml";
 /// What is being written has this in front.
@@ -46,6 +51,37 @@ impl SnippetStore {
     pub(crate) async fn write(&self, vmid: Vmid, stamp: &Stamp, seed: &str) -> Result<()> {
         let (dir, name, text) = (self.dir.clone(), Self::name(vmid, stamp), user_data(seed));
         in_background(&self.dir, "Writing a snippet", move || write(&dir, &name, &text)).await
+    }
+
+    /// Puts one there that tells a guest nothing, unless there is one.
+    pub(crate) async fn reserve(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let (dir, name) = (self.dir.clone(), Self::name(vmid, stamp));
+        let reserve = move || match dir.join(&name).try_exists()? {
+            true => Ok(()),
+            false => write(&dir, &name, HEADER),
+        };
+        in_background(&self.dir, "Writing a snippet", reserve).await
+    }
+
+    /// Takes the seed out of one that is there.
+    pub(crate) async fn empty(&self, vmid: Vmid, stamp: &Stamp) -> Result<()> {
+        let (dir, name) = (self.dir.clone(), Self::name(vmid, stamp));
+        let empty = move || match dir.join(&name).try_exists()? {
+            true => write(&dir, &name, HEADER),
+            false => Ok(()),
+        };
+        in_background(&self.dir, "Emptying a snippet", empty).await
+    }
+
+    /// Whether a seed is in it.
+    pub(crate) async fn has_seed(&self, vmid: Vmid, stamp: &Stamp) -> Result<bool> {
+        let path = self.dir.join(Self::name(vmid, stamp));
+        let look = move || match fs::metadata(&path) {
+            Ok(found) => Ok(usize::try_from(found.len()) != Ok(HEADER.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        };
+        in_background(&self.dir, "Looking for a snippet", look).await
     }
 
     /// Absent is success.
@@ -80,7 +116,7 @@ impl SnippetStore {
 /// Base64 text in single quotes needs no escape.
 fn user_data(seed: &str) -> String {
     format!(
-        "#cloud-config\nwrite_files:\n- path: {GUEST_PATH}\n  owner: root:root\n  permissions: '0400'\n  content: '{seed}'\n"
+        "{HEADER}write_files:\n- path: {GUEST_PATH}\n  owner: root:root\n  permissions: '0400'\n  content: '{seed}'\n"
     )
 }
 

@@ -39,6 +39,12 @@ fn backend(node: &PveSim, dir: Option<&Path>) -> Arc<dyn Backend> {
     connect(settings(node, options)).unwrap()
 }
 
+/// Of the only file there.
+fn text_of(dir: &Path) -> String {
+    let mut entries = std::fs::read_dir(dir).unwrap();
+    std::fs::read_to_string(entries.next().unwrap().unwrap().path()).unwrap()
+}
+
 fn files(dir: &Path) -> usize {
     std::fs::read_dir(dir).unwrap().count()
 }
@@ -56,13 +62,22 @@ async fn a_seed_goes_by_cloud_init_where_the_template_wants_it_or_the_token_may_
         backend.clone_template(&spec()).await.unwrap();
         backend.configure(at, &stamp, &shape()).await.unwrap();
         let before = node.operator().config(1000).unwrap();
+        let volume = format!("local:snippets/agentlab-1000-{}.yaml", stamp.nonce);
+        if description == wants {
+            // The call that configures it names its snippet, which tells nothing yet.
+            assert_eq!(before["cicustom"], format!("user={volume}"));
+            assert_eq!(text_of(dir.path()), "#cloud-config\n");
+        } else {
+            assert_eq!((before.get("cicustom"), files(dir.path())), (None, 0));
+        }
+        assert!(!backend.has_seed(at).await.unwrap());
         for seed in [b"first", b"other"] {
             backend.place_seed(at, &stamp, seed).await.unwrap();
         }
         assert!(backend.has_seed(at).await.unwrap());
         assert_eq!(files(dir.path()), 1);
+        assert!(text_of(dir.path()).contains("/run/agentlab/seed"));
         let placed = node.operator().config(1000).unwrap();
-        let volume = format!("local:snippets/agentlab-1000-{}.yaml", stamp.nonce);
         assert_eq!(placed["cicustom"], format!("user={volume}"));
         assert_eq!(placed.get("smbios1"), before.get("smbios1"));
         node.operator().add_snippet(&volume);
@@ -90,6 +105,29 @@ async fn a_seed_goes_by_cloud_init_where_the_template_wants_it_or_the_token_may_
         backend.remove_seed(at, &stamp).await.unwrap();
         assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_somebody_made_his_own_keeps_a_file_that_it_names_and_no_seed_in_it() {
+    let wants = "Debian 13\nagentlab-seed: cloud-init";
+    let (at, ours) = (vmid(1000), stamp());
+    let node = node(Version::V9, true, wants).await;
+    let dir = tempfile::tempdir().unwrap();
+    let backend = backend(&node, Some(dir.path()));
+    backend.clone_template(&spec()).await.unwrap();
+    backend.configure(at, &ours, &shape()).await.unwrap();
+    backend.place_seed(at, &ours, b"seed").await.unwrap();
+    node.operator().configure(1000, "description", Some("mine"));
+    for answer in [
+        backend.remove_seed(at, &ours).await,
+        backend.destroy(at, &ours).await,
+    ] {
+        assert!(matches!(answer, Err(BackendError::NotOurs { .. })), "{answer:?}");
+        assert_eq!(text_of(dir.path()), "#cloud-config\n");
+    }
+    node.operator().configure(1000, "cicustom", None);
+    backend.remove_seed(at, &ours).await.unwrap_err();
+    assert_eq!(files(dir.path()), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
