@@ -19,18 +19,18 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use agentlab_protocol::secret::SHORTEST_REDACTED;
 
-/// Shorter values are not looked for: they would take ordinary words out of the log.
-pub const MIN_SECRET_BYTES: usize = 6;
-/// Lines of a value of several lines are looked for by themselves from this length on.
-const MIN_LINE_BYTES: usize = 16;
+mod spellings;
+
+use spellings::Spellings;
+
 /// A line end is passed over after this many characters of an encoded secret: fewer are ordinary text, which must not
 /// wait for the next line. So secrets are looked for without their first group too, which is all that is then shown.
 const GROUP: usize = 4;
-/// What is left of an encoded secret without its first group is looked for from this length on.
-const MIN_ENCODED_REST: usize = 16;
+/// Line ends that are passed over one after the other, as CRLF is two. More of them are no line that was broken, and an
+/// end to waiting.
+const MOST_LINE_ENDS: usize = 2;
 /// Stands where a secret stood.
 pub const MARK: &str = "[redacted]";
 
@@ -146,7 +146,7 @@ impl fmt::Debug for Needles {
 }
 
 impl Needles {
-    /// Prepares the search. Values shorter than [`MIN_SECRET_BYTES`] are ignored.
+    /// Prepares the search. Values shorter than [`SHORTEST_REDACTED`] are ignored.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
         let mut spellings = Spellings::default();
         for secret in secrets {
@@ -240,7 +240,9 @@ impl Redactor {
     fn read(&mut self, byte: u8) -> bool {
         let Needles { plain, wrapped } = &*self.needles;
         self.plain = plain.step(self.plain, byte);
-        let passed_over = matches!(byte, b'\r' | b'\n') && wrapped.depth(self.wrapped) >= GROUP;
+        let passed_over = matches!(byte, b'\r' | b'\n')
+            && wrapped.depth(self.wrapped) >= GROUP
+            && self.held.last_breaks() < MOST_LINE_ENDS;
         if !passed_over {
             self.wrapped = wrapped.step(self.wrapped, byte);
         }
@@ -263,7 +265,7 @@ impl Redactor {
     /// The stream ended. A tail that is the beginning of a secret is kept back when it is long enough to be one.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         let undecided = self.undecided();
-        if undecided >= MIN_SECRET_BYTES {
+        if undecided >= SHORTEST_REDACTED {
             self.held.mark(undecided);
         }
         self.held.release(0, out);
@@ -277,6 +279,12 @@ impl Held {
             self.breaks.push(self.bytes.len());
         }
         self.bytes.push(byte);
+    }
+
+    /// How many of the last bytes were passed over.
+    fn last_breaks(&self) -> usize {
+        let from_the_end = self.breaks.iter().rev().zip((0..self.bytes.len()).rev());
+        from_the_end.take_while(|(at, end)| *at == end).count()
     }
 
     /// How many of the last bytes hold this many characters, without the line ends that were passed over.
@@ -344,108 +352,6 @@ impl Held {
             *end > *start
         });
     }
-}
-
-/// How secrets may be written.
-#[derive(Default)]
-struct Spellings {
-    plain: BTreeSet<Vec<u8>>,
-    wrapped: BTreeSet<Vec<u8>>,
-}
-
-impl Spellings {
-    /// Adds every spelling of one value.
-    fn add(&mut self, value: &str) {
-        let trimmed = value.trim();
-        if trimmed.len() < MIN_SECRET_BYTES {
-            return;
-        }
-        for line in trimmed.lines().map(str::trim) {
-            // The armour lines of a key are not secret, and everybody prints them.
-            if line.len() >= MIN_LINE_BYTES && !line.starts_with("-----") {
-                self.add_plain(line.as_bytes());
-            }
-        }
-        for text in BTreeSet::from([value, trimmed]) {
-            self.add_quoted(text);
-            self.add_encoded(text);
-        }
-    }
-
-    fn add_plain(&mut self, spelling: &[u8]) {
-        if spelling.len() >= MIN_SECRET_BYTES {
-            self.plain.insert(spelling.to_vec());
-        }
-    }
-
-    /// As it is, and as shells, JSON and URLs write it.
-    fn add_quoted(&mut self, text: &str) {
-        self.add_plain(text.as_bytes());
-        self.add_plain(text.replace('\n', "\r\n").as_bytes());
-        self.add_plain(text.replace('\'', "'\\''").as_bytes());
-        let json = serde_json::Value::from(text).to_string();
-        let json = json.trim_start_matches('"');
-        self.add_plain(json.strip_suffix('"').unwrap_or(json).as_bytes());
-        // RFC 3986, encodeURIComponent, paths, forms: they differ in what they leave alone.
-        for (kept, space) in [
-            ("-_.~", "%20"),
-            ("-_.~!'()*", "%20"),
-            ("-_.~/", "%20"),
-            ("-_.*", "+"),
-        ] {
-            self.add_plain(&percent_encode(text, kept, space, true));
-            self.add_plain(&percent_encode(text, kept, space, false));
-        }
-    }
-
-    /// In base64 and in hexadecimal digits.
-    fn add_encoded(&mut self, text: &str) {
-        let lower = hex::encode(text);
-        self.add_wrapped(lower.to_ascii_uppercase().into_bytes());
-        self.add_wrapped(lower.into_bytes());
-        for alignment in 0..3 {
-            self.add_wrapped(base64_inside(&STANDARD_NO_PAD, text.as_bytes(), alignment));
-            self.add_wrapped(base64_inside(&URL_SAFE_NO_PAD, text.as_bytes(), alignment));
-        }
-        self.add_wrapped(STANDARD_NO_PAD.encode(text).into_bytes());
-        self.add_wrapped(URL_SAFE_NO_PAD.encode(text).into_bytes());
-    }
-
-    fn add_wrapped(&mut self, spelling: Vec<u8>) {
-        if spelling.len() >= GROUP + MIN_ENCODED_REST {
-            self.wrapped.insert(spelling[GROUP..].to_vec());
-        }
-        if spelling.len() >= MIN_SECRET_BYTES {
-            self.wrapped.insert(spelling);
-        }
-    }
-}
-
-/// The characters of a base64 text that depend on `value` alone when `alignment` bytes of something else stand
-/// before it and anything may follow.
-fn base64_inside(engine: &impl base64::Engine, value: &[u8], alignment: usize) -> Vec<u8> {
-    let mut bytes = vec![0; alignment];
-    bytes.extend_from_slice(value);
-    let text = engine.encode(&bytes).into_bytes();
-    let from = (alignment * 8).div_ceil(6);
-    let to = bytes.len() * 8 / 6;
-    text.get(from..to).map(<[u8]>::to_vec).unwrap_or_default()
-}
-
-fn percent_encode(text: &str, kept: &str, space: &str, upper: bool) -> Vec<u8> {
-    let mut out = String::with_capacity(text.len() * 3);
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte) {
-            out.push(char::from(byte));
-        } else if byte == b' ' {
-            out.push_str(space);
-        } else if upper {
-            out.push_str(&format!("%{byte:02X}"));
-        } else {
-            out.push_str(&format!("%{byte:02x}"));
-        }
-    }
-    out.into_bytes()
 }
 
 #[cfg(test)]

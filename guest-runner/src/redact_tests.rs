@@ -1,6 +1,8 @@
-use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use proptest::prelude::*;
 
+use super::spellings::percent_encode;
 use super::*;
 
 fn through(needles: &Arc<Needles>, text: &[u8], chunks: &[usize]) -> Vec<u8> {
@@ -31,7 +33,7 @@ proptest! {
         let needles = Arc::new(Needles::new(secrets.iter().map(String::as_str)));
         let mut text = String::new();
         let mut planted = Vec::new();
-        for secret in secrets.iter().filter(|secret| secret.trim().len() >= MIN_SECRET_BYTES) {
+        for secret in secrets.iter().filter(|secret| secret.trim().len() >= SHORTEST_REDACTED) {
             let shifted = format!("{shift}{secret}");
             let spellings = [secret.clone(), hex::encode(secret), STANDARD.encode(&shifted),
                 URL_SAFE_NO_PAD.encode(&shifted),
@@ -122,12 +124,40 @@ proptest! {
 }
 
 #[test]
-fn a_value_is_found_as_a_shell_quotes_it() {
-    let needles = Arc::new(Needles::new(["it's-a-secret"]));
-    assert_eq!(
-        needles.redact("export KEY='it'\\''s-a-secret'"),
-        "export KEY='[redacted]'"
-    );
+fn a_value_is_found_as_programs_quote_it() {
+    let needles = Arc::new(Needles::new(["it's/a <\"s\u{e9}cret\">&\\"]));
+    for written in [
+        // sh
+        "it'\\''s/a <\"s\u{e9}cret\">&\\",
+        // printf %q
+        "it\\'s/a\\ \\<\\\"s\u{e9}cret\\\"\\>\\&\\\\",
+        // JSON, with slashes escaped, in ASCII, and as text in another document
+        "it's/a <\\\"s\u{e9}cret\\\">&\\\\",
+        "it's\\/a <\\\"s\u{e9}cret\\\">&\\\\",
+        "it's/a <\\\"s\\u00e9cret\\\">&\\\\",
+        "it's/a <\\\\\\\"s\u{e9}cret\\\\\\\">&\\\\\\\\",
+        // HTML
+        "it&#39;s/a &lt;&quot;s\u{e9}cret&quot;&gt;&amp;\\",
+        // a form
+        "it%27s%2Fa+%3C%22s%C3%A9cret%22%3E%26%5C",
+    ] {
+        assert_eq!(
+            needles.redact(&format!("<<{written}>>")),
+            "<<[redacted]>>",
+            "{written}"
+        );
+    }
+}
+
+#[test]
+fn line_ends_without_end_are_not_waited_for() {
+    let needles = Arc::new(Needles::new(["S3CRET-VALUE-OF-SOME-LENGTH"]));
+    let begun = STANDARD.encode("S3CRET-VAL");
+    let mut redactor = Redactor::new(Arc::clone(&needles));
+    let mut out = Vec::new();
+    redactor.push(begun.as_bytes(), &mut out);
+    redactor.push(&[b'\n'; 10_000], &mut out);
+    assert_eq!(out.len(), begun.len() + 10_000);
 }
 
 #[test]

@@ -5,6 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+/// Shorter values, in bytes, are not taken out of what a guest prints: ordinary words would go with them.
+pub const SHORTEST_REDACTED: usize = 6;
+
 /// Secret text in a message between host and guest: the one place where a secret is serialised on purpose.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct SecretText(String);

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use agent_runner::redact::{MARK, MIN_SECRET_BYTES, Needles, Redactor};
+use agent_runner::redact::{MARK, Needles, Redactor};
+use agentlab_protocol::secret::SHORTEST_REDACTED;
 
 use super::{Outcome, Target};
 
@@ -54,7 +55,7 @@ fn run(input: &[u8]) -> Outcome {
     // What is left between two marks was printed so; a secret that stood there would be there still.
     for rest in pieces(&whole) {
         for secret in secrets.iter().map(|secret| secret.trim()) {
-            if secret.len() < MIN_SECRET_BYTES {
+            if secret.len() < SHORTEST_REDACTED {
                 continue;
             }
             let found = rest.windows(secret.len()).any(|part| part == secret.as_bytes());
