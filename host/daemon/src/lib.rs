@@ -13,7 +13,6 @@ mod ask;
 mod connection;
 mod control;
 mod daemon;
-mod ears;
 mod error;
 mod flags;
 mod guest;

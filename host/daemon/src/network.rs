@@ -3,13 +3,14 @@
 //!
 //! ```text
 //!   engine ──► Network ──► queue ──► thread: Enforcer ──► kernel
-//!                            ▲        └─ now and then, and when the ears hear somebody: read back, repair
-//!                            └── watch: a link came or went, a packet was refused
+//!                            ▲        └─ now and then, and when somebody was heard: read back, repair
+//!                            └── watch: a link came or went, somebody was at the rules, a packet was refused
 //!   engine ◄── disturbed, denied ◄── what was found
 //! ```
 
 mod allow;
 mod denials;
+mod ears;
 mod names;
 mod resolver;
 mod watch;
@@ -36,19 +37,17 @@ use tokio::sync::{Mutex, oneshot};
 
 use self::allow::Ports;
 use self::denials::Denials;
+use self::ears::Ears;
 use self::names::OwnNetworks;
 use self::resolver::Resolver;
 use self::watch::Watch;
 use self::words::{asks, host_policy, level, port_name, port_vmid, refused, sealed};
-use crate::ears::Ears;
 use crate::error::StartError;
 use crate::http::problem::chain;
 
 /// Where people log in to a guest.
 const LOGIN_PORT: u16 = 22;
 const VERIFY: Duration = Duration::from_secs(30);
-/// Between a sign that somebody is at the rules and a look: a script that makes several changes is let finish.
-const SETTLE: Duration = Duration::from_millis(200);
 
 type Task = Box<dyn FnOnce(&mut Watched) + Send>;
 
@@ -166,7 +165,6 @@ pub struct EnforcedNetwork {
     /// What looks at the policy have found.
     found: Mutex<UnboundedReceiver<Disturbance>>,
     denied: Mutex<UnboundedReceiver<Denied>>,
-    ears: Option<Ears>,
     resolver: Resolver,
     /// Where sandboxes in `allowlist` may go.
     lists: std::sync::Mutex<BTreeMap<Vmid, Vec<AllowEntry>>>,
@@ -196,6 +194,12 @@ impl EnforcedNetwork {
         let refusals = RefusalWatch::open(host.denial_group)
             .inspect_err(|error| tracing::warn!(error = %chain(error), "Refused packets are not told"))
             .ok();
+        let ears = Ears::open()
+            .inspect_err(|error| {
+                let seconds = VERIFY.as_secs();
+                tracing::warn!(%error, "Changes of the rules from outside are seen every {seconds} s only");
+            })
+            .ok();
         let (queue, tasks) = channel();
         let (finder, found) = unbounded_channel();
         let told = finder.clone();
@@ -219,7 +223,7 @@ impl EnforcedNetwork {
             Ok(Ok(())) => Ok(Self {
                 hypervisor_makes_taps: config.backend != BackendKind::Qemu,
                 _lock: lock,
-                _watch: Watch::start(queue.clone(), links, refusals)
+                _watch: Watch::start(queue.clone(), links, refusals, ears)
                     .map_err(|error| StartError::Network(format!("links cannot be watched: {error}")))?,
                 // The bridge has its address by now.
                 resolver: Resolver::start(config, limits, queue.clone(), told),
@@ -227,12 +231,6 @@ impl EnforcedNetwork {
                 queue,
                 found: Mutex::new(found),
                 denied: Mutex::new(denied),
-                ears: Ears::open()
-                    .inspect_err(|error| {
-                        let seconds = VERIFY.as_secs();
-                        tracing::warn!(%error, "Changes from outside are seen every {seconds} s only");
-                    })
-                    .ok(),
             }),
             Ok(Err(words)) => Err(StartError::Network(words)),
             Err(_) => Err(StartError::Network("its thread panicked".into())),
@@ -414,34 +412,11 @@ impl Network for EnforcedNetwork {
     }
 
     async fn disturbed(&self) -> Disturbance {
-        let mut found = self.found.lock().await;
-        loop {
-            tokio::select! {
-                disturbance = found.recv() => match disturbance {
-                    Some(disturbance) => return disturbance,
-                    // The thread has ended, and has said why.
-                    None => std::future::pending().await,
-                },
-                () = heard(self.ears.as_ref()) => {
-                    tokio::time::sleep(SETTLE).await;
-                    if let Some(ears) = &self.ears {
-                        ears.forget();
-                    }
-                    let _ = self.queue.send(Box::new(Watched::look));
-                }
-            }
+        match self.found.lock().await.recv().await {
+            Some(disturbance) => disturbance,
+            // The policy's thread has ended, and has said why.
+            None => std::future::pending().await,
         }
-    }
-}
-
-/// Waits until somebody was at rules or links; for ever where that cannot be heard.
-async fn heard(ears: Option<&Ears>) {
-    let Some(ears) = ears else {
-        return std::future::pending().await;
-    };
-    if let Err(error) = ears.heard().await {
-        tracing::warn!(%error, "Changes from outside cannot be heard any more");
-        std::future::pending::<()>().await;
     }
 }
 

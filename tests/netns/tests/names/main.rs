@@ -8,10 +8,11 @@ mod tests {
     use std::fs;
     use std::io::{Read, Write};
     use std::net::TcpStream;
+    use std::time::Instant;
 
     use agentlab_engine::port::{Disturbance, Network, NetworkError, Trust};
     use agentlab_tests_netns::lab::skipped;
-    use agentlab_tests_netns::namespace::SILENCE;
+    use agentlab_tests_netns::namespace::{PATIENCE, SILENCE};
     use hickory_proto::op::ResponseCode;
     use hickory_proto::rr::RecordType;
 
@@ -368,5 +369,27 @@ mod tests {
         assert_eq!(lab.wait(lab.network.supports(Trust::Nat)), Ok(()));
         assert_eq!(lab.wait(lab.network.supports(Trust::Off)), Ok(()));
         assert!(lab.resolver().is_err());
+    }
+
+    #[test]
+    fn rules_that_somebody_flushes_stand_again_although_nobody_asks_what_was_found() {
+        if skipped() {
+            return;
+        }
+        let lab = Lab::new().unwrap();
+        lab.trust(0, Trust::Nat).unwrap();
+        assert!(opens(&lab.a, "8.8.8.8:443"));
+        let rules = || lab.host.run("nft", &["-s", "list", "tables"], "");
+        let standing = rules().unwrap();
+        assert!(standing.contains("bridge agentlab"), "{standing}");
+        // Looks now and then, which come without any sign too, would take minutes for as many.
+        let give_up = Instant::now() + PATIENCE;
+        for _ in 0..20 {
+            lab.host.run("nft", &["flush", "ruleset"], "").unwrap();
+            until("the policy stands again", || Ok(rules()? == standing)).unwrap();
+            assert!(Instant::now() < give_up, "they are not looked at when they go");
+        }
+        assert!(opens(&lab.a, "8.8.8.8:443"), "trusted as before");
+        assert!(is_closed(&lab.a, "192.168.1.1:443"));
     }
 }
