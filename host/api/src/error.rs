@@ -38,6 +38,8 @@ pub enum ErrorCode {
     BackendUnreachable,
     /// The packet policy could not be enforced.
     NetworkUnenforced,
+    /// A step that makes the VM did not end in time; its guest had not begun.
+    ProvisioningTimeout,
     /// The guest did not answer in time.
     GuestSilent,
     /// The repository could not be fetched; `detail` holds git's words.
@@ -97,7 +99,7 @@ impl ErrorCode {
             | Self::BackendUnreachable
             | Self::ShuttingDown
             | Self::DaemonUnreachable => 503,
-            Self::GuestSilent => 504,
+            Self::ProvisioningTimeout | Self::GuestSilent => 504,
         }
     }
 
@@ -121,6 +123,7 @@ impl ErrorCode {
             Self::BackendFailed => "backend_failed",
             Self::BackendUnreachable => "backend_unreachable",
             Self::NetworkUnenforced => "network_unenforced",
+            Self::ProvisioningTimeout => "provisioning_timeout",
             Self::GuestSilent => "guest_silent",
             Self::RepositoryUnavailable => "repository_unavailable",
             Self::AgentFailed => "agent_failed",

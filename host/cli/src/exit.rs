@@ -59,7 +59,9 @@ impl ExitStatus {
             ErrorCode::Unauthenticated | ErrorCode::Forbidden => Self::Denied,
             ErrorCode::StateConflict | ErrorCode::IdempotencyConflict => Self::Conflict,
             ErrorCode::ShuttingDown | ErrorCode::DaemonUnreachable => Self::Unreachable,
-            ErrorCode::GuestSilent | ErrorCode::AgentTimeout => Self::TimedOut,
+            ErrorCode::ProvisioningTimeout | ErrorCode::GuestSilent | ErrorCode::AgentTimeout => {
+                Self::TimedOut
+            }
             ErrorCode::MalformedRequest
             | ErrorCode::NoSuchRoute
             | ErrorCode::TemplateUnavailable
@@ -185,6 +187,7 @@ mod tests {
             (ErrorCode::StateConflict, 5),
             (ErrorCode::DaemonUnreachable, 6),
             (ErrorCode::GuestSilent, 7),
+            (ErrorCode::ProvisioningTimeout, 7),
             (ErrorCode::TemplateUnavailable, 1),
             (ErrorCode::Internal, 1),
         ] {

@@ -28,8 +28,8 @@ impl Driver {
                 }
                 let recorded = match request {
                     Request::Renew { minutes } => self.renew(*minutes).await,
-                    Request::Start
-                    | Request::Stop
+                    Request::Start => self.start_again(transition).await,
+                    Request::Stop
                     | Request::Suspend
                     | Request::Resume
                     | Request::Assign(_)

@@ -60,23 +60,31 @@ pub(crate) async fn step(shared: Arc<Shared>, step: Step, kit: Kit) -> Result<Pr
             Ok(Err(StepTrouble::Backend(error @ BackendError::Conflict { .. }))) if step == Step::Clone => {
                 return Err(StepError::Taken(backend_failure(step.as_str(), &error)));
             }
+            Ok(Err(StepTrouble::Backend(error @ BackendError::TimedOut { .. }))) => {
+                overdue(step, chain(&error))
+            }
             Ok(Err(StepTrouble::Backend(error))) => backend_failure(step.as_str(), &error),
             Ok(Err(StepTrouble::Network(error))) => network_failure(step.as_str(), &error),
             Ok(Err(StepTrouble::Own(reason))) => failure(ErrorCode::Internal, step.as_str(), reason),
-            Err(_) => Failure {
-                hint: Some("a slow host or storage needs a longer `provisioning_timeout`".to_owned()),
-                ..failure(
-                    ErrorCode::BackendUnreachable,
-                    step.as_str(),
-                    format!(
-                        "{step} of VM {} did not end within {} s",
-                        record.vmid,
-                        deadline.as_secs()
-                    ),
+            Err(_) => {
+                let seconds = deadline.as_secs();
+                overdue(
+                    step,
+                    format!("{step} of VM {} did not end within {seconds} s", record.vmid),
                 )
-            },
+            }
         };
         return Err(StepError::Failed(error));
+    }
+}
+
+/// The back end answers, and makes the VM too slowly: told apart from one that nobody hears, and from a guest that is silent.
+fn overdue(step: Step, message: String) -> Failure {
+    let hint = "the guest had not begun: look at the load of the host and of its storage, or allow more by \
+                `provisioning_timeout` (on Proxmox VE also `proxmox_command_timeout`, of one task)";
+    Failure {
+        hint: Some(hint.to_owned()),
+        ..failure(ErrorCode::ProvisioningTimeout, step.as_str(), message)
     }
 }
 

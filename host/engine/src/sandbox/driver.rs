@@ -117,6 +117,8 @@ pub(crate) struct Driver {
     pub(crate) parting: super::workspace::Parting,
     /// It was told to stop while it was up, and its guest may still write down what it holds in memory.
     pub(crate) writes_back: bool,
+    /// It is to start, once the machine of its last run is off.
+    pub(crate) stops_first: bool,
     /// Takes away the seed that its guest has used. Ends with this value.
     pub(crate) spent_seed: Option<JoinSet<()>>,
     /// Since when nobody uses it.
@@ -160,6 +162,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, record: SandboxRecord, job: Option<Job
         progress: super::session::Progress::default(),
         parting: super::workspace::Parting::default(),
         writes_back: false,
+        stops_first: false,
         spent_seed: None,
         unused: Unused::begin(&record),
         resumed,
@@ -311,6 +314,7 @@ impl Driver {
             self.clocks.job_over();
         }
         self.powered = None;
+        self.stops_first = false;
         let was_up = matches!(self.state, State::Ready | State::Running { .. }) && self.enforced.is_some();
         self.writes_back = was_up && transition.next == State::Stopped;
         self.state = transition.next;

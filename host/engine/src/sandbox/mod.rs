@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   machine, step, reserve                  pure decisions
-//!   driver ─ asked ─ pursue ─ outcome ─ unwind ─ session     one task: inbox, clocks, commits
+//!   driver ─ taken_up ─ asked ─ pursue ─ outcome ─ stopping ─ unwind ─ session     one task: inbox, clocks, commits
 //!   attempt, perform, watch, spent                   calls to the back end and the network
 //! ```
 
@@ -21,6 +21,8 @@ pub(crate) mod reserve;
 pub(crate) mod session;
 mod spent;
 pub mod step;
+mod stopping;
+mod taken_up;
 mod unused;
 mod unwind;
 pub(crate) mod vitals;

@@ -1,7 +1,5 @@
 //! What a driver does for the state it is in, and what it makes of looks, clocks and requests.
 
-use std::time::Duration;
-
 use agentlab_api::{ErrorCode, Failure, JobState};
 use agentlab_backend::BackendError;
 use agentlab_store::Write;
@@ -12,12 +10,11 @@ use super::driver::{Done, Driver, JobEnd};
 use super::inbox::Message;
 use super::machine::{Effect, Event, Request, State, Verdict};
 use super::perform::{PowerChange, chain, failure};
-use super::step::{Resume, Seen, Step, resume};
+use super::step::{Seen, Step};
 use crate::event::{self, StepEnd};
 use crate::journal::Point;
-use crate::lease::{self, until};
+use crate::lease;
 use crate::port::Trust;
-use crate::task;
 
 impl Driver {
     /// Does, or begins, what the state asks for. Safe to call at any time: what was done already is not done again.
@@ -25,14 +22,26 @@ impl Driver {
         if std::mem::take(&mut self.look_wanted) {
             self.look();
         }
+        if self.resumed {
+            // What an earlier process left must be known first.
+            if !self.clocks.is_waiting() {
+                self.look();
+            }
+            return;
+        }
         if self.state.is_up() {
             self.watch_machine();
         }
-        let powers_off = matches!(self.state, State::Stopped | State::TimedOut);
+        let powers_off = self.stops_first || matches!(self.state, State::Stopped | State::TimedOut);
         if powers_off && self.powered.is_none() && self.awaits_release() {
             return;
         }
-        for effect in self.state.effects() {
+        let effects = if self.stops_first {
+            State::Stopped.effects()
+        } else {
+            self.state.effects()
+        };
+        for effect in effects {
             self.perform(effect).await;
             if self.pending {
                 // The state has changed; the new one has effects of its own.
@@ -53,8 +62,6 @@ impl Driver {
                     .await;
             }
             Effect::Run(_) if self.work.is_some() || self.clocks.is_waiting() => {}
-            // Whether its machine runs must be known first.
-            Effect::Run(_) if self.resumed => self.look(),
             Effect::Run(step) => self.begin_step(step),
             // Its clock runs since the state was entered.
             Effect::AwaitGuest => {}
@@ -120,6 +127,7 @@ impl Driver {
         match result {
             Ok(()) | Err(BackendError::NoSuchMachine { .. }) => {
                 self.powered = Some(change);
+                self.stops_first = false;
                 if change == PowerChange::Resume
                     && let Err(error) = self.went_on().await
                 {
@@ -139,6 +147,7 @@ impl Driver {
                 let cause = super::perform::backend_failure("Stop", &error);
                 self.happen(&Event::MachineStopped(cause), None, Vec::new()).await;
             }
+            Err(error) if self.stops_first => self.not_stopped(&error).await,
             Err(error) => {
                 tracing::warn!(sandbox = %self.record.id, ?change, error = %chain(&error), "trying again");
                 self.clocks.retry_after(self.shared.settings.teardown_retry_max);
@@ -147,7 +156,7 @@ impl Driver {
     }
 
     /// Asks the hypervisor what has become of the machine, unless a slow call is under way anyway.
-    fn look(&mut self) {
+    pub(crate) fn look(&mut self) {
         let looks = self.state.is_up() || self.state == State::Stopped || self.resumed;
         if self.work.is_some() || !looks {
             return;
@@ -181,139 +190,6 @@ impl Driver {
                 self.tasks.abort_all();
                 self.happen(&Event::MachineGone(cause), None, Vec::new()).await;
             }
-        }
-    }
-
-    /// Takes up what an earlier process had begun. What the hypervisor still does for it ends first.
-    pub(crate) async fn take_up(&mut self) {
-        let changing = match self.state {
-            State::Provisioning { .. }
-            | State::Suspended { .. }
-            | State::Stopped
-            | State::TimedOut
-            | State::Unwinding { .. } => true,
-            State::Requested
-            | State::Booting
-            | State::Ready
-            | State::Running { .. }
-            | State::Failed { .. }
-            | State::Destroyed => false,
-        };
-        // What cannot be read is found out by doing it again.
-        let open = if changing {
-            task::open(&self.shared, self.record.id).await.unwrap_or_default()
-        } else {
-            None
-        };
-        let Some(task) = open else {
-            return self.go_on().await;
-        };
-        let (shared, sandbox) = (self.shared.clone(), self.record.id);
-        self.begin(async move {
-            let end = task::finish(&shared, &task).await;
-            tracing::info!(%sandbox, %task, ?end, "what an earlier process had begun");
-            Done::Awaited
-        });
-    }
-
-    /// Goes on from where the earlier process was.
-    pub(crate) async fn go_on(&mut self) {
-        match self.state.clone() {
-            State::Provisioning { at: Step::PowerOn } => self.look(),
-            State::Provisioning { at } => {
-                let open = match self.shared.store.open_intents(self.record.id).await {
-                    Ok(intents) => intents
-                        .iter()
-                        .any(|intent| !intent.undo && intent.step == at.as_str()),
-                    // Repeating a step that is done is harmless.
-                    Err(_) => true,
-                };
-                self.resumed = false;
-                if let Resume::Run(step) = resume(at, open, Seen::Unknown) {
-                    self.go_on_from(step).await;
-                }
-            }
-            State::Booting
-            | State::Ready
-            | State::Running { .. }
-            | State::Suspended { .. }
-            | State::Failed { kept: true, .. } => {
-                self.resumed = false;
-                if let Some(job) = self.job.clone()
-                    && let Some(started) = job.started_at
-                {
-                    let seen = self.record.paused_at.unwrap_or_else(|| self.shared.now());
-                    let paused = Duration::from_secs(job.paused_seconds);
-                    let spent = until(started, seen).saturating_sub(paused);
-                    self.clocks.job_begins(&job, &self.record, &self.shared, spent);
-                }
-                self.clocks.entered(&self.state, &self.shared.settings, None);
-                // The guest may speak before the hypervisor does; trust follows the look.
-                self.watch_machine();
-                self.remove_seed_of_earlier_process();
-                self.look();
-            }
-            State::Requested
-            | State::Stopped
-            | State::TimedOut
-            | State::Unwinding { .. }
-            | State::Failed { kept: false, .. }
-            | State::Destroyed => {
-                self.resumed = false;
-                self.pending = true;
-            }
-        }
-    }
-
-    /// The first look after a restart. True when it decided everything.
-    async fn resume_with(&mut self, seen: Seen) -> bool {
-        match self.state.clone() {
-            State::Provisioning { at } => match resume(at, true, seen) {
-                Resume::Run(step) => self.go_on_from(step).await,
-                Resume::Await => {
-                    let fact = Write::Fact {
-                        sandbox: self.record.id,
-                        step: at.as_str().to_owned(),
-                        undo: false,
-                    };
-                    self.happen(&Event::StepDone(at), None, vec![fact]).await;
-                }
-                Resume::Off | Resume::Gone => {
-                    let cause = failure(
-                        ErrorCode::SandboxLost,
-                        at.as_str(),
-                        "Its machine went away over a restart",
-                    );
-                    self.happen(&Event::StepFailed(cause), None, Vec::new()).await;
-                }
-                Resume::LookAgain => {
-                    self.resumed = true;
-                    self.clocks
-                        .unreadable(seen == Seen::Unreadable, &self.shared.settings);
-                    self.clocks.retry_after(self.shared.settings.teardown_retry_first);
-                }
-            },
-            State::Requested
-            | State::Booting
-            | State::Ready
-            | State::Running { .. }
-            | State::Suspended { .. }
-            | State::Stopped
-            | State::TimedOut
-            | State::Unwinding { .. }
-            | State::Failed { .. }
-            | State::Destroyed => return false,
-        }
-        true
-    }
-
-    /// Sets the cursor to a step that is begun, again perhaps.
-    async fn go_on_from(&mut self, step: Step) {
-        let next = State::Provisioning { at: step };
-        let effects = next.effects();
-        let transition = super::machine::Transition { next, effects };
-        if let Err(error) = self.enter(transition, None, Vec::new()).await {
-            self.store_failed(&error);
         }
     }
 

@@ -25,8 +25,7 @@ const UNMOUNT: Duration = Duration::from_secs(20);
 /// A detach that an operator waits for.
 const DETACH: Duration = Duration::from_secs(30);
 
-/// How far a guest is with letting go of its workspace. In memory only: after a restart the plug is pulled, and the
-/// file system's journal is what it is for.
+/// How far a guest is with letting go of its workspace. In memory only: after a restart it is asked again.
 #[derive(Debug, Default)]
 pub(crate) struct Parting {
     /// Its last heartbeat to this process.
@@ -35,6 +34,15 @@ pub(crate) struct Parting {
     over: bool,
     /// How long it is waited for.
     until: Option<Instant>,
+    /// How long a guest is waited for that has not spoken to this process yet.
+    listens: Option<Instant>,
+}
+
+impl Parting {
+    /// The guest may be there, and has had no occasion to speak to this process.
+    pub(super) fn listen(&mut self, until: Instant) {
+        self.listens = Some(until);
+    }
 }
 
 /// Attaches the sandbox's workspace, where it has one, at the size its record says.
@@ -103,6 +111,10 @@ impl Driver {
     /// A heartbeat came; whether its guest is to let go of its workspace.
     pub(crate) fn parting_with_workspace(&mut self) -> bool {
         self.parting.heard = Some(Instant::now());
+        if self.parting.listens.take().is_some() {
+            self.clocks.retry_now();
+            self.pending = true;
+        }
         self.record.workspace.is_some() && self.parting.until.is_some() && !self.parting.over
     }
 
@@ -188,22 +200,33 @@ impl Driver {
                     .parting
                     .heard
                     .is_some_and(|heard| now.duration_since(heard) <= recently);
-                if !speaks {
-                    self.parting.over = true;
-                    return false;
+                match self.parting.listens {
+                    _ if speaks => {
+                        let until = now + settings.heartbeat_interval.saturating_add(UNMOUNT);
+                        self.parting.until = Some(until);
+                        self.waits_until(until)
+                    }
+                    Some(until) if now < until => self.waits_until(until),
+                    Some(_) | None => {
+                        self.parting.over = true;
+                        false
+                    }
                 }
-                let patience = settings.heartbeat_interval.saturating_add(UNMOUNT);
-                self.parting.until = Some(now + patience);
-                self.clocks.retry_after(patience);
-                true
             }
-            Some(until) if now < until => true,
+            Some(until) if now < until => self.waits_until(until),
             Some(_) => {
                 tracing::warn!(sandbox = %self.record.id, "the guest did not unmount its workspace in time");
                 self.parting.over = true;
                 false
             }
         }
+    }
+
+    /// Looks again then at the latest, whatever other state is entered meanwhile.
+    fn waits_until(&mut self, until: Instant) -> bool {
+        self.clocks
+            .retry_after(until.saturating_duration_since(Instant::now()));
+        true
     }
 
     /// Another guest begins, which has let go of nothing yet.
@@ -225,7 +248,12 @@ impl Driver {
         change: WorkspaceChange,
     ) -> Result<SandboxRecord, Problem> {
         let conflict = |text: String| Problem::new(ErrorCode::StateConflict, text);
-        if self.state != State::Stopped || self.work.is_some() {
+        if self.state == State::Stopped && !self.is_off() {
+            let text = format!("Sandbox {} is still being stopped", self.record.vmid);
+            return Err(conflict(text)
+                .with_hint("its disk is its guest's until the machine is off: ask again in a moment"));
+        }
+        if self.state != State::Stopped {
             let text = format!("Sandbox {} is {}", self.record.vmid, self.state.shown());
             return Err(conflict(text).with_hint(
                 "its workspace can be changed while it is STOPPED: `agentlab sandbox stop`, or \

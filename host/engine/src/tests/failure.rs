@@ -202,7 +202,7 @@ async fn a_job_whose_sandbox_is_taken_away_says_how_far_it_was() {
 async fn a_call_that_never_ends_fails_at_its_own_deadline() {
     let lab = Lab::new().await;
     let _hang = lab.backend.hang_next(Call::Configure);
-    assert_undone(&lab, "Configure", ErrorCode::BackendUnreachable).await;
+    assert_undone(&lab, "Configure", ErrorCode::ProvisioningTimeout).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,6 +34,8 @@ enum Said {
     Acknowledged,
     /// And has mounted what was attached to its machine.
     Mounted,
+    /// And has let go of it.
+    LetGo,
 }
 
 /// The guests of all machines. They outlive every daemon: one each time that a machine is powered on.
@@ -47,6 +49,7 @@ impl Guests {
     /// Until it is dropped: each is let in, mounts what its machine has, and lets go of it when it is asked to.
     async fn play(&self, lab: &Lab) {
         loop {
+            self.assert_no_work_is_lost(&lab.backend);
             for vmid in lab.backend.vmids() {
                 if lab.backend.power(vmid) == Some(Power::Running) {
                     // One whose daemon does not answer asks again.
@@ -54,6 +57,24 @@ impl Guests {
                 }
             }
             sleep(PACE).await;
+        }
+    }
+
+    /// Every guest here speaks: none is switched off, or loses its disk, before it has let go.
+    fn assert_no_work_is_lost(&self, backend: &Fake) {
+        for ((_, power_ons), (guest, said)) in self.0.borrow().iter() {
+            let vmid = vmid(guest.seed.vmid);
+            if *said == Said::Mounted {
+                assert_eq!(
+                    backend.power(vmid),
+                    Some(Power::Running),
+                    "{vmid} was switched off"
+                );
+                assert_eq!(backend.power_ons(vmid), *power_ons, "{vmid} was switched off");
+                let mut volumes = backend.volumes().into_iter();
+                let has = volumes.any(|volume| volume != IN_THE_WAY && backend.holder(&volume) == Some(vmid));
+                assert!(has, "the disk of {vmid} was taken");
+            }
         }
     }
 
@@ -95,9 +116,12 @@ impl Guests {
                 guest.say(lab, Phase::Idle, Some(WorkspaceNews::Mounted)).await?;
                 Said::Mounted
             }
-            (said @ (Said::Acknowledged | Said::Mounted), _) => {
+            (said @ (Said::Acknowledged | Said::Mounted | Said::LetGo), _) => {
                 if guest.say(lab, Phase::Idle, None).await?.release_workspace {
+                    // Whoever hears of it.
+                    self.0.borrow_mut().insert(key, (guest.clone(), Said::LetGo));
                     guest.say(lab, Phase::Idle, Some(WorkspaceNews::Released)).await?;
+                    return Ok(());
                 }
                 said
             }
@@ -109,7 +133,7 @@ impl Guests {
     fn has_mounted(&self, sandbox: SandboxId) -> bool {
         let guests = self.0.borrow();
         let mut of_sandbox = guests.iter().filter(|((of, _), _)| of == sandbox.as_bytes());
-        of_sandbox.any(|(_, (_, said))| *said == Said::Mounted)
+        of_sandbox.any(|(_, (_, said))| *said >= Said::Mounted)
     }
 }
 

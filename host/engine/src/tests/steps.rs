@@ -152,7 +152,7 @@ fn expected(step: Step, asked: Asked, wrong: Wrong) -> (JobState, Option<(ErrorC
     match (asked, wrong) {
         (Asked::Journal(_), _) | (_, Wrong::Unreached | Wrong::Unheard) => (JobState::Completed, None),
         (Asked::Guest, _) => failed(ErrorCode::GuestSilent),
-        (_, Wrong::Hangs) => failed(ErrorCode::BackendUnreachable),
+        (_, Wrong::Hangs) => failed(ErrorCode::ProvisioningTimeout),
         (Asked::Backend(_), Wrong::Refused | Wrong::RefusedAfterwards) => failed(ErrorCode::BackendFailed),
         (Asked::Network(..), Wrong::Refused | Wrong::RefusedAfterwards) => {
             failed(ErrorCode::NetworkUnenforced)
