@@ -14,7 +14,7 @@ use bytes::Bytes;
 use pve_sim::{PveSim, Request};
 
 /// The stand-in as the REST back end's server.
-struct Node(PveSim);
+pub(crate) struct Node(pub(crate) PveSim);
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,12 +63,17 @@ pub(crate) fn options(sim: &PveSim) -> PveOptions {
 }
 
 pub(crate) fn connect(sim: &PveSim, options: PveOptions) -> Arc<dyn Backend> {
+    connect_by(sim, options, Arc::new(Node(sim.clone())))
+}
+
+/// Over a way to the node that does something of its own.
+pub(crate) fn connect_by(sim: &PveSim, options: PveOptions, way: Arc<dyn InProcess>) -> Arc<dyn Backend> {
     let token = ApiToken::try_from(&SecretText::new(sim.token())).unwrap();
     let url = "https://127.0.0.1:8006".parse().unwrap();
     // Nobody looks at a certificate where there is no connection.
     let trust = Trust::Fingerprint("AB".repeat(32).parse().unwrap());
     let settings = ProxmoxSettings::new(url, token, trust, options);
-    connect_in_process(settings, Arc::new(Node(sim.clone()))).unwrap()
+    connect_in_process(settings, way).unwrap()
 }
 
 pub(crate) fn spec(raw: u32) -> CloneSpec {

@@ -9,6 +9,7 @@
 //!   documented.rs the tests that docs/proxmox.md names exist
 //!   troubles.rs   what users of such clients meet, and our back end must survive
 //!   conduct.rs    locks, races, tasks, the agent, faults: what no single exchange shows
+//!   killed.rs     a daemon killed at each of its calls
 //!   volumes.rs    what is left of volumes when a daemon dies
 //!   tls.rs        the front end's manners on a real connection
 //! ```
@@ -23,6 +24,8 @@ mod conduct;
 mod documented;
 #[cfg(test)]
 mod images;
+#[cfg(test)]
+mod killed;
 #[cfg(test)]
 mod machines;
 #[cfg(test)]
