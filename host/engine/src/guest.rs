@@ -131,6 +131,34 @@ pub(crate) fn within_quota(
     Ok(left)
 }
 
+/// Whether the very file stands there already.
+///
+/// # Errors
+/// Its name stands for other bytes, or it or a part of it for a directory and a file at once.
+pub(crate) fn beside(kept: &[ArtifactRecord], name: &str, sha256: &str) -> Result<bool, GuestRefusal> {
+    let is_below = |name: &str, directory: &str| {
+        name.strip_prefix(directory)
+            .is_some_and(|rest| rest.starts_with('/'))
+    };
+    let mut is_stored = false;
+    for file in kept {
+        let text = if file.name == name {
+            is_stored = file.sha256 == sha256;
+            (!is_stored).then_some("is stored already, with other bytes")
+        } else if is_below(name, &file.name) {
+            Some("would be in a directory that is a file already")
+        } else if is_below(&file.name, name) {
+            Some("is a directory already")
+        } else {
+            None
+        };
+        if let Some(text) = text {
+            return Err(GuestRefusal::Conflict(format!("{name} {text}")));
+        }
+    }
+    Ok(is_stored)
+}
+
 impl Engine {
     fn guest(&self, origin: GuestOrigin) -> Result<Handle, GuestRefusal> {
         let found = match origin {
@@ -311,6 +339,25 @@ mod tests {
             size_bytes,
             sha256: String::new(),
             created_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_name_stands_for_one_file_and_never_for_a_file_and_a_directory() {
+        let kept = [ArtifactRecord {
+            sha256: "aa".into(),
+            ..file("files/a", 1)
+        }];
+        assert_eq!(beside(&kept, "files/a", "aa"), Ok(true));
+        for free in ["files/b", "files/ab", "files/b/a", "a"] {
+            assert_eq!(beside(&kept, free, "aa"), Ok(false), "{free}");
+        }
+        for (name, sha256) in [("files/a", "bb"), ("files/a/b", "aa"), ("files", "aa")] {
+            let refused = beside(&kept, name, sha256);
+            assert!(
+                matches!(refused, Err(GuestRefusal::Conflict(_))),
+                "{name}: {refused:?}"
+            );
         }
     }
 

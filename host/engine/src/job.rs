@@ -343,7 +343,7 @@ impl Engine {
             .ok_or_else(absent)?;
         let opened = store
             .files()
-            .open_artifact(id, name)
+            .open_artifact(&record.sha256)
             .await
             .map_err(|error| store_problem(&error))?;
         match opened {

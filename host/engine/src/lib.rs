@@ -55,7 +55,7 @@ pub use journal::{Moment, Observer};
 pub use secrets::{Delivery, Secrets, SecretsUnavailable};
 pub use settings::{Clock, IdleRules, Parts, Settings, SystemClock, Tunable};
 pub use status::Summary;
-pub use upload::{Announced, Upload};
+pub use upload::{Announced, Arrived, Upload};
 
 #[cfg(test)]
 mod tests;

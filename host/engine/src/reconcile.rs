@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use agentlab_api::{SandboxId, Vmid};
 use agentlab_backend::{Machine, Stamp};
-use agentlab_store::SandboxRecord;
+use agentlab_store::{SandboxRecord, StoreError};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -32,6 +32,7 @@ const FOREIGN: &str = "A machine carries a stamp of unknown origin";
 /// Runs until the engine stops.
 pub(crate) async fn run(engine: Weak<Engine>, shared: Arc<Shared>) {
     let mut suspects = HashSet::new();
+    let mut swept = false;
     loop {
         match engine.upgrade() {
             None => return,
@@ -41,6 +42,16 @@ pub(crate) async fn run(engine: Weak<Engine>, shared: Arc<Shared>) {
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = once(&shared, &mut suspects) => {}
+        }
+        if !swept {
+            let all = tokio::select! {
+                () = shared.stop.cancelled() => return,
+                all = sweep_all(&shared) => all,
+            };
+            swept = all.is_ok();
+            if let Err(error) = all {
+                tracing::warn!(error = %chain(&error), "files not compared with their records yet");
+            }
         }
         tokio::select! {
             () = shared.stop.cancelled() => return,
@@ -212,36 +223,37 @@ async fn detach_orphans(
     *suspects = orphans;
 }
 
-/// Removes what ended jobs left on disk without a record: files that had arrived whole, or in part, when the process, or
-/// the job, ended.
+/// Removes what is on disk of jobs that ended without being theirs: files that had arrived in part, or whole and without
+/// a record.
 async fn sweep(shared: &Shared) {
     for id in shared.take_unswept() {
         let swept = async {
-            let ended = shared
-                .store
-                .job(&id)
-                .await?
-                .is_some_and(|job| job.state.is_final());
-            if !ended {
-                return Ok(Vec::new());
+            let job = shared.store.job(&id).await?;
+            if job.is_some_and(|job| job.state.is_final()) {
+                let files = shared.store.files();
+                files
+                    .remove_interrupted(&id, Duration::ZERO, shared.now())
+                    .await?;
             }
-            let files = shared.store.files();
-            files
-                .remove_interrupted(&id, Duration::ZERO, shared.now())
-                .await?;
-            let recorded = shared.store.artifacts(&id).await?;
-            let kept = recorded.into_iter().map(|file| file.name).collect();
-            files.keep_artifacts(&id, kept).await
+            Ok(())
         };
-        match swept.await {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(job = %id, ?removed, "removed files that were never recorded"),
-            Err(error) => {
-                tracing::warn!(job = %id, error = %chain(&error), "files not compared with their records yet");
-                shared.sweep_again(id);
-            }
+        if let Err::<(), StoreError>(error) = swept.await {
+            tracing::warn!(job = %id, error = %chain(&error), "interrupted uploads not removed yet");
+            shared.sweep_again(id);
         }
     }
+    shared.remove_unrecorded().await;
+}
+
+/// The process before this one may have ended between a file and its record, or between the end of a job and what goes
+/// with it.
+async fn sweep_all(shared: &Shared) -> Result<(), StoreError> {
+    let artifacts = shared.store.compare_artifacts().await?;
+    let uploads = crate::retention::interrupted(shared, shared.now()).await?;
+    if artifacts > 0 || uploads > 0 {
+        tracing::info!(artifacts, uploads, "removed files that were never recorded");
+    }
+    Ok(())
 }
 
 /// Removes bundles of jobs that ended a while ago, unless another job still needs them.

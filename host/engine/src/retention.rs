@@ -2,9 +2,11 @@
 //! while the clock can be believed.
 //!
 //! ```text
-//!   jobs that ended long ago ─► their files ─► their records        (a crash in between is finished by the next round)
+//!   jobs that ended long ago ─► their logs ─► their records ─► artifacts that no other job has
 //!   destroyed sandboxes, events, idempotency keys ─► records
-//!   files of no job, uploads that nobody continues, bundles that nobody needs ─► files
+//!   logs of no job, uploads that nobody continues, bundles that nobody needs ─► files
+//!
+//! A crash in between is finished by the next round, or the next start.
 //! ```
 
 use std::collections::HashSet;
@@ -118,7 +120,7 @@ async fn prune(shared: &Shared, dry_run: bool) -> Result<JobPruneView, StoreErro
     })
 }
 
-/// Files first: a record without files says that they are gone, files without a record say nothing.
+/// Logs first: a record without one says that it is gone, a log without a record says nothing.
 async fn jobs(shared: &Shared, before: Timestamp, now: Timestamp) -> Result<u64, StoreError> {
     let mut removed = 0;
     loop {
@@ -129,6 +131,7 @@ async fn jobs(shared: &Shared, before: Timestamp, now: Timestamp) -> Result<u64,
         }
         let last = jobs.len() < usize::try_from(JOBS).unwrap_or(usize::MAX);
         shared.store.forget_jobs(jobs).await?;
+        shared.store.remove_unrecorded().await?;
         if last {
             return Ok(removed);
         }
@@ -154,9 +157,9 @@ async fn records(shared: &Shared, before: Timestamp, keys_before: Timestamp) -> 
     }
 }
 
-/// Files of jobs that have no record: a power cut may have taken one, or an operator restored an older database.
+/// Logs of jobs that have no record: a power cut may have taken one, or an operator restored an older database.
 async fn strays(shared: &Shared, now: Timestamp) -> Result<u64, StoreError> {
-    let found = shared.store.files().jobs_with_files(DAY, now).await?;
+    let found = shared.store.files().jobs_with_logs(DAY, now).await?;
     let mut removed = 0;
     for job in shared.store.unknown_jobs(found).await? {
         shared.store.files().remove_job(&job).await?;
@@ -166,7 +169,7 @@ async fn strays(shared: &Shared, now: Timestamp) -> Result<u64, StoreError> {
 }
 
 /// Uploads that broke off and are of no job any more, or that nobody has continued for longer than a runner tries to.
-async fn interrupted(shared: &Shared, now: Timestamp) -> Result<u64, StoreError> {
+pub(crate) async fn interrupted(shared: &Shared, now: Timestamp) -> Result<u64, StoreError> {
     let mut removed = 0;
     for id in shared.store.files().interrupted_jobs().await? {
         let lives = shared

@@ -344,8 +344,8 @@ impl Shared {
             .collect()
     }
 
-    /// A job has ended: its bundle may be removed once nobody is about to use it again, and files that were never
-    /// recorded at once.
+    /// A job has ended: its bundle may be removed once nobody is about to use it again, and what broke off of its
+    /// uploads at once.
     pub(crate) fn job_ended(&self, job: &JobRecord) {
         lock(&self.unswept).insert(job.id.clone());
         if let RepositorySource::Bundle { sha256, .. } = &job.repository {
@@ -362,10 +362,10 @@ impl Shared {
         lock(&self.unswept).insert(job);
     }
 
-    /// Removes a file that is not to be recorded. Where that fails, it is removed after the end of the job.
-    pub(crate) async fn remove_artifact(&self, job: &JobId, name: &str) {
-        if let Err(error) = self.store.files().remove_artifact(job, name).await {
-            tracing::warn!(%job, name, error = %chain(&error), "refused file not removed yet");
+    /// Removes the bytes of artifacts that no record names any more. Where that fails, it is tried again.
+    pub(crate) async fn remove_unrecorded(&self) {
+        if let Err(error) = self.store.remove_unrecorded().await {
+            tracing::warn!(error = %chain(&error), "artifacts without a record not removed yet");
         }
     }
 

@@ -2,16 +2,17 @@
 //! whatever it is called.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agentlab_api::JobId;
 use agentlab_protocol::message::{ArtifactName, ArtifactRole, RESUMABLE_BYTES};
-use agentlab_store::{ArtifactRecord, Incoming, Received, StoreError};
+use agentlab_store::{ArtifactRecord, Hold, Incoming, StoreError};
 
 use crate::engine::Engine;
-use crate::guest::{GuestRefusal, GuestSession, disk_full, stored, within_quota};
+use crate::guest::{GuestRefusal, GuestSession, beside, disk_full, stored, within_quota};
 use crate::report::{kind_of, name_fits};
 use crate::sandbox::inbox::Message;
-use crate::shared::lock;
+use crate::shared::{Shared, lock};
 
 /// Uploads of one sandbox that may be under way at once.
 const AT_ONCE: usize = 4;
@@ -94,15 +95,27 @@ impl Announced {
 #[derive(Debug)]
 pub struct Upload {
     source: Source,
+    hold: Hold,
     // Dropped last: what is on disk still counts.
-    _permit: Permit,
+    permit: Permit,
 }
 
 #[derive(Debug)]
 enum Source {
     Coming(Incoming),
     /// All of it is here: only the answer was lost.
-    Stored(Received),
+    Stored {
+        /// How much that is.
+        size_bytes: u64,
+    },
+}
+
+/// A file whose bytes are on disk, for as long as this lives.
+#[derive(Debug)]
+pub struct Arrived {
+    size_bytes: u64,
+    hold: Hold,
+    _permit: Permit,
 }
 
 impl Upload {
@@ -113,10 +126,10 @@ impl Upload {
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         match &mut self.source {
             Source::Coming(incoming) => incoming.write(bytes).await,
-            Source::Stored(_) if bytes.is_empty() => Ok(()),
-            Source::Stored(received) => Err(StoreError::Offset {
+            Source::Stored { .. } if bytes.is_empty() => Ok(()),
+            Source::Stored { size_bytes } => Err(StoreError::Offset {
                 what: "artifact",
-                kept: received.size_bytes,
+                kept: *size_bytes,
             }),
         }
     }
@@ -125,7 +138,7 @@ impl Upload {
     pub async fn superseded(&mut self) {
         match &mut self.source {
             Source::Coming(incoming) => incoming.superseded().await,
-            Source::Stored(_) => std::future::pending().await,
+            Source::Stored { .. } => std::future::pending().await,
         }
     }
 
@@ -136,16 +149,30 @@ impl Upload {
         }
     }
 
-    /// Makes the file exist under its name, if its bytes are what was announced.
+    /// Makes the bytes stay, if they are what was announced.
     ///
     /// # Errors
     /// Those of [`Incoming::finish`].
-    pub async fn finish(self, announced_sha256: Option<&str>) -> Result<Received, StoreError> {
-        match self.source {
-            Source::Coming(incoming) => incoming.finish(announced_sha256).await,
-            Source::Stored(received) => Ok(received),
-        }
+    pub async fn finish(self) -> Result<Arrived, StoreError> {
+        let size_bytes = match self.source {
+            Source::Coming(incoming) => incoming.finish(Some(self.hold.sha256())).await?.size_bytes,
+            Source::Stored { size_bytes } => size_bytes,
+        };
+        Ok(Arrived {
+            size_bytes,
+            hold: self.hold,
+            _permit: self.permit,
+        })
     }
+}
+
+/// A file on its way to its record. The bytes stay even if nobody waits for that any more.
+#[derive(Debug)]
+pub(crate) struct Unrecorded {
+    /// What is to be recorded.
+    pub(crate) record: ArtifactRecord,
+    /// What keeps the bytes until then.
+    pub(crate) hold: Hold,
 }
 
 impl Engine {
@@ -177,7 +204,8 @@ impl Engine {
     /// Begins the upload of one file, or goes on with it, within the bounds of the job's profile and above the disk floor.
     ///
     /// # Errors
-    /// A bound is reached, the name does not fit its role, another byte must come next, or the job has ended.
+    /// A bound is reached, the name does not fit its role or stands for other bytes, another byte must come next, or the
+    /// job has ended.
     pub async fn receive_artifact(
         &self,
         session: &GuestSession,
@@ -192,16 +220,14 @@ impl Engine {
         }
         let job = self.unfinished_job(&handle).await?;
         drop(handle.inbox.try_send(Box::new(Message::Heard)));
-        let (store, settings) = (&self.shared.store, &self.shared.settings);
+        let store = &self.shared.store;
         let kept = store.artifacts(&job).await.map_err(|error| stored(&error))?;
+        let is_stored = beside(&kept, name, &announced.sha256)?;
         let record = handle.record();
         let rules = &record.profile.artifacts;
         let size = announced.rest.unwrap_or(0).saturating_add(announced.offset);
         let left = within_quota(rules, &kept, (name, kind_of(role)), size)?;
-        let free = store.files().free_bytes().await.map_err(|error| stored(&error))?;
-        if free <= settings.artifact_disk_floor {
-            return Err(disk_full());
-        }
+        self.keep_floor().await?;
         let others = kept.iter().filter(|file| file.name != name);
         let used = others.fold(0u64, |sum, file| sum.saturating_add(file.size_bytes));
         let room = rules.max_total_bytes.saturating_sub(used);
@@ -211,41 +237,56 @@ impl Engine {
             .uploads
             .begin(limit, room)
             .ok_or_else(|| GuestRefusal::Unavailable("too many uploads at once".to_owned()))?;
-        let standing = kept.iter().find(|file| file.name == name);
-        let standing = standing.filter(|file| announced.offset > 0 && file.size_bytes == announced.offset);
-        let source = match standing {
-            Some(file) if file.sha256.eq_ignore_ascii_case(&announced.sha256) => Source::Stored(Received {
-                sha256: file.sha256.clone(),
-                size_bytes: file.size_bytes,
-            }),
+        let hold = store.files().hold(&announced.sha256);
+        let hold = hold.map_err(|error| stored(&error))?;
+        let here = kept.iter().find(|file| is_stored && file.name == name);
+        let source = match here.map(|file| file.size_bytes) {
+            Some(size_bytes) if announced.offset > 0 && size_bytes == announced.offset => {
+                Source::Stored { size_bytes }
+            }
             Some(_) | None => self
-                .incoming(&job, announced, limit, permit.left_of(room))
+                .incoming((&hold, &job), announced, limit, permit.left_of(room))
                 .await
                 .map(Source::Coming)
                 .map_err(|error| stored(&error))?,
         };
-        Ok(Upload {
-            source,
-            _permit: permit,
-        })
+        Ok(Upload { source, hold, permit })
+    }
+
+    /// What waits to be continued is the first to make room on a disk that is too full.
+    async fn keep_floor(&self) -> Result<(), GuestRefusal> {
+        let floor = self.shared.settings.artifact_disk_floor;
+        let files = self.shared.store.files();
+        let above = async || files.free_bytes().await.map(|free| free > floor);
+        if above().await.map_err(|error| stored(&error))? {
+            return Ok(());
+        }
+        let removed = remove_interrupted(&self.shared)
+            .await
+            .map_err(|error| stored(&error))?;
+        if removed > 0 && above().await.map_err(|error| stored(&error))? {
+            return Ok(());
+        }
+        Err(disk_full())
     }
 
     /// The floor is kept while it arrives, so that reaching it is not taken for a bound of the job's. What broke off before
     /// may take the room that nobody else needs.
     async fn incoming(
         &self,
-        job: &JobId,
+        (hold, job): (&Hold, &JobId),
         announced: &Announced,
         limit: u64,
         room_beside: u64,
     ) -> Result<Incoming, StoreError> {
-        let files = self.shared.store.files();
-        let upload = (job, announced.name.as_str(), announced.sha256.as_str());
+        let (files, name) = (self.shared.store.files(), announced.name.as_str());
+        let upload = (job, name, hold.sha256());
         files.make_room_for(upload, KEPT_AT_ONCE, room_beside).await?;
         if announced.is_small() {
-            files.receive_artifact(job, upload.1, limit).await
+            files.receive_artifact(hold, limit).await
         } else {
-            files.continue_artifact(upload, announced.offset, limit).await
+            let offset = announced.offset;
+            files.continue_artifact(hold, (job, name), offset, limit).await
         }
     }
 
@@ -258,34 +299,42 @@ impl Engine {
         &self,
         session: &GuestSession,
         announced: Announced,
-        received: Received,
+        arrived: Arrived,
     ) -> Result<(), GuestRefusal> {
-        let handle = self.guest_of(session)?;
-        let job = match self.unfinished_job(&handle).await {
-            Ok(job) => job,
-            Err(refusal) => {
-                self.forget_late(session, announced.name.as_str()).await;
-                return Err(refusal);
-            }
+        let Arrived {
+            size_bytes,
+            hold,
+            _permit,
+        } = arrived;
+        let recorded = async {
+            let handle = self.guest_of(session)?;
+            let record = ArtifactRecord {
+                job: self.unfinished_job(&handle).await?,
+                name: announced.name.into(),
+                kind: kind_of(announced.role),
+                size_bytes,
+                sha256: hold.sha256().to_owned(),
+                created_at: self.shared.now(),
+            };
+            let artifact = Unrecorded { record, hold };
+            handle.ask(|reply| Message::Stored { artifact, reply }).await?
         };
-        let artifact = ArtifactRecord {
-            job,
-            name: announced.name.into(),
-            kind: kind_of(announced.role),
-            size_bytes: received.size_bytes,
-            sha256: received.sha256,
-            created_at: self.shared.now(),
-        };
-        handle.ask(|reply| Message::Stored { artifact, reply }).await?
-    }
-
-    /// A file that arrived whole after the end of its job is no part of it. One that had arrived before is.
-    async fn forget_late(&self, session: &GuestSession, name: &str) {
-        let Some(job) = &session.job else { return };
-        if let Ok(None) = self.shared.store.artifact(job, name).await {
-            self.shared.remove_artifact(job, name).await;
+        let recorded = recorded.await;
+        if recorded.is_err() {
+            self.shared.remove_unrecorded().await;
         }
+        recorded
     }
+}
+
+/// Removes every upload that waits to be continued, and says how many there were.
+async fn remove_interrupted(shared: &Shared) -> Result<usize, StoreError> {
+    let (files, now) = (shared.store.files(), shared.now());
+    let mut removed = 0;
+    for job in files.interrupted_jobs().await? {
+        removed += files.remove_interrupted(&job, Duration::ZERO, now).await?;
+    }
+    Ok(removed)
 }
 
 #[cfg(test)]

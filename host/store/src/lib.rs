@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use self::database::Database;
 pub use error::StoreError;
-pub use files::{Files, Incoming, Received};
+pub use files::{Files, Hold, Incoming, Received};
 pub use page::{Counts, CursorError, Expiry, JobCursor, Pruned, SandboxCursor, SandboxPage};
 pub use record::{
     ArtifactRecord, EventFilter, IdempotencyRecord, Idle, Intent, JobRecord, NewEvent, SandboxRecord,
@@ -53,20 +53,26 @@ pub struct Store {
 }
 
 impl Store {
-    /// Creates or migrates the database, makes the directories, and removes what interrupted uploads left that cannot
-    /// be continued.
+    /// Creates or migrates the database and the files, makes the directories, and removes what interrupted uploads left
+    /// that cannot be continued.
     ///
     /// # Errors
     /// The database is newer than this program, damaged, locked or unwritable, or a directory cannot be made.
     pub async fn open(options: StoreOptions) -> Result<Self, StoreError> {
-        files::blocking(move || {
+        let store = files::blocking(move || {
             let files = Files::open(&options.files_dir, options.disk_floor_bytes)?;
             Ok(Self {
                 database: Arc::new(Database::open(&options.database_path)?),
                 files,
             })
         })
-        .await
+        .await?;
+        for job in store.files.jobs_by_name().await? {
+            let recorded = store.artifacts(&job).await?;
+            tracing::info!(%job, files = recorded.len(), "Moving its artifacts to where they are kept now");
+            store.files.move_to_hashes(job, recorded).await?;
+        }
+        Ok(store)
     }
 
     /// Applies all writes in one transaction, or none. Returns the events among them, numbered, in order. Once it
@@ -154,13 +160,45 @@ impl Store {
         self.database.unknown_jobs(jobs).await
     }
 
-    /// Removes the records of jobs, with those of their artifacts and keys; the files are to be removed before. A job
-    /// that has not ended stays.
+    /// Removes the records of jobs, with those of their artifacts and keys; their logs are to be removed before. A job
+    /// that has not ended stays. Artifacts that nobody else has go with [`Store::remove_unrecorded`].
     ///
     /// # Errors
     /// Nothing was removed.
     pub async fn forget_jobs(&self, jobs: Vec<JobId>) -> Result<(), StoreError> {
-        self.database.forget_jobs(jobs).await
+        let hashes = self.database.forget_jobs(jobs).await?;
+        self.files.loosen(hashes);
+        Ok(())
+    }
+
+    /// Removes the bytes of artifacts whose last record was removed or that were never recorded, and says of how many.
+    ///
+    /// # Errors
+    /// The database cannot be read, or a file cannot be removed; they are met again by the next call.
+    pub async fn remove_unrecorded(&self) -> Result<usize, StoreError> {
+        let mut removed = 0;
+        loop {
+            let loose = self.files.loose();
+            if loose.is_empty() {
+                return Ok(removed);
+            }
+            let hashes = loose.iter().map(|one| one.sha256.clone()).collect();
+            let recorded = self.database.recorded(hashes).await?;
+            removed += self.files.remove_loose(loose, recorded).await?;
+        }
+    }
+
+    /// The same for all artifacts there are, because another process may have ended between file and record.
+    ///
+    /// # Errors
+    /// Those of [`Store::remove_unrecorded`].
+    pub async fn compare_artifacts(&self) -> Result<usize, StoreError> {
+        let mut removed = 0;
+        for shard in self.files.shards().await? {
+            self.files.loosen(self.files.stored(shard).await?);
+            removed += self.remove_unrecorded().await?;
+        }
+        Ok(removed)
     }
 
     /// Removes at most `limit` records of each kind that has expired. A sandbox stays for as long as a job refers to

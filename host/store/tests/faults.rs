@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rusqlite::Connection;
+use sha2::{Digest as _, Sha256};
 
 /// Runs on a thread whose mounts nobody else sees, with `dir` on a file system of this many KiB. They go with the thread.
 fn on_small_disk(kib: u32, work: impl AsyncFnOnce(&Path) + Send + 'static) {
@@ -145,9 +146,11 @@ fn an_upload_onto_a_full_disk_leaves_nothing_and_can_be_repeated() {
     on_small_disk(2048, async |dir| {
         let store = open(dir).await.unwrap();
         let ballast = fill(dir);
+        let sha256 = hex::encode(Sha256::digest([1; 8 * (64 << 10)]));
         let upload = async || {
             let files = store.files();
-            let mut incoming = files.receive_artifact(&job(), "files/a", 1 << 20).await?;
+            let hold = files.hold(&sha256)?;
+            let mut incoming = files.receive_artifact(&hold, 1 << 20).await?;
             for _ in 0..8 {
                 incoming.write(&[1; 64 << 10]).await?;
             }
@@ -158,14 +161,7 @@ fn an_upload_onto_a_full_disk_leaves_nothing_and_can_be_repeated() {
         assert!(words(&error).contains("No space left"), "{}", words(&error));
         let left = fs::read_dir(dir.join("files/incoming")).unwrap().count();
         assert_eq!(left, 0, "half a file is left");
-        assert!(
-            store
-                .files()
-                .open_artifact(&job(), "files/a")
-                .await
-                .unwrap()
-                .is_none()
-        );
+        assert!(store.files().open_artifact(&sha256).await.unwrap().is_none());
         fs::remove_file(ballast).unwrap();
         assert_eq!(upload().await.unwrap().size_bytes, 8 * (64 << 10));
     });

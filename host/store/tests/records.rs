@@ -8,10 +8,9 @@
 
 mod support;
 
-use agentlab_api::{ArtifactKind, SandboxId, SandboxState, Vmid};
+use agentlab_api::{SandboxId, SandboxState, Vmid};
 use agentlab_store::{
-    ArtifactRecord, EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, StoreError,
-    TokenRecord, Write,
+    EventFilter, IdempotencyRecord, Intent, JobRecord, SandboxRecord, StoreError, TokenRecord, Write,
 };
 use jiff::{Timestamp, ToSpan as _};
 use support::{event, job, open, put, sandbox};
@@ -312,14 +311,7 @@ async fn an_idempotency_key_is_used_once_and_artifacts_are_replaced_by_name() {
         request_sha256: "aa".into(),
         job: record.id.clone(),
     };
-    let artifact = |sha256: &str| ArtifactRecord {
-        job: record.id.clone(),
-        name: "files/a".into(),
-        kind: ArtifactKind::File,
-        size_bytes: 1,
-        sha256: sha256.into(),
-        created_at: Timestamp::now(),
-    };
+    let artifact = |sha256| support::artifact(&record.id, "files/a", sha256, 1);
     store
         .commit(vec![
             Write::Job(Box::new(record.clone())),

@@ -10,12 +10,12 @@ mod support;
 
 use std::time::Duration;
 
-use agentlab_api::{ArtifactKind, JobState, LogStream, SandboxState, SandboxView, Vmid};
+use agentlab_api::{JobState, LogStream, SandboxState, SandboxView, Vmid};
 use agentlab_store::{
-    ArtifactRecord, EventFilter, Expiry, IdempotencyRecord, JobRecord, Pruned, SandboxRecord, Store, Write,
+    EventFilter, Expiry, IdempotencyRecord, JobRecord, Pruned, SandboxRecord, Store, Write,
 };
 use jiff::{Timestamp, ToSpan as _};
-use support::{event, job, open, put, sandbox};
+use support::{event, job, keep, open, put, sandbox};
 
 /// Nothing, or everything there is, is too old.
 fn expiry(all: bool) -> Expiry {
@@ -199,29 +199,16 @@ async fn a_job_goes_with_all_its_files_and_an_unfinished_one_never() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).await.unwrap();
     let (old, unfinished) = (ended(), job(None));
-    let mut writes = Vec::new();
     for job in [&old, &unfinished] {
-        let mut incoming = store
-            .files()
-            .receive_artifact(&job.id, "files/a/b", 10)
+        store
+            .commit(vec![Write::Job(Box::new(job.clone()))])
             .await
             .unwrap();
-        incoming.write(b"bytes").await.unwrap();
-        let received = incoming.finish(None).await.unwrap();
+        keep(&store, &job.id, "files/a/b", b"bytes").await;
         let line = vec![(LogStream::Stdout, "words\n".to_owned())];
         let log = store.files().append_log(&job.id, 0, line, Timestamp::now(), 1000);
         log.await.unwrap();
-        writes.push(Write::Job(Box::new(job.clone())));
-        writes.push(Write::Artifact(ArtifactRecord {
-            job: job.id.clone(),
-            name: "files/a/b".into(),
-            kind: ArtifactKind::File,
-            size_bytes: received.size_bytes,
-            sha256: received.sha256,
-            created_at: Timestamp::now(),
-        }));
     }
-    store.commit(writes).await.unwrap();
     let (now, later) = (Timestamp::now(), Timestamp::now() + 1.hour());
     assert_eq!(store.ended_jobs(now - 1.hour(), now, 10).await.unwrap(), []);
     assert_eq!(
@@ -240,12 +227,9 @@ async fn a_job_goes_with_all_its_files_and_an_unfinished_one_never() {
     assert!(store.job(&unfinished.id).await.unwrap().is_some());
     assert_eq!(store.artifacts(&unfinished.id).await.unwrap().len(), 1);
 
-    let left = store
-        .files()
-        .jobs_with_files(Duration::ZERO, later)
-        .await
-        .unwrap();
-    assert_eq!(left, vec![unfinished.id.clone()]);
+    let logs = async |unchanged| store.files().jobs_with_logs(unchanged, later).await.unwrap();
+    assert_eq!(logs(Duration::ZERO).await, vec![unfinished.id.clone()]);
+    assert_eq!(logs(Duration::from_secs(7200)).await, []);
     assert_eq!(
         store
             .unknown_jobs(vec![old.id.clone(), unfinished.id.clone()])
@@ -253,12 +237,6 @@ async fn a_job_goes_with_all_its_files_and_an_unfinished_one_never() {
             .unwrap(),
         [old.id]
     );
-    let young = store
-        .files()
-        .jobs_with_files(Duration::from_secs(7200), later)
-        .await
-        .unwrap();
-    assert_eq!(young, []);
 }
 
 #[tokio::test]

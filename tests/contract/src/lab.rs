@@ -218,6 +218,13 @@ impl Lab {
         self.wait_until_ready()
     }
 
+    /// Where the bytes of an artifact lie, recorded or not.
+    #[must_use]
+    pub fn stored(&self, sha256: &str) -> PathBuf {
+        let (shard, _) = sha256.split_at_checked(2).unwrap_or_default();
+        self.path("data/artifacts").join(shard).join(sha256)
+    }
+
     /// What the daemon logged.
     #[must_use]
     pub fn log(&self) -> String {

@@ -151,7 +151,8 @@ fn artifacts_are_listed_and_downloaded_whole() {
 fn a_damaged_artifact_is_noticed_and_leaves_no_file() {
     let lab = Lab::started().unwrap();
     let job = worked(&lab, "write a.txt good");
-    let stored = lab.path("data/artifacts").join(&job).join("files/a.txt");
+    let list = lab.json(&["job", "artifacts", &job]).unwrap();
+    let stored = lab.stored(list["artifacts"][0]["sha256"].as_str().unwrap());
     assert_eq!(std::fs::read(&stored).unwrap(), b"good");
     std::fs::write(&stored, "evil").unwrap();
     let arguments = [
@@ -186,6 +187,23 @@ fn work_is_applied_into_a_ref_of_its_own_and_nothing_is_checked_out() {
     let branch = [&arguments[..], &["--branch", "fix"]].concat();
     assert_shown!("apply-json", document(&lab, &lab.json(&branch).unwrap()));
     assert_shown!("apply-branch-taken", shown(&lab, &lab.agentlab(&branch).unwrap()));
+}
+
+#[test]
+fn work_with_a_secret_in_it_is_shown_so_and_applied_only_when_that_is_allowed() {
+    let lab = Lab::started().unwrap();
+    let job = worked(&lab, "commit sum.sh echo s3cr3t\nexpose API_KEY sum.sh");
+    let say = |arguments: &[&str]| shown(&lab, &lab.agentlab(arguments).unwrap());
+    let apply = ["job", "apply", &job, "--repo", "repository"];
+    assert_shown!("apply-secret", say(&apply));
+    let review = ["job", "review", &job, "--repo", "repository", "--strict", "--no-diff"];
+    assert_shown!("review-secret", say(&review));
+    assert_shown!("job-show-secret", say(&["job", "show", &job]));
+    let told = lab.agentlab(&["job", "logs", &job]).unwrap().stdout;
+    assert!(told.contains("The agent wrote a secret it was given into its work: API_KEY in sum.sh"), "{told}");
+    let allowed = [&apply[..], &["--allow-secrets"]].concat();
+    let ran = lab.agentlab(&allowed).unwrap();
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
 }
 
 #[test]

@@ -18,6 +18,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What may be lost at each cut: one buffer of the host's, and what framing and encryption add.
 const LOST: u64 = 400_000;
 
+/// That the file went through the gate once, but for what was lost at each cut.
+fn check_sent_once(gate: &Gate, bytes: &[u8], cuts: u64) {
+    let size = u64::try_from(bytes.len()).unwrap();
+    let most = size + size / 50 + cuts * LOST;
+    assert!(
+        gate.passed() < most,
+        "{} bytes were sent, {most} at most",
+        gate.passed()
+    );
+}
+
 /// A job whose guest is a runner's link, and the file that it sends.
 struct Stage {
     lab: Lab,
@@ -53,10 +64,6 @@ impl Stage {
             file,
             bytes,
         }
-    }
-
-    fn size(&self) -> u64 {
-        u64::try_from(self.bytes.len()).unwrap()
     }
 
     /// Both ways of TLS, the second of them, which takes files, over a gate that is given back.
@@ -133,8 +140,8 @@ async fn put(link: &Link, name: &str, file: &std::path::Path, bytes: &[u8]) -> R
 
 /// What the host has, byte for byte, and that nothing of it is left anywhere else.
 fn check_stored(lab: &Lab, job: &str, bytes: &[u8]) {
-    let stored = lab.path("data/artifacts").join(job).join(NAME);
-    assert!(std::fs::read(stored).unwrap() == bytes, "other bytes were stored");
+    let stored = std::fs::read(lab.stored(&sum(bytes))).unwrap();
+    assert!(stored == bytes, "other bytes were stored");
     let list = lab.json(&["job", "artifacts", job]).unwrap();
     assert_eq!(list["artifacts"][0]["sha256"], sum(bytes), "{list:#}");
     assert_eq!(list["artifacts"].as_array().unwrap().len(), 1, "{list:#}");
@@ -150,12 +157,7 @@ async fn an_upload_cut_ten_times_over_tls_sends_only_what_had_not_arrived() {
     let link = stage.link(&mut Remains::first(&stage.seed).unwrap()).await;
     put(&link, NAME, &stage.file, &stage.bytes).await.unwrap();
     gate.cut(10).await;
-    let most = stage.size() + stage.size() / 50 + 10 * LOST;
-    assert!(
-        gate.passed() < most,
-        "{} bytes were sent, {most} at most",
-        gate.passed()
-    );
+    check_sent_once(&gate, &stage.bytes, 10);
     check_stored(&stage.lab, &stage.job, &stage.bytes);
     // An answer that was lost: all of it is there, and nothing of it is sent.
     let before = gate.passed();
@@ -182,14 +184,8 @@ async fn an_upload_goes_on_over_the_serial_line_and_after_the_daemon_was_killed(
         done = put(&link, NAME, &stage.file, &stage.bytes) => done.unwrap(),
         () = killed => {}
     }
-    let size = u64::try_from(stage.bytes.len()).unwrap();
     // A killed daemon loses what it had in memory of one connection more.
-    let most = size + size / 50 + 4 * LOST;
-    assert!(
-        gate.passed() < most,
-        "{} bytes were sent, {most} at most",
-        gate.passed()
-    );
+    check_sent_once(&gate, &stage.bytes, 4);
     check_stored(&stage.lab, &stage.job, &stage.bytes);
 }
 
@@ -207,12 +203,7 @@ async fn the_runner_that_follows_a_killed_one_sends_the_rest() {
     drop(first);
     let second = stage.link(&mut remains).await;
     put(&second, NAME, &stage.file, &stage.bytes).await.unwrap();
-    let most = stage.size() + stage.size() / 50 + 2 * LOST;
-    assert!(
-        gate.passed() < most,
-        "{} bytes were sent, {most} at most",
-        gate.passed()
-    );
+    check_sent_once(&gate, &stage.bytes, 2);
     check_stored(&stage.lab, &stage.job, &stage.bytes);
 }
 

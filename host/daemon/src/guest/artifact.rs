@@ -63,9 +63,9 @@ pub(super) async fn receive(
         upload.keep().await;
         return Err(refused);
     }
-    let received = upload.finish(Some(&announced.sha256)).await?;
+    let arrived = upload.finish().await?;
     edge.engine
-        .artifact_received(&session, announced, received)
+        .artifact_received(&session, announced, arrived)
         .await?;
     Ok(StatusCode::CREATED)
 }

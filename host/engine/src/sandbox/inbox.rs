@@ -2,12 +2,13 @@
 
 use agentlab_api::{ChannelKind, Failure, Problem, WorkspaceId};
 use agentlab_protocol::message::{Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, Report};
-use agentlab_store::{ArtifactRecord, JobRecord, SandboxRecord};
+use agentlab_store::{JobRecord, SandboxRecord};
 use tokio::sync::oneshot;
 
 use super::machine::Request;
 use crate::guest::GuestRefusal;
 use crate::idle::Use;
+use crate::upload::Unrecorded;
 
 /// Where an answer goes. The asker may have left.
 pub(crate) type Reply<T> = oneshot::Sender<T>;
@@ -75,7 +76,7 @@ pub(crate) enum Message {
     },
     /// A file of it has arrived whole.
     Stored {
-        artifact: ArtifactRecord,
+        artifact: Unrecorded,
         reply: Reply<Result<(), GuestRefusal>>,
     },
     /// It has done its job.

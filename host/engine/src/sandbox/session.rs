@@ -9,7 +9,7 @@ use agentlab_protocol::message::{
     Stream, TailnetLogin,
 };
 use agentlab_protocol::session::{derive, encode_secret};
-use agentlab_store::{ArtifactRecord, JobRecord, StoreError, TokenRecord, Write};
+use agentlab_store::{JobRecord, StoreError, TokenRecord, Write};
 use tokio::time::Instant;
 
 use super::clocks::host_deadline;
@@ -20,9 +20,10 @@ use super::perform::{chain, failure};
 use super::step::Step;
 use super::vitals::Watchdog;
 use crate::event::{self, StepEnd};
-use crate::guest::{GuestRefusal, within_quota};
+use crate::guest::{GuestRefusal, beside, within_quota};
 use crate::journal::Point;
 use crate::secrets::{Delivery, SecretsUnavailable};
+use crate::upload::Unrecorded;
 use crate::{push, report, request};
 
 /// Phase changes of one job that make an event; a guest that flaps is not worth more.
@@ -456,44 +457,35 @@ impl Driver {
     }
 
     /// A file is on disk; from here on it counts.
-    pub(crate) async fn stored(&mut self, artifact: ArtifactRecord) -> Result<(), GuestRefusal> {
+    pub(crate) async fn stored(&mut self, artifact: Unrecorded) -> Result<(), GuestRefusal> {
         self.clocks.heard(&self.shared.settings);
-        if self.job.as_ref().is_none_or(|job| job.id != artifact.job) {
+        let Unrecorded { record, hold } = artifact;
+        if self.job.as_ref().is_none_or(|job| job.id != record.job) {
             return Err(GuestRefusal::Conflict("the job has ended".to_owned()));
         }
         let kept = self
             .shared
             .store
-            .artifacts(&artifact.job)
+            .artifacts(&record.job)
             .await
             .map_err(|error| later(&error))?;
+        let (name, kind) = (record.name.as_str(), record.kind);
         // Sent again, because the answer was lost or for no reason: nothing is new.
-        if kept
-            .iter()
-            .any(|file| file.name == artifact.name && file.sha256 == artifact.sha256)
-        {
+        if beside(&kept, name, &record.sha256)? {
+            hold.recorded();
             return Ok(());
         }
         let rules = &self.record.profile.artifacts;
-        let (name, kind) = (artifact.name.as_str(), artifact.kind);
-        if let Err(refusal) = within_quota(rules, &kept, (name, kind), artifact.size_bytes) {
-            if !kept.iter().any(|file| file.name == artifact.name) {
-                self.shared.remove_artifact(&artifact.job, &artifact.name).await;
-            }
-            return Err(refusal);
-        }
-        let told = event::artifact_stored(
-            &self.record,
-            &artifact.name,
-            artifact.size_bytes,
-            &artifact.sha256,
-        );
+        within_quota(rules, &kept, (name, kind), record.size_bytes)?;
+        let told = event::artifact_stored(&self.record, name, record.size_bytes, &record.sha256);
         let commit = self
             .shared
             .journal
-            .commit(Point::Artifact, vec![Write::Artifact(artifact), told])
+            .commit(Point::Artifact, vec![Write::Artifact(record), told])
             .await;
-        commit.map(drop).map_err(|error| later(&error))
+        commit.map_err(|error| later(&error))?;
+        hold.recorded();
+        Ok(())
     }
 
     /// The guest's last word. One that comes late, or again, changes nothing.
@@ -513,6 +505,9 @@ impl Driver {
             .map_err(|error| later(&error))?;
         let longest = event::milliseconds(host_deadline(&job, &self.record, &self.shared.settings));
         let end = report::judge(&report, &job, &stored, longest);
+        let alarm = end.outcome.as_ref().and_then(report::alarm);
+        let told = alarm.map(|text| event::alarm(&self.record, text));
+        let told: Vec<Write> = told.into_iter().collect();
         let lost = report::lost_work(&report, &stored).is_some() && end.state != JobState::Cancelled;
         let kept = end.failure.clone().filter(|_| lost).and_then(|mut cause| {
             cause.hint = Some(KEPT_HINT.to_owned());
@@ -525,11 +520,11 @@ impl Driver {
                 ..end
             };
             return self
-                .enter(transition, Some(end), Vec::new())
+                .enter(transition, Some(end), told)
                 .await
                 .map_err(|error| later(&error));
         }
-        self.apply(&Event::JobEnded, Some(end), Vec::new())
+        self.apply(&Event::JobEnded, Some(end), told)
             .await
             .map(drop)
             .map_err(|error| later(&error))

@@ -449,10 +449,8 @@ impl Guest {
         let mut incoming = lab.engine().receive_artifact(&session, &announced).await?;
         let too_large = |error: agentlab_store::StoreError| GuestRefusal::TooLarge(error.to_string());
         incoming.write(bytes).await.map_err(too_large)?;
-        let received = incoming.finish(None).await.unwrap();
-        lab.engine()
-            .artifact_received(&session, announced, received)
-            .await
+        let arrived = incoming.finish().await.unwrap();
+        lab.engine().artifact_received(&session, announced, arrived).await
     }
 
     pub(super) async fn report(

@@ -22,8 +22,15 @@ async fn a_job_that_ended_long_ago_leaves_neither_record_nor_file() {
     let (old, young) = (lab.run().await, lab.run().await);
     for job in [&old, &young] {
         let guest = lab.running(job).await;
-        guest.upload(&lab, "files/a", b"bytes").await.unwrap();
+        guest.upload(&lab, "files/a", b"of both").await.unwrap();
+        if job == &old {
+            guest.upload(&lab, "files/b", b"of one alone").await.unwrap();
+        }
     }
+    let stored = async |bytes: &[u8]| {
+        let sha256 = hex::encode(agentlab_protocol::session::sha256(bytes));
+        lab.store.files().open_artifact(&sha256).await.unwrap().is_some()
+    };
     lab.guest(&old)
         .await
         .clone()
@@ -44,14 +51,7 @@ async fn a_job_that_ended_long_ago_leaves_neither_record_nor_file() {
     crate::retention::round(shared).await.unwrap();
     assert!(lab.engine().job(&old.id).await.is_err());
     assert!(lab.store.sandbox(old.sandbox.unwrap()).await.unwrap().is_none());
-    assert!(
-        lab.store
-            .files()
-            .open_artifact(&old.id, "files/a")
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert!(stored(b"of both").await && !stored(b"of one alone").await);
     // The other goes on as if nothing had been.
     assert_eq!(lab.engine().job_artifacts(&young.id).await.unwrap().len(), 1);
     let session = lab.guest(&young).await;

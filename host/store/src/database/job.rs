@@ -84,12 +84,13 @@ pub(super) fn waiting(connection: &Connection) -> Result<Vec<JobId>, WorkError> 
 pub(super) fn put_artifact(connection: &Connection, record: &ArtifactRecord) -> Result<(), WorkError> {
     connection
         .prepare_cached(
-            "INSERT INTO artifacts (job, name, body) VALUES (?1, ?2, ?3)
-             ON CONFLICT (job, name) DO UPDATE SET body = ?3",
+            "INSERT INTO artifacts (job, name, sha256, body) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (job, name) DO UPDATE SET sha256 = ?3, body = ?4",
         )?
         .execute(params![
             record.job.as_str(),
             record.name,
+            record.sha256,
             encode("artifact", record)?
         ])?;
     Ok(())

@@ -12,6 +12,7 @@ mod schema;
 mod worker;
 mod workspace;
 
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
@@ -191,14 +192,25 @@ impl Database {
             .await
     }
 
-    pub(crate) async fn forget_jobs(&self, jobs: Vec<JobId>) -> Result<(), StoreError> {
+    /// The hashes that their artifacts' records named.
+    pub(crate) async fn forget_jobs(&self, jobs: Vec<JobId>) -> Result<Vec<String>, StoreError> {
         self.writer
             .call("removing old jobs", move |connection| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let mut hashes = Vec::new();
                 for job in &jobs {
-                    retention::forget_job(&transaction, job)?;
+                    hashes.extend(retention::forget_job(&transaction, job)?);
                 }
-                Ok(transaction.commit()?)
+                transaction.commit()?;
+                Ok(hashes)
+            })
+            .await
+    }
+
+    pub(crate) async fn recorded(&self, hashes: Vec<String>) -> Result<HashSet<String>, StoreError> {
+        self.readers
+            .call("looking for artifacts", move |reader| {
+                retention::recorded(reader, hashes)
             })
             .await
     }

@@ -1,5 +1,7 @@
 //! What is no longer kept. A piece at a time, so that nobody waits long behind it.
 
+use std::collections::HashSet;
+
 use agentlab_api::JobId;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
@@ -40,16 +42,33 @@ pub(super) fn unknown_jobs(connection: &Connection, jobs: Vec<JobId>) -> Result<
     Ok(unknown)
 }
 
-/// One that has not ended stays.
-pub(super) fn forget_job(connection: &Connection, job: &JobId) -> Result<(), WorkError> {
+/// Of some hashes, those that an artifact's record names.
+pub(super) fn recorded(connection: &Connection, hashes: Vec<String>) -> Result<HashSet<String>, WorkError> {
+    let mut statement = connection.prepare_cached("SELECT 1 FROM artifacts WHERE sha256 = ?1")?;
+    let mut recorded = HashSet::new();
+    for sha256 in hashes {
+        if statement.exists([&sha256])? {
+            recorded.insert(sha256);
+        }
+    }
+    Ok(recorded)
+}
+
+/// One that has not ended stays. Returns the hashes that its artifacts' records named.
+pub(super) fn forget_job(connection: &Connection, job: &JobId) -> Result<Vec<String>, WorkError> {
+    let mut artifacts = connection.prepare_cached(
+        "DELETE FROM artifacts WHERE job = ?1 AND job IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL)
+             RETURNING sha256",
+    )?;
+    let hashes = artifacts.query_map([job.as_str()], |row| row.get(0))?;
+    let hashes = hashes.collect::<Result<_, _>>()?;
     for sql in [
-        "DELETE FROM artifacts WHERE job = ?1 AND job IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL)",
         "DELETE FROM idempotency WHERE job = ?1 AND job IN (SELECT id FROM jobs WHERE finished_at IS NOT NULL)",
         "DELETE FROM jobs WHERE id = ?1 AND finished_at IS NOT NULL",
     ] {
         connection.prepare_cached(sql)?.execute([job.as_str()])?;
     }
-    Ok(())
+    Ok(hashes)
 }
 
 /// Removes at most `limit` of each kind. A sandbox stays for as long as a job refers to it.

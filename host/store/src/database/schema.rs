@@ -119,12 +119,20 @@ const VERSION_4: &str = "
 ALTER TABLE sandboxes ADD COLUMN view TEXT;
 ";
 
-fn migrations() -> [M<'static>; 4] {
+/// Bytes are kept by their hash, for as long as a record names it.
+const VERSION_5: &str = "
+ALTER TABLE artifacts ADD COLUMN sha256 TEXT NOT NULL DEFAULT '';
+UPDATE artifacts SET sha256 = json_extract(body, '$.sha256');
+CREATE INDEX artifacts_of_bytes ON artifacts (sha256);
+";
+
+fn migrations() -> [M<'static>; 5] {
     [
         M::up(VERSION_1),
         M::up(VERSION_2),
         M::up(VERSION_3),
         M::up(VERSION_4),
+        M::up(VERSION_5),
     ]
 }
 

@@ -1,6 +1,5 @@
 //! Paths that can only stay below a directory: walked by descriptor, one component at a time, no link followed.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -66,6 +65,20 @@ impl Place {
         match removed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
+        }
+    }
+
+    /// Moves the file over whatever file is there; says whether it was here.
+    pub(super) fn rename(&self, root: &OwnedFd, to: &Self) -> io::Result<bool> {
+        let from = match self.parent(root, false) {
+            Ok(parent) => parent,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match rustix::fs::renameat(&from, &self.last, &to.parent(root, true)?, &to.last) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -144,48 +157,54 @@ pub(super) fn empty(root: &OwnedFd, components: &[&str]) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Removes everything below a directory but the files named by their paths relative to it, and directories that have
-/// become empty. Names what is gone. An absent directory is an empty one.
-pub(super) fn prune<S: AsRef<str>>(
-    root: &OwnedFd,
-    components: &[S],
-    kept: &HashSet<String>,
-) -> io::Result<Vec<String>> {
-    let mut removed = Vec::new();
-    match directory(root, components, false) {
-        Ok(handle) => prune_in(&handle, "", kept, &mut removed)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+/// What is in a directory of ours; an absent one is empty.
+pub(super) fn names<S: AsRef<str>>(root: &OwnedFd, components: &[S]) -> io::Result<Vec<String>> {
+    let handle = match directory(root, components, false) {
+        Ok(handle) => handle,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in Dir::read_from(&handle)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
     }
-    Ok(removed)
+    Ok(names)
 }
 
-fn prune_in(
-    handle: &OwnedFd,
-    prefix: &str,
-    kept: &HashSet<String>,
-    removed: &mut Vec<String>,
-) -> io::Result<()> {
+/// Removes a directory with everything below it. Absent is success.
+pub(super) fn clear(root: &OwnedFd, components: &[&str]) -> io::Result<()> {
+    let Some((last, above)) = components.split_last() else {
+        return Ok(());
+    };
+    let cleared = directory(root, components, false)
+        .and_then(|handle| clear_in(&handle))
+        .and_then(|()| {
+            let above = directory(root, above, false)?;
+            Ok(rustix::fs::unlinkat(&above, *last, AtFlags::REMOVEDIR)?)
+        });
+    match cleared {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn clear_in(handle: &OwnedFd) -> io::Result<()> {
     for entry in Dir::read_from(handle)? {
         let entry = entry?;
-        let bytes = entry.file_name();
-        let name = bytes.to_string_lossy();
-        if name == "." || name == ".." {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
             continue;
         }
-        let path = format!("{prefix}{name}");
-        if entry.file_type() == FileType::Directory {
-            let below = rustix::fs::openat(handle, bytes, DIRECTORY, Mode::empty())?;
-            prune_in(&below, &format!("{path}/"), kept, removed)?;
-            // Still holds something that is kept, as a rule.
-            match rustix::fs::unlinkat(handle, bytes, AtFlags::REMOVEDIR) {
-                Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-        } else if !kept.contains(&path) {
-            rustix::fs::unlinkat(handle, bytes, AtFlags::empty())?;
-            removed.push(path);
-        }
+        let flags = if entry.file_type() == FileType::Directory {
+            clear_in(&rustix::fs::openat(handle, name, DIRECTORY, Mode::empty())?)?;
+            AtFlags::REMOVEDIR
+        } else {
+            AtFlags::empty()
+        };
+        rustix::fs::unlinkat(handle, name, flags)?;
     }
     Ok(())
 }

@@ -12,30 +12,20 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::beneath::{self, Place};
 use super::partial::{Claim, Hashed};
-use super::{INCOMING, PARTIAL, Shared, blocking};
+use super::{INCOMING, Kind, PARTIAL, Shared, blocking};
 use crate::StoreError;
 
 const BUFFER_BYTES: usize = 256 << 10;
-
-/// Where the file goes once it is whole.
-#[derive(Debug, Clone)]
-pub(super) enum Target {
-    /// Its name is known.
-    Named(Place),
-    /// Its SHA-256 is its name, in this directory.
-    ByHash(&'static str),
-}
 
 /// What arrived and was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +40,7 @@ pub struct Received {
 #[derive(Debug)]
 pub struct Incoming {
     shared: Arc<Shared>,
-    what: &'static str,
-    target: Target,
+    kind: Kind,
     limit: u64,
     /// Bytes that were here when it began.
     kept: u64,
@@ -133,12 +122,7 @@ const NEW: OFlags = OFlags::CREATE
 
 impl Incoming {
     /// A file that is whole or nothing. Blocks.
-    pub(super) fn begin(
-        shared: Arc<Shared>,
-        what: &'static str,
-        target: Target,
-        limit: u64,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn begin(shared: Arc<Shared>, kind: Kind, limit: u64) -> Result<Self, StoreError> {
         keep_floor(&shared)?;
         let name = shared.next_incoming.fetch_add(1, Ordering::Relaxed).to_string();
         let path = shared.root_path.join(INCOMING).join(&name);
@@ -155,17 +139,11 @@ impl Incoming {
             fate: Fate::Removed,
             claim: None,
         };
-        Ok(Self::over(shared, what, target, limit, sink))
+        Ok(Self::over(shared, kind, limit, sink))
     }
 
     /// One that may break off and be continued, from its byte `offset` on. Blocks.
-    pub(super) fn go_on(
-        what: &'static str,
-        target: Target,
-        limit: u64,
-        mut claim: Claim,
-        offset: u64,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn go_on(kind: Kind, limit: u64, mut claim: Claim, offset: u64) -> Result<Self, StoreError> {
         let shared = Arc::clone(claim.shared());
         keep_floor(&shared)?;
         let place = claim.key().place()?;
@@ -190,7 +168,12 @@ impl Incoming {
                     file.seek(io::SeekFrom::End(0)).map_err(failed)?;
                     (file, hash)
                 }
-                Some(_) | None => return Err(StoreError::Offset { what, kept }),
+                Some(_) | None => {
+                    return Err(StoreError::Offset {
+                        what: kind.as_str(),
+                        kept,
+                    });
+                }
             }
         };
         let superseded = claim.superseded();
@@ -203,16 +186,15 @@ impl Incoming {
             fate: Fate::Kept,
             claim: Some(claim),
         };
-        let mut incoming = Self::over(shared, what, target, limit, sink);
+        let mut incoming = Self::over(shared, kind, limit, sink);
         incoming.superseded = Some(superseded);
         Ok(incoming)
     }
 
-    fn over(shared: Arc<Shared>, what: &'static str, target: Target, limit: u64, sink: Sink) -> Self {
+    fn over(shared: Arc<Shared>, kind: Kind, limit: u64, sink: Sink) -> Self {
         Self {
             shared,
-            what,
-            target,
+            kind,
             limit,
             kept: sink.written,
             received: sink.written,
@@ -260,7 +242,7 @@ impl Incoming {
                 sink.fate = Fate::Removed;
             }
             return Err(StoreError::TooLarge {
-                what: self.what,
+                what: self.kind.as_str(),
                 limit: self.limit,
             });
         }
@@ -271,12 +253,13 @@ impl Incoming {
         Ok(())
     }
 
-    /// Makes the file exist under its name: synced, then renamed. `announced_sha256` is what the sender said the
-    /// bytes hash to; letter case does not matter.
+    /// Makes the file exist under its hash: synced, then renamed. `announced_sha256` is what the sender said the
+    /// bytes hash to; letter case does not matter. The same bytes again take the place of those that stand there, which
+    /// mends what a disk has damaged.
     ///
     /// # Errors
     /// [`StoreError::Mismatch`] when they do not; [`StoreError::Offset`] when they do not and a part was here before,
-    /// which is gone now; [`StoreError::Conflict`] when the name holds other bytes already. Nothing is stored then. The same bytes under the same name again are success.
+    /// which is gone now. Nothing is stored then.
     pub async fn finish(mut self, announced_sha256: Option<&str>) -> Result<Received, StoreError> {
         self.flush().await?;
         let mut sink = self.idle().await?;
@@ -288,25 +271,22 @@ impl Incoming {
         {
             if self.kept > 0 {
                 return Err(StoreError::Offset {
-                    what: self.what,
+                    what: self.kind.as_str(),
                     kept: 0,
                 });
             }
             let announced = announced.escape_debug().take(80).collect();
             return Err(StoreError::Mismatch {
-                what: self.what,
+                what: self.kind.as_str(),
                 announced,
                 actual: sha256,
             });
         }
-        let place = match self.target {
-            Target::Named(ref place) => place.clone(),
-            Target::ByHash(directory) => Place::new(&[directory], &sha256)?,
-        };
+        let place = self.kind.place(&sha256)?;
         let shared = Arc::clone(&self.shared);
         let size_bytes = self.received;
         blocking(move || {
-            settle(&shared, sink, &place, &sha256)?;
+            settle(&shared, sink, &place)?;
             Ok(Received { sha256, size_bytes })
         })
         .await
@@ -357,47 +337,15 @@ fn absorb(shared: &Shared, mut sink: Sink, bytes: &[u8]) -> Result<Sink, StoreEr
     Ok(sink)
 }
 
-fn settle(shared: &Shared, mut sink: Sink, place: &Place, sha256: &str) -> Result<(), StoreError> {
+fn settle(shared: &Shared, mut sink: Sink, place: &Place) -> Result<(), StoreError> {
     sink.file
         .sync_all()
         .map_err(|error| StoreError::file("Syncing", &sink.path(shared), error))?;
     let failed = |error: io::Error| StoreError::file("Storing", &place.path(&shared.root_path), error);
-    let parent = place.parent(&shared.root, true).map_err(|error| {
-        if error.kind() == io::ErrorKind::NotADirectory {
-            StoreError::Conflict(format!(
-                "A directory on the way to `{}` is a file already",
-                place.last()
-            ))
-        } else {
-            failed(error)
-        }
-    })?;
-    let one_at_a_time = shared.settling.lock().unwrap_or_else(PoisonError::into_inner);
-    // A guest that repeats an upload gets the same answer; one that changes its mind is refused. A link in the
-    // place of the file counts as nothing and is replaced by the rename.
-    if let Ok(Some((mut standing, _))) = place.open(&shared.root, OFlags::RDONLY) {
-        let young_again = standing.set_modified(std::time::SystemTime::now());
-        let hashed = read_through(&mut standing).map_err(failed)?;
-        if hex::encode(hashed.hash.finalize()) == sha256 {
-            // It ages from the last time somebody wanted it here.
-            return young_again.map_err(failed);
-        }
-        return Err(StoreError::Conflict(format!(
-            "`{}` is stored already, with other bytes",
-            place.last()
-        )));
-    }
-    match rustix::fs::renameat(&sink.directory, &sink.name, &parent, place.last()) {
-        Ok(()) => sink.fate = Fate::Renamed,
-        Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-            return Err(StoreError::Conflict(format!(
-                "`{}` is already a directory of this job",
-                place.last()
-            )));
-        }
-        Err(error) => return Err(failed(error.into())),
-    }
-    drop(one_at_a_time);
+    let parent = place.parent(&shared.root, true).map_err(failed)?;
+    rustix::fs::renameat(&sink.directory, &sink.name, &parent, place.last())
+        .map_err(|error| failed(error.into()))?;
+    sink.fate = Fate::Renamed;
     rustix::fs::fsync(&parent).map_err(|error| failed(error.into()))
 }
 

@@ -1,4 +1,4 @@
-//! Files that are too large for rows: `artifacts/<job>/<name>`, `logs/<job>.jsonl`, `bundles/<sha256>`.
+//! Files that are too large for rows: `artifacts/ab/<sha256>`, `logs/<job>.jsonl`, `bundles/<sha256>`.
 //!
 //! ```text
 //!   Incoming ──► incoming/<n> or partial/<job>/<key>  (hashed while it is written)
@@ -6,15 +6,16 @@
 //! ```
 //!
 //! Directories are 0700, files 0600. A path is walked one component at a time from a directory held open, and no
-//! symbolic link on the way is ever followed: a guest names these files.
+//! symbolic link on the way is ever followed. What a guest calls its files stands in records only.
 
 mod beneath;
+mod by_name;
+mod bytes;
 mod incoming;
 mod log;
 mod partial;
 mod retention;
 
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -26,9 +27,10 @@ use rustix::fs::OFlags;
 use tokio::sync::watch;
 
 use self::beneath::Place;
-use self::incoming::Target;
+use self::bytes::Wanted;
 use self::partial::{Claim, Key, Partials};
 use crate::StoreError;
+pub use bytes::Hold;
 pub use incoming::{Incoming, Received};
 
 const ARTIFACTS: &str = "artifacts";
@@ -51,9 +53,7 @@ struct Shared {
     /// Names of files in `incoming/`; that directory is emptied at start, so that none is met twice.
     next_incoming: AtomicU64,
     partials: Partials,
-    /// Held from the look for what stands under a name until the rename: of two files that arrive under one name at
-    /// once, the second would else take the place of the first.
-    settling: Mutex<()>,
+    wanted: Wanted,
     /// Held while a log is appended to: two writers would interleave their lines.
     appending: Mutex<()>,
     appended: watch::Sender<u64>,
@@ -80,42 +80,36 @@ impl Files {
                 disk_floor,
                 next_incoming: AtomicU64::new(0),
                 partials: Partials::default(),
-                settling: Mutex::new(()),
+                wanted: Wanted::default(),
                 appending: Mutex::new(()),
                 appended: watch::Sender::new(0),
             }),
         })
     }
 
-    /// Begins an artifact of at most `limit` bytes. It does not exist before [`Incoming::finish`]; one of the same
-    /// name is never replaced by other bytes.
+    /// Begins an artifact of at most `limit` bytes. It does not exist before [`Incoming::finish`], and then for as long
+    /// as somebody holds it or a record names it.
     ///
     /// # Errors
-    /// [`StoreError::Name`] for a name that could leave the job's directory; [`StoreError::DiskFloor`].
-    pub async fn receive_artifact(
-        &self,
-        job: &JobId,
-        name: &str,
-        limit: u64,
-    ) -> Result<Incoming, StoreError> {
-        let place = Place::new(&[ARTIFACTS, job.as_str()], name)?;
-        self.receive("artifact", Target::Named(place), limit).await
+    /// [`StoreError::DiskFloor`], or the file cannot be made.
+    pub async fn receive_artifact(&self, _hold: &Hold, limit: u64) -> Result<Incoming, StoreError> {
+        self.receive(Kind::Artifact, limit).await
     }
 
     /// Begins an artifact that may break off and be continued, at its byte `offset`: 0, or as much as
-    /// [`Files::kept_of_artifact`] says. `sha256` is what it will hash to. Whoever is receiving the same is asked to stop.
+    /// [`Files::kept_of_artifact`] says. Whoever is receiving the same is asked to stop.
     ///
     /// # Errors
     /// [`StoreError::Offset`] when another number of bytes is here; those of [`Files::receive_artifact`].
     pub async fn continue_artifact(
         &self,
-        (job, name, sha256): (&JobId, &str, &str),
+        hold: &Hold,
+        (job, name): (&JobId, &str),
         offset: u64,
         limit: u64,
     ) -> Result<Incoming, StoreError> {
-        let target = Target::Named(Place::new(&[ARTIFACTS, job.as_str()], name)?);
-        let claim = Claim::of(&self.shared, Key::new(job, name, sha256)).await;
-        blocking(move || Incoming::go_on("artifact", target, limit, claim, offset)).await
+        let claim = Claim::of(&self.shared, Key::new(job, name, hold.sha256())).await;
+        blocking(move || Incoming::go_on(Kind::Artifact, limit, claim, offset)).await
     }
 
     /// Begins a bundle of at most `limit` bytes, to be found by its SHA-256 later.
@@ -123,25 +117,20 @@ impl Files {
     /// # Errors
     /// [`StoreError::DiskFloor`], or the file cannot be made.
     pub async fn receive_bundle(&self, limit: u64) -> Result<Incoming, StoreError> {
-        self.receive("bundle", Target::ByHash(BUNDLES), limit).await
+        self.receive(Kind::Bundle, limit).await
     }
 
-    async fn receive(&self, what: &'static str, target: Target, limit: u64) -> Result<Incoming, StoreError> {
+    async fn receive(&self, kind: Kind, limit: u64) -> Result<Incoming, StoreError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || Incoming::begin(shared, what, target, limit)).await
+        blocking(move || Incoming::begin(shared, kind, limit)).await
     }
 
-    /// The artifact's bytes and their number; `None` when there is none.
+    /// The bytes of an artifact and their number; `None` when they are not here.
     ///
     /// # Errors
-    /// The name is refused, a symbolic link stands in the way, or the file cannot be opened.
-    pub async fn open_artifact(
-        &self,
-        job: &JobId,
-        name: &str,
-    ) -> Result<Option<(tokio::fs::File, u64)>, StoreError> {
-        self.open_regular(Place::new(&[ARTIFACTS, job.as_str()], name)?)
-            .await
+    /// The text is no SHA-256, or the file cannot be opened.
+    pub async fn open_artifact(&self, sha256: &str) -> Result<Option<(tokio::fs::File, u64)>, StoreError> {
+        self.open_regular(Kind::Artifact.place(sha256)?).await
     }
 
     /// The bundle's bytes and their number; `None` when there is none.
@@ -149,7 +138,7 @@ impl Files {
     /// # Errors
     /// The text is no SHA-256, or the file cannot be opened.
     pub async fn open_bundle(&self, sha256: &str) -> Result<Option<(tokio::fs::File, u64)>, StoreError> {
-        self.open_regular(bundle_place(sha256)?).await
+        self.open_regular(Kind::Bundle.place(sha256)?).await
     }
 
     async fn open_regular(&self, place: Place) -> Result<Option<(tokio::fs::File, u64)>, StoreError> {
@@ -163,47 +152,12 @@ impl Files {
         .await
     }
 
-    /// Removes an artifact that was received and is not to be kept. Absent is success.
-    ///
-    /// # Errors
-    /// The name is refused, or the file cannot be removed.
-    pub async fn remove_artifact(&self, job: &JobId, name: &str) -> Result<(), StoreError> {
-        let place = Place::new(&[ARTIFACTS, job.as_str()], name)?;
-        let shared = Arc::clone(&self.shared);
-        blocking(move || {
-            place
-                .remove(&shared.root)
-                .map_err(|error| StoreError::file("Removing", &place.path(&shared.root_path), error))
-        })
-        .await
-    }
-
-    /// Removes every file of a job that is not among `kept`, and returns the names of those that were there: what
-    /// arrived whole and was never recorded, because the process ended in between.
-    ///
-    /// # Errors
-    /// The directory cannot be read, or a file cannot be removed.
-    pub async fn keep_artifacts(
-        &self,
-        job: &JobId,
-        kept: HashSet<String>,
-    ) -> Result<Vec<String>, StoreError> {
-        let directory = [ARTIFACTS.to_owned(), job.to_string()];
-        let shared = Arc::clone(&self.shared);
-        blocking(move || {
-            let path = shared.root_path.join(directory.join("/"));
-            beneath::prune(&shared.root, &directory, &kept)
-                .map_err(|error| StoreError::file("Removing what is not recorded below", &path, error))
-        })
-        .await
-    }
-
     /// Removes a bundle. Absent is success.
     ///
     /// # Errors
     /// The text is no SHA-256, or the file cannot be removed.
     pub async fn remove_bundle(&self, sha256: &str) -> Result<(), StoreError> {
-        let place = bundle_place(sha256)?;
+        let place = Kind::Bundle.place(sha256)?;
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             place
@@ -289,16 +243,37 @@ fn log_place(job: &JobId) -> Result<Place, StoreError> {
     Place::new(&[LOGS], &format!("{job}.jsonl"))
 }
 
-fn bundle_place(sha256: &str) -> Result<Place, StoreError> {
-    let fits = sha256.len() == 64
-        && sha256
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    if fits {
-        Place::new(&[BUNDLES], sha256)
-    } else {
-        Err(StoreError::Name(sha256.escape_debug().take(80).collect()))
+/// What is found by its SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Artifact,
+    Bundle,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Artifact => "artifact",
+            Self::Bundle => "bundle",
+        }
     }
+
+    /// Where it is. Artifacts are many: one directory for each first byte of their hashes.
+    fn place(self, sha256: &str) -> Result<Place, StoreError> {
+        match (self, sha256.get(..2)) {
+            (Self::Artifact, Some(shard)) if is_sha256(sha256) => Place::new(&[ARTIFACTS, shard], sha256),
+            (Self::Bundle, Some(_)) if is_sha256(sha256) => Place::new(&[BUNDLES], sha256),
+            _ => Err(StoreError::Name(sha256.escape_debug().take(80).collect())),
+        }
+    }
+}
+
+/// As it is written here: 64 lower-case hexadecimal digits.
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// Runs file work on a thread that may wait. A panic in it is the caller's.

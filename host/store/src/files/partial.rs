@@ -1,7 +1,7 @@
 //! Uploads that broke off: what had arrived waits for the rest, beside the state of its hash.
 //!
 //! ```text
-//!   claim ──► Incoming ──► whole ──► renamed to artifacts/<job>/<name>
+//!   claim ──► Incoming ──► whole ──► renamed to its hash
 //!     ▲          └──► cut ──► partial/<job>/<key> ──┬──► job ended, or nobody came for too long: removed
 //!     └───────────── the rest, from that very byte ─┘
 //! ```
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use agentlab_api::JobId;
 use jiff::Timestamp;
-use rustix::fs::{AtFlags, Dir, OFlags};
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, watch};
@@ -231,7 +231,7 @@ impl Files {
     pub async fn interrupted_jobs(&self) -> Result<Vec<JobId>, StoreError> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            names(&shared.root, &[PARTIAL])
+            beneath::names(&shared.root, &[PARTIAL])
                 .map(|names| names.iter().filter_map(|name| name.parse().ok()).collect())
                 .map_err(|error| StoreError::file("Reading", &shared.root_path.join(PARTIAL), error))
         })
@@ -299,7 +299,7 @@ fn remove(shared: &Arc<Shared>, key: &Key) -> io::Result<bool> {
 }
 
 fn list(root: &OwnedFd, job: &JobId) -> io::Result<Vec<Found>> {
-    let names = names(root, &[PARTIAL, job.as_str()])?;
+    let names = beneath::names(root, &[PARTIAL, job.as_str()])?;
     if names.is_empty() {
         return Ok(Vec::new());
     }
@@ -321,21 +321,4 @@ fn list(root: &OwnedFd, job: &JobId) -> io::Result<Vec<Found>> {
         }
     }
     Ok(found)
-}
-
-/// An absent directory is an empty one.
-fn names(root: &OwnedFd, directory: &[&str]) -> io::Result<Vec<String>> {
-    let handle = match beneath::directory(root, directory, false) {
-        Ok(handle) => handle,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut names = Vec::new();
-    for entry in Dir::read_from(&handle)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name != "." && name != ".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }

@@ -1,6 +1,5 @@
 //! Files that nobody needs any more: found by looking, so that none is missed whatever a record says.
 
-use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,33 +11,28 @@ use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
 use super::partial::remove_old;
-use super::{ARTIFACTS, BUNDLES, Files, LOGS, PARTIAL, beneath, blocking, log_place};
+use super::{BUNDLES, Files, LOGS, PARTIAL, beneath, blocking, log_place};
 use crate::StoreError;
 
 impl Files {
-    /// Every job of which there is a file or a directory that has not changed for so long.
+    /// Every job whose log has not changed for so long.
     ///
     /// # Errors
     /// A directory cannot be read.
-    pub async fn jobs_with_files(
+    pub async fn jobs_with_logs(
         &self,
         unchanged: Duration,
         now: Timestamp,
     ) -> Result<Vec<JobId>, StoreError> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            let mut jobs = BTreeSet::new();
-            for directory in [ARTIFACTS, LOGS] {
-                let names = names_of(&shared.root, directory, unchanged, now)
-                    .map_err(|error| StoreError::file("Reading", &shared.root_path.join(directory), error))?;
-                // What is not ours is left alone.
-                jobs.extend(
-                    names
-                        .iter()
-                        .filter_map(|name| name.strip_suffix(".jsonl").unwrap_or(name).parse::<JobId>().ok()),
-                );
-            }
-            Ok(jobs.into_iter().collect())
+            let names = names_of(&shared.root, LOGS, unchanged, now)
+                .map_err(|error| StoreError::file("Reading", &shared.root_path.join(LOGS), error))?;
+            // What is not ours is left alone.
+            let jobs = names
+                .iter()
+                .filter_map(|name| name.strip_suffix(".jsonl")?.parse().ok());
+            Ok(jobs.collect())
         })
         .await
     }
@@ -56,7 +50,7 @@ impl Files {
         .await
     }
 
-    /// Removes a job's artifacts, what broke off of them, and its log. Absent is success.
+    /// Removes a job's log, and what broke off of its uploads. Absent is success.
     ///
     /// # Errors
     /// Something could not be removed.
@@ -64,12 +58,6 @@ impl Files {
         let (job, log) = (job.clone(), log_place(job)?);
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            let artifacts = [ARTIFACTS, job.as_str()];
-            let removed = beneath::prune(&shared.root, &artifacts, &HashSet::new())
-                .and_then(|_| remove_directory(&shared.root, job.as_str()));
-            removed.map_err(|error| {
-                StoreError::file("Removing", &shared.root_path.join(artifacts.join("/")), error)
-            })?;
             remove_old(&shared, &job, Duration::ZERO, Timestamp::UNIX_EPOCH).map_err(|error| {
                 StoreError::file(
                     "Removing",
@@ -81,14 +69,6 @@ impl Files {
                 .map_err(|error| StoreError::file("Removing", &log.path(&shared.root_path), error))
         })
         .await
-    }
-}
-
-fn remove_directory(root: &OwnedFd, job: &str) -> io::Result<()> {
-    let artifacts = beneath::directory(root, &[ARTIFACTS], false)?;
-    match rustix::fs::unlinkat(&artifacts, job, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,12 +1,17 @@
 //! Records as an engine would write them.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test program uses its part")]
 
 use std::path::Path;
 
-use agentlab_api::{EventKind, JobId, JobState, Profile, RepositorySource, SandboxId, SandboxState, Vmid};
-use agentlab_store::{JobRecord, NewEvent, SandboxRecord, Store, StoreError, StoreOptions, Write};
+use agentlab_api::{
+    ArtifactKind, EventKind, JobId, JobState, Profile, RepositorySource, SandboxId, SandboxState, Vmid,
+};
+use agentlab_store::{
+    ArtifactRecord, JobRecord, NewEvent, SandboxRecord, Store, StoreError, StoreOptions, Write,
+};
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 
 pub(crate) async fn open(directory: &Path) -> Result<Store, StoreError> {
     Store::open(StoreOptions {
@@ -15,6 +20,30 @@ pub(crate) async fn open(directory: &Path) -> Result<Store, StoreError> {
         disk_floor_bytes: 0,
     })
     .await
+}
+
+/// Stores an artifact and records it. Returns its hash.
+pub(crate) async fn keep(store: &Store, job: &JobId, name: &str, bytes: &[u8]) -> String {
+    let sha256 = hex::encode(Sha256::digest(bytes));
+    let hold = store.files().hold(&sha256).unwrap();
+    let mut incoming = store.files().receive_artifact(&hold, 1 << 20).await.unwrap();
+    incoming.write(bytes).await.unwrap();
+    let received = incoming.finish(None).await.unwrap();
+    let record = artifact(job, name, &received.sha256, received.size_bytes);
+    store.commit(vec![Write::Artifact(record)]).await.unwrap();
+    hold.recorded();
+    received.sha256
+}
+
+pub(crate) fn artifact(job: &JobId, name: &str, sha256: &str, size_bytes: u64) -> ArtifactRecord {
+    ArtifactRecord {
+        job: job.clone(),
+        name: name.into(),
+        kind: ArtifactKind::File,
+        size_bytes,
+        sha256: sha256.into(),
+        created_at: Timestamp::now(),
+    }
 }
 
 pub(crate) fn sandbox(vmid: u32) -> SandboxRecord {
