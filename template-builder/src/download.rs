@@ -118,7 +118,7 @@ impl Source {
             return Ok(kept);
         }
         // Kept when we die, so that the next build goes on with it.
-        let partial = kept.with_extension("part");
+        let partial = partial_path(&kept);
         let was_begun = partial.exists();
         self.download(workshop, &partial)?;
         let (mut found, _) = fingerprint::of_file(&partial)?;
@@ -209,8 +209,13 @@ fn curl(workshop: &Workshop<'_>, url: &str, into: &Path, resume: Resume) -> Resu
     .run(workshop)
 }
 
+/// What of it is there, until all of it is.
+pub(crate) fn partial_path(kept: &Path) -> PathBuf {
+    kept.with_extension("part")
+}
+
 /// Where a verified image is kept.
-fn kept_path(store: &Path, sha256: &str) -> PathBuf {
+pub(crate) fn kept_path(store: &Path, sha256: &str) -> PathBuf {
     store.join(CACHE).join(format!("{sha256}.image"))
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::assembly::tests::Lab;
 use crate::disk::{self, BootLoader, ROOT_OFFSET};
+use crate::download::{kept_path, partial_path};
 use crate::fingerprint;
 use crate::shape::Shape;
 use crate::store::{CACHE, Template, read_dir};
@@ -262,6 +263,26 @@ fn a_connection_that_breaks_off_is_gone_on_with_and_a_server_without_parts_is_be
             Manners::CutWithoutParts(most) => assert_eq!(asked, [0, most, 0]),
             Manners::Good => {}
         }
+    }
+}
+
+#[test]
+fn what_a_dead_build_had_fetched_is_gone_on_with_and_what_is_not_of_the_image_is_fetched_anew() {
+    let lab = Lab::new();
+    let image = published(&lab);
+    let sha256 = fingerprint::of_bytes(&image);
+    let third = image.len() / 3;
+    let wrong = vec![b'x'; third];
+    for (left, asked) in [(&image[..third], vec![third]), (&wrong, vec![third, 0])] {
+        let lab = Lab::new();
+        let server = Server::start(vec![("cloud.qcow2", image.clone())], Manners::Good);
+        let source = Source::new(&server.url("cloud.qcow2"), Some(&sha256), None).unwrap();
+        let store = lab.store();
+        let partial = partial_path(&kept_path(store.dir(), &sha256));
+        fs::create_dir_all(partial.parent().unwrap()).unwrap();
+        fs::write(&partial, left).unwrap();
+        built(&lab, RECIPE, &source, true).unwrap();
+        assert_eq!(server.asked(), asked);
     }
 }
 
