@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::SignedDuration;
-
 use crate::Fault;
+use crate::span::Span;
 use crate::yaml::Node;
 
 /// Collects what is wrong, each with its place.
@@ -49,11 +48,11 @@ impl Check<'_> {
     pub(crate) fn duration(
         &mut self,
         key: &str,
-        given: Option<SignedDuration>,
+        given: Option<Span>,
         default: u64,
         range: (u64, u64),
     ) -> Duration {
-        let Some(given) = given else {
+        let Some(Span(given)) = given else {
             return Duration::from_secs(default);
         };
         let (least, most) = (Duration::from_secs(range.0), Duration::from_secs(range.1));

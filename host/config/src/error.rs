@@ -1,6 +1,7 @@
 //! What is wrong with a file, and where in it.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use crate::yaml::Place;
@@ -108,7 +109,14 @@ impl ConfigError {
                 what.to_lowercase()
             )),
             Self::Permissions { path, .. } => Some(format!("chmod 0600 {}", path.display())),
-            Self::NotAFile { .. } | Self::Unreadable { .. } | Self::Invalid(_) => None,
+            Self::Unreadable { path, source } if source.kind() == ErrorKind::PermissionDenied => {
+                Some(format!("run it as root, or as the owner of {}", path.display()))
+            }
+            Self::Unreadable { path, source } if source.kind() == ErrorKind::InvalidData => {
+                Some(format!("save {} as UTF-8", path.display()))
+            }
+            Self::NotAFile { .. } => Some("give the path of a YAML file".to_owned()),
+            Self::Unreadable { .. } | Self::Invalid(_) => None,
         }
     }
 }

@@ -24,6 +24,7 @@ mod raw;
 mod refused;
 mod reload;
 mod resources;
+mod span;
 mod yaml;
 
 pub use config::{

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use agentlab_api::Vmid;
 use agentlab_protocol::secret::SecretText;
-use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::check::Check;
 use crate::login;
 use crate::network::{NetworkPart, RawDns};
+use crate::span::Span;
 use crate::{Accelerator, CloneMode, Config, IdleStop, LogLevel, ProxmoxConfig, QemuConfig};
 
 /// As it stands in the file.
@@ -32,9 +32,9 @@ pub(crate) struct Raw {
     pub(crate) bootstrap_listen: Option<String>,
     pub(crate) artifact_listen: Option<String>,
     pub(crate) controller_url: Option<String>,
-    pub(crate) provisioning_timeout: Option<SignedDuration>,
-    pub(crate) boot_timeout: Option<SignedDuration>,
-    pub(crate) bootstrap_token_ttl: Option<SignedDuration>,
+    pub(crate) provisioning_timeout: Option<Span>,
+    pub(crate) boot_timeout: Option<Span>,
+    pub(crate) bootstrap_token_ttl: Option<Span>,
     pub(crate) artifact_max_bytes: Option<u64>,
     pub(crate) artifact_disk_floor_bytes: Option<u64>,
     pub(crate) bundle_max_bytes: Option<u64>,
@@ -47,9 +47,9 @@ pub(crate) struct Raw {
     pub(crate) template_vmid: Option<Vmid>,
     pub(crate) heartbeat_seconds: Option<u32>,
     pub(crate) heartbeat_silence_seconds: Option<u32>,
-    pub(crate) reconcile_interval: Option<SignedDuration>,
+    pub(crate) reconcile_interval: Option<Span>,
     pub(crate) idle_stop_enabled: Option<bool>,
-    pub(crate) idle_stop_interval: Option<SignedDuration>,
+    pub(crate) idle_stop_interval: Option<Span>,
     pub(crate) idle_stop_minutes_default: Option<u32>,
     pub(crate) idle_stop_cpu_threshold: Option<f64>,
     pub(crate) kill_grace_seconds: Option<u32>,
@@ -72,7 +72,7 @@ pub(crate) struct Raw {
     pub(crate) proxmox_pool: Option<String>,
     pub(crate) proxmox_storage: Option<String>,
     pub(crate) proxmox_clone_mode: Option<CloneMode>,
-    pub(crate) proxmox_command_timeout: Option<SignedDuration>,
+    pub(crate) proxmox_command_timeout: Option<Span>,
     pub(crate) proxmox_calls_per_node: Option<u32>,
     pub(crate) proxmox_clones_per_storage: Option<u32>,
     pub(crate) proxmox_volume_vmid: Option<Vmid>,

@@ -2,6 +2,8 @@
 
 use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter};
 
+use crate::span;
+
 /// In our words where a person needs better ones; with the key that the value stands at, where that is known.
 #[expect(
     clippy::wildcard_enum_match_arm,
@@ -16,6 +18,7 @@ pub(super) fn sentence(error: &Error, key: Option<&str>) -> String {
         Error::InvalidBooleanStrict { .. } => must_be("true or false"),
         Error::InvalidScalar { ty, .. } if let Some(what) = scalar(ty) => must_be(what),
         Error::Unexpected { expected, .. } if let Some(what) = shape(expected) => must_be(what),
+        Error::Message { msg, .. } if msg == span::EXPECTED => must_be(msg),
         Error::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
         Error::SerdeUnknownVariant {
             variant, expected, ..
