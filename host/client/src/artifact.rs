@@ -1,5 +1,7 @@
 //! Files a job left.
 
+use std::path::PathBuf;
+
 use agentlab_api::{ArtifactView, JobId};
 use http_body_util::BodyExt;
 use serde::Deserialize;
@@ -41,19 +43,26 @@ impl Client {
     ) -> Result<()> {
         let target = format!("/v1/jobs/{id}/artifacts/{}", encode(&artifact.name, true));
         let mut answer = self.send(Call::get(target)).await?;
-        let broken =
-            |words: String| ClientError::Protocol(format!("`{}` of {id} broke off: {words}", artifact.name));
+        let unwritten = |source| ClientError::File {
+            action: "Writing",
+            path: PathBuf::from(&artifact.name),
+            source,
+        };
         let mut hash = Sha256::new();
         while let Some(frame) = answer.body.frame().await {
-            let frame = frame.map_err(|error| broken(chain(&error)))?;
+            let frame = frame.map_err(|error| {
+                ClientError::Protocol(format!(
+                    "`{}` of {id} broke off: {}",
+                    artifact.name,
+                    chain(&error)
+                ))
+            })?;
             if let Some(data) = frame.data_ref() {
                 hash.update(data);
-                to.write_all(data)
-                    .await
-                    .map_err(|error| broken(error.to_string()))?;
+                to.write_all(data).await.map_err(unwritten)?;
             }
         }
-        to.flush().await.map_err(|error| broken(error.to_string()))?;
+        to.flush().await.map_err(unwritten)?;
         let actual = hex::encode(hash.finalize());
         if actual == artifact.sha256 {
             Ok(())

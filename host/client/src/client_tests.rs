@@ -235,6 +235,22 @@ async fn bytes_that_are_not_those_recorded_are_refused() {
         .await
         .unwrap_err();
     assert!(matches!(error, ClientError::Mismatch { .. }));
+    let daemon = Daemon::saying(answers());
+    let mut full = std::io::Cursor::new(vec![0; 2].into_boxed_slice());
+    let error = Client::unix(&daemon.socket)
+        .download(&job(), &recorded(digest), &mut full)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ClientError::File {
+                action: "Writing",
+                ..
+            }
+        ),
+        "what is wrong here is not blamed on the daemon: {error}"
+    );
 }
 
 #[tokio::test]

@@ -62,6 +62,9 @@ impl ClientError {
             Self::Unreachable { socket, source } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some(format!("members of group `agentlab` may use {}; `id` shows yours", socket.display()))
             }
+            Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+                Some("a socket's path has at most 107 bytes; name a shorter one with `--socket`".to_owned())
+            }
             Self::Unreachable { .. } => Some(
                 "is agentlabd running? `systemctl status agentlabd` says; `--socket` names another one's socket".to_owned(),
             ),

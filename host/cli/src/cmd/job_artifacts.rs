@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agentlab_api::{ArtifactView, JobId};
+use agentlab_client::ClientError;
 use clap::{Args, Subcommand};
 
 use super::job_bundle;
@@ -193,6 +194,16 @@ fn listed(names: &[String]) -> String {
     }
 }
 
+/// The client knows an artifact's name, and not where it is written to.
+fn unwritten(error: ClientError, path: &Path) -> CommandError {
+    if let ClientError::File { action, source, .. } = error {
+        let path = path.display().to_string();
+        CommandError::File { action, path, source }
+    } else {
+        error.into()
+    }
+}
+
 async fn fetch(
     context: &Context,
     job: &JobId,
@@ -202,9 +213,13 @@ async fn fetch(
 ) -> Result<(), CommandError> {
     let arriving = landing.begin(place)?;
     let mut file = tokio::fs::File::from_std(arriving.file()?);
-    context.client.download(job, artifact, &mut file).await?;
-    arriving.finish()?;
     let path = landing.shown(place);
+    context
+        .client
+        .download(job, artifact, &mut file)
+        .await
+        .map_err(|error| unwritten(error, &path))?;
+    arriving.finish()?;
     if place.renamed() {
         context.printer.warning(&format!(
             "`{}` is written as {}: under its own name git could take its directory for a repository, and run what \

@@ -274,12 +274,13 @@ fn local_directory(repo: &str) -> Result<Option<PathBuf>, CommandError> {
 
 /// Clap's parser of times: `90s`, `10m`, `1h 30m`, ISO 8601.
 pub(super) fn seconds(text: &str) -> Result<u32, String> {
-    let wrong = || "write a time such as 90s, 10m or 1h 30m".to_owned();
-    let duration: SignedDuration = text.trim().parse().map_err(|_| wrong())?;
-    match u32::try_from(duration.as_secs()) {
-        Ok(seconds) if seconds > 0 => Ok(seconds),
-        Ok(_) | Err(_) => Err(wrong()),
+    let Ok(duration) = text.trim().parse::<SignedDuration>() else {
+        return Err("write a time such as 90s, 10m or 1h 30m".to_owned());
+    };
+    if duration < SignedDuration::from_secs(1) {
+        return Err("it must be a second or more".to_owned());
     }
+    u32::try_from(duration.as_secs()).map_err(|_| "it is too long".to_owned())
 }
 
 #[cfg(test)]
@@ -310,8 +311,18 @@ mod tests {
         for (text, wanted) in [("90s", 90), ("10m", 600), ("1h 30m", 5400), ("PT2M", 120)] {
             assert_eq!(seconds(text), Ok(wanted), "{text}");
         }
-        for text in ["", "10", "0s", "-1m", "soon", "1mo", "9999999999s", "1 fortnight"] {
-            assert!(seconds(text).is_err(), "{text}");
+        for (text, said) in [
+            ("", "write"),
+            ("10", "write"),
+            ("soon", "write"),
+            ("1mo", "write"),
+            ("1 fortnight", "write"),
+            ("0s", "a second or more"),
+            ("-1m", "a second or more"),
+            ("9999999999s", "too long"),
+        ] {
+            let refusal = seconds(text).unwrap_err();
+            assert!(refusal.contains(said), "{text}: {refusal}");
         }
     }
 
