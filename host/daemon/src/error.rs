@@ -1,7 +1,8 @@
 //! Why the daemon does not start.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Failure before the daemon serves. Nothing is running then.
 #[derive(Debug, thiserror::Error)]
@@ -85,4 +86,103 @@ pub enum StartError {
     /// The engine.
     #[error("The engine cannot start")]
     Engine(#[from] agentlab_engine::StartError),
+}
+
+impl StartError {
+    /// What to do next, where that stands neither in the message nor in that of its cause.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::File { path, source, .. } => file_hint(path, source.kind()),
+            Self::Listen { address, source } => listen_hint(*address, source.kind()),
+            Self::Profiles(error) | Self::Login(error) => error.hint(),
+            Self::AnotherDaemon { .. }
+            | Self::SocketTaken { .. }
+            | Self::Key { .. }
+            | Self::Signals(_)
+            | Self::Network(_)
+            | Self::Backend { .. }
+            | Self::Proxmox { .. }
+            | Self::Store(_)
+            | Self::Engine(_) => None,
+        }
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the system's other refusals say themselves what is the matter"
+)]
+fn file_hint(path: &Path, kind: ErrorKind) -> Option<String> {
+    let path = path.display();
+    match kind {
+        ErrorKind::PermissionDenied => Some(format!(
+            "start agentlabd as root or as the owner of {path}, or set data_dir and run_dir to directories of its own"
+        )),
+        ErrorKind::ReadOnlyFilesystem => Some(format!(
+            "mount what {path} lies on for writing, or set data_dir and run_dir to another place"
+        )),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(format!(
+            "free space where {path} lies, or set data_dir to another place"
+        )),
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Some(format!(
+            "{path} must be a directory: move what is there away, or set data_dir and run_dir to another place"
+        )),
+        _ => None,
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the system's other refusals say themselves what is the matter"
+)]
+fn listen_hint(address: SocketAddr, kind: ErrorKind) -> Option<String> {
+    match kind {
+        ErrorKind::AddrInUse => Some(format!(
+            "`ss -ltnp 'sport = :{}'` shows who listens there; stop that, or set bootstrap_listen or artifact_listen \
+             to another port",
+            address.port()
+        )),
+        ErrorKind::AddrNotAvailable => Some(format!(
+            "bootstrap_listen and artifact_listen must be on this host: set them to the address of bridge_address, or \
+             give {} to an interface",
+            address.ip()
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+
+    use super::*;
+
+    #[test]
+    fn what_the_system_refuses_comes_with_the_key_that_names_another_place() {
+        let file = |kind| StartError::File {
+            action: "Making",
+            path: PathBuf::from("/data"),
+            source: Error::from(kind),
+        };
+        for kind in [
+            ErrorKind::PermissionDenied,
+            ErrorKind::ReadOnlyFilesystem,
+            ErrorKind::StorageFull,
+            ErrorKind::AlreadyExists,
+        ] {
+            let hint = file(kind).hint().unwrap();
+            assert!(hint.contains("/data") && hint.contains("data_dir"), "{hint}");
+        }
+        assert_eq!(file(ErrorKind::TimedOut).hint(), None);
+        let taken = StartError::Listen {
+            address: "10.77.0.1:8844".parse().unwrap(),
+            source: Error::from(ErrorKind::AddrInUse),
+        };
+        let hint = taken.hint().unwrap();
+        assert!(
+            hint.contains(":8844") && hint.contains("bootstrap_listen"),
+            "{hint}"
+        );
+    }
 }

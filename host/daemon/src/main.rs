@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use agentlab_config::{Config, ConfigError, load_config};
-use agentlabd::{Flags, Log, Reload, Surroundings};
+use agentlabd::{Flags, Log, Reload, StartError, Surroundings};
 use anyhow::Context as _;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +25,9 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let control = agentlabd::take_control_socket().context("The control socket cannot be taken over")?;
     // Nothing of ours is for others, whatever shell or unit started us.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o027));
+    // Keys pass through this memory: no core file holds it, and others of our user do not look into it.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context("Core dumps cannot be forbidden")?;
     let loaded = load_config(&flags.config)?;
     let config = loaded.value;
     if flags.check {
@@ -108,10 +111,9 @@ fn complain(error: &anyhow::Error) {
     for cause in error.chain().skip(1) {
         eprintln!("caused by: {cause}");
     }
-    let wrong_file = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<ConfigError>());
-    if let Some(hint) = wrong_file.and_then(ConfigError::hint) {
+    let wrong_file = error.downcast_ref::<ConfigError>().and_then(ConfigError::hint);
+    let refused = || error.downcast_ref::<StartError>().and_then(StartError::hint);
+    if let Some(hint) = wrong_file.or_else(refused) {
         eprintln!("hint: {hint}");
     }
 }

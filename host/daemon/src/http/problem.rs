@@ -71,9 +71,16 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// No route of that path.
 pub(super) async fn no_such_route(request: Request) -> Refusal {
-    let detail = format!("There is no route {} {}", request.method(), request.uri().path());
+    let path = request.uri().path();
+    let detail = format!("There is no route {} {path}", request.method());
+    // What a client makes of an empty name.
+    let hint = if path.ends_with('/') || path.contains("//") {
+        "a name or id in it is empty"
+    } else {
+        "all routes begin with /v1/"
+    };
     Problem::new(ErrorCode::NoSuchRoute, detail)
-        .with_hint("all routes begin with /v1/")
+        .with_hint(hint)
         .into()
 }
 
