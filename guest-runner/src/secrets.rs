@@ -307,36 +307,54 @@ pub struct GitAccess {
     pub config: Vec<(String, String)>,
 }
 
-/// What the settings of Claude Code put into its environment: the rest of them are words that people also write.
+/// One value that must not be seen in output, and what people call it.
+#[derive(Debug, Clone)]
+pub struct NamedSecret {
+    /// Its name, no secret.
+    pub name: String,
+    /// Itself.
+    pub value: SecretText,
+}
+
+/// Everything of an answer that must not be seen in output.
 #[must_use]
-pub fn settings_values(answer: &RedeemAnswer) -> Vec<SecretText> {
+pub fn named_secrets(answer: &RedeemAnswer) -> Vec<NamedSecret> {
+    let named = |name: &str, value: &SecretText| NamedSecret {
+        name: name.to_owned(),
+        value: value.clone(),
+    };
+    let git = answer.git.iter().flat_map(|git| {
+        let token = git.token.as_ref().map(|token| named("the git token", token));
+        let key = git.ssh_private_key.as_ref();
+        token
+            .into_iter()
+            .chain(key.map(|key| named("the git SSH key", key)))
+    });
+    let tailnet = answer.tailnet.iter();
+    answer
+        .environment
+        .iter()
+        .map(|(name, value)| named(name, value))
+        .chain(git)
+        .chain(tailnet.map(|login| named("the tailnet key", &login.authkey)))
+        .chain(settings_secrets(answer))
+        .collect()
+}
+
+/// What the settings of Claude Code put into its environment: the rest of them are words that people also write.
+fn settings_secrets(answer: &RedeemAnswer) -> Vec<NamedSecret> {
     let settings = answer.claude_settings.as_ref();
     let settings = settings.and_then(|text| serde_json::from_str::<serde_json::Value>(text.expose()).ok());
     let variables = settings
         .as_ref()
         .and_then(|settings| settings.get("env")?.as_object());
-    let values = variables.into_iter().flat_map(|variables| variables.values());
-    values
-        .filter_map(|value| Some(SecretText::new(value.as_str()?.to_owned())))
-        .collect()
-}
-
-/// Everything of an answer that must not be seen in output, but for [`settings_values`].
-#[must_use]
-pub fn secret_values(answer: &RedeemAnswer) -> Vec<&str> {
-    let git = answer
-        .git
-        .iter()
-        .flat_map(|git| [git.token.as_ref(), git.ssh_private_key.as_ref()])
-        .flatten();
-    let tailnet = answer.tailnet.as_ref().map(|login| &login.authkey);
-    answer
-        .environment
-        .values()
-        .chain(git)
-        .chain(tailnet)
-        .map(SecretText::expose)
-        .collect()
+    let secret = |(name, value): (&String, &serde_json::Value)| {
+        Some(NamedSecret {
+            name: format!("{name} of the Claude settings"),
+            value: SecretText::new(value.as_str()?.to_owned()),
+        })
+    };
+    variables.into_iter().flatten().filter_map(secret).collect()
 }
 
 /// `https://host[:port]` of a URL, without user or path; `None` for every other kind.

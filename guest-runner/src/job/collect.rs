@@ -25,7 +25,7 @@ use super::{JobLog, Layout, files};
 use crate::sys_mount;
 
 /// For one command that reads a work tree or writes a pack.
-const LONG: Duration = Duration::from_secs(10 * 60);
+pub(crate) const LONG: Duration = Duration::from_secs(10 * 60);
 /// For one command that looks something up.
 const SHORT: Duration = Duration::from_secs(60);
 /// What [`Work::head`] is called in [`Work::store`].
@@ -49,8 +49,10 @@ pub(crate) struct Work {
     pub(crate) uncommitted: bool,
     pub(crate) made: Vec<Made>,
     pub(crate) left_out: Vec<String>,
-    /// Holds the commits.
+    /// Holds the commits, and the index of what is uncommitted.
     pub(crate) store: Option<Store>,
+    /// Why the commits may not go to an origin.
+    pub(crate) withheld: Option<String>,
 }
 
 /// The git directory of our own that the work was collected in, and the objects that it borrows.
@@ -58,6 +60,18 @@ pub(crate) struct Work {
 pub(crate) struct Store {
     pub(crate) git_dir: PathBuf,
     pub(crate) objects: PathBuf,
+}
+
+impl Store {
+    /// git in it, with no configuration at all.
+    pub(crate) fn git<'a>(&self, layout: &'a Layout) -> Git<'a> {
+        Git::without_configuration(&layout.user, &self.git_dir)
+            .env("GIT_DIR", self.git_dir.display().to_string())
+            .env(
+                "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+                self.objects.display().to_string(),
+            )
+    }
 }
 
 /// Collects. Never fails as a whole: what could not be had is named in `left_out`.

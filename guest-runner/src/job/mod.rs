@@ -13,6 +13,7 @@ mod adapter;
 mod agent;
 mod cause;
 mod collect;
+mod exposed;
 mod files;
 mod git;
 mod hand_over;
@@ -56,7 +57,7 @@ pub(crate) use self::process::end_user;
 use self::sandbox::InnerSandbox;
 use crate::link::LinkError;
 use crate::redact::Needles;
-use crate::secrets::{self, GitAccess, SecretDir, SecretsError, secret_values, settings_values};
+use crate::secrets::{self, GitAccess, NamedSecret, SecretDir, SecretsError, named_secrets};
 use crate::vitals;
 use crate::workspace::{self as disk, WorkspaceError};
 
@@ -84,12 +85,10 @@ pub async fn run<H: HostLink>(
     layout: Layout,
     deaths: u32,
 ) -> JobOutcome {
-    let settings = settings_values(answer);
-    let secret = secret_values(answer)
-        .into_iter()
-        .chain(settings.iter().map(SecretText::expose))
-        .chain(url_secret(&order.repository));
-    let needles = Arc::new(Needles::new(secret));
+    let mut secrets = named_secrets(answer);
+    secrets.extend(url_secret(&order.repository));
+    let values = secrets.iter().map(|secret| secret.value.expose());
+    let needles = Arc::new(Needles::new(values));
     let begun = life::begin(&layout, needles, answer.limits.max_log_bytes, deaths);
     let mut report = empty_report(&order);
     let (log, life) = match begun {
@@ -113,6 +112,7 @@ pub async fn run<H: HostLink>(
         host: &host,
         layout: &layout,
         log: &log,
+        secrets: &secrets,
         phase,
         cancelled,
         oom_kills: vitals::oom_kills(),
@@ -131,6 +131,7 @@ struct Job<'a, H> {
     host: &'a H,
     layout: &'a Layout,
     log: &'a JobLog,
+    secrets: &'a [NamedSecret],
     phase: watch::Sender<Phase>,
     cancelled: watch::Receiver<bool>,
     /// Processes killed for want of memory before it began.
@@ -398,7 +399,7 @@ impl<H: HostLink> Job<'_, H> {
         self.enter(Phase::Collect);
         life::give_room(&self.layout.spool);
         let limit = self.answer.limits.max_total_bytes;
-        let work = collect::collect(self.layout, report.base_commit.as_deref(), limit, self.log).await;
+        let mut work = collect::collect(self.layout, report.base_commit.as_deref(), limit, self.log).await;
         report.head_commit.clone_from(&work.head);
         report.commits = work.commits;
         report.uncommitted = work.uncommitted;
@@ -410,7 +411,28 @@ impl<H: HostLink> Job<'_, H> {
         let commits = if work.commits == 1 { "commit" } else { "commits" };
         self.log
             .runner(&format!("Collected {} {commits}{rest}", work.commits));
+        self.look_for_secrets(report, &mut work).await;
         work
+    }
+
+    /// Names in the report what of the work is a secret, and keeps such commits from going to an origin: as well as
+    /// those of which nobody knows.
+    async fn look_for_secrets(&self, report: &mut Report, work: &mut Work) {
+        let base = report.base_commit.as_deref();
+        match exposed::find(work, base, self.secrets, (self.layout, self.log)).await {
+            Ok(found) => {
+                for one in &found {
+                    self.log.runner(&format!("ALARM: the work holds a secret: {one}"));
+                }
+                work.withheld = exposed::forbids_push(&found);
+                report.exposed_secrets = found;
+            }
+            Err(error) => {
+                let words = format!("ALARM: the work could not be searched for secrets: {error}");
+                self.log.runner(&words);
+                work.withheld = Some(words);
+            }
+        }
     }
 
     /// To the origin, where that was ordered and the agent ended well.
@@ -437,13 +459,17 @@ fn origin(order: &JobOrder) -> Option<&str> {
 }
 
 /// The password, or the only name, of a URL that carries one.
-fn url_secret(repository: &Repository) -> Option<&str> {
+fn url_secret(repository: &Repository) -> Option<NamedSecret> {
     let Repository::Url { url } = repository else {
         return None;
     };
     let (_, rest) = url.split_once("://")?;
     let (user, _) = rest.split('/').next()?.rsplit_once('@')?;
-    Some(user.split_once(':').map_or(user, |(_, password)| password))
+    let password = user.split_once(':').map_or(user, |(_, password)| password);
+    Some(NamedSecret {
+        name: "the password in the repository's URL".to_owned(),
+        value: SecretText::new(password.to_owned()),
+    })
 }
 
 fn empty_report(order: &JobOrder) -> Report {
@@ -461,6 +487,7 @@ fn empty_report(order: &JobOrder) -> Report {
         uncommitted: false,
         agent_milliseconds: 0,
         push: None,
+        exposed_secrets: Vec::new(),
         artifacts: Vec::new(),
         left_out: Vec::new(),
         inner_sandbox: "none".to_owned(),

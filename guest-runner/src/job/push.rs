@@ -38,9 +38,9 @@ pub(super) async fn push(
         store,
         order,
     };
-    let tried = match origin.take_no_default().await {
-        Ok(()) => origin.push().await,
-        Err(refused) => Err(refused),
+    let tried = match &work.withheld {
+        Some(reason) => Err(reason.clone()),
+        None => origin.offer().await,
     };
     match tried {
         Ok(()) => {
@@ -58,12 +58,8 @@ pub(super) async fn push(
 
 /// With the credentials of the job and no other configuration at all.
 fn git<'a>(layout: &'a Layout, store: &Store, access: &GitAccess) -> Git<'a> {
-    let mut git = Git::without_configuration(&layout.user, &store.git_dir)
-        .env("GIT_DIR", store.git_dir.display().to_string())
-        .env(
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-            store.objects.display().to_string(),
-        )
+    let mut git = store
+        .git(layout)
         .env("GIT_ALLOW_PROTOCOL", layout.clone_protocols);
     git.environment.extend(access.environment.iter().cloned());
     // An empty helper forgets those of the lines above it.
@@ -93,6 +89,11 @@ impl Origin<'_> {
         let done = run.into_sink(&mut memory).await;
         let done = done.map_err(|error: ProcessError| error.to_string())?;
         Ok((done, String::from_utf8_lossy(&memory.bytes).into_owned()))
+    }
+
+    async fn offer(&self) -> Result<(), String> {
+        self.take_no_default().await?;
+        self.push().await
     }
 
     /// Refuses the branch that is everybody's, and an origin that does not say which one that is.

@@ -2,6 +2,7 @@
 
 mod agents;
 mod endings;
+mod exposed;
 mod push;
 mod tailnet;
 mod work;

@@ -195,6 +195,32 @@ pub struct JobOutcome {
     /// What came of the push that was asked for; absent when none was, or when the agent did not end well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push: Option<PushOutcome>,
+    /// Secrets that the agent was given and that stand in its work, as its guest found them. The work is not altered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed_secrets: Vec<ExposedSecret>,
+}
+
+/// One secret in the work of a job. Every text of it is a guest's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExposedSecret {
+    /// Its name, never its value.
+    pub secret: String,
+    /// File of the repository; absent for the message of a commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Whether it is in the uncommitted changes, and not in the commits.
+    pub uncommitted: bool,
+}
+
+impl fmt::Display for ExposedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.path.as_deref().unwrap_or("the message of a commit");
+        write!(f, "{} in {place}", self.secret)?;
+        if self.uncommitted {
+            f.write_str(", uncommitted")?;
+        }
+        Ok(())
+    }
 }
 
 /// Why a job is not COMPLETED.

@@ -31,8 +31,8 @@ pub use error::{ErrorCode, FieldError, Problem};
 pub use event::{Event, EventKind};
 pub use id::{IdError, JobId, SandboxId, Vmid};
 pub use job::{
-    JobFailure, JobList, JobOutcome, JobPruneRequest, JobPruneView, JobRequest, JobState, JobView, PrunedJob,
-    PushOutcome, PushTarget, RepositorySource, UploadedBundle,
+    ExposedSecret, JobFailure, JobList, JobOutcome, JobPruneRequest, JobPruneView, JobRequest, JobState,
+    JobView, PrunedJob, PushOutcome, PushTarget, RepositorySource, UploadedBundle,
 };
 pub use log::{LogRecord, LogStream};
 pub use profile::{

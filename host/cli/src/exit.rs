@@ -143,6 +143,7 @@ mod tests {
                 uncommitted: false,
                 agent_milliseconds: 0,
                 push: None,
+                exposed_secrets: Vec::new(),
             }),
             failure: failure.map(|code| Failure {
                 code,

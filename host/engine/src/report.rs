@@ -1,6 +1,6 @@
 //! What a guest's report is worth. Everything in it is a guest's word: checked, cut and completed here, pure.
 
-use agentlab_api::{ArtifactKind, ErrorCode, Failure, JobOutcome, JobState, PushOutcome};
+use agentlab_api::{ArtifactKind, ErrorCode, ExposedSecret, Failure, JobOutcome, JobState, PushOutcome};
 use agentlab_protocol::message::{
     ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, LOG_NAME, PATCH_NAME, Phase,
     PushResult, REPORT_NAME, Report, ReportStatus,
@@ -13,6 +13,10 @@ use crate::sandbox::driver::JobEnd;
 const MESSAGE: usize = 4000;
 /// More commits than anybody makes in one job.
 const COMMITS: u32 = 1_000_000;
+/// More places with a secret than a guest may name.
+const EXPOSED: usize = 100;
+/// Longest name of a secret, and longest path, that is kept.
+const NAME: usize = 300;
 
 /// Takes control characters out of a guest's text, keeps line ends and tabs, and cuts it.
 pub(crate) fn clean(text: &str, limit: usize) -> String {
@@ -55,6 +59,7 @@ pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord],
         uncommitted: report.uncommitted,
         agent_milliseconds: report.agent_milliseconds.min(longest),
         push: job.push.as_ref().and(report.push.as_ref()).map(push_outcome),
+        exposed_secrets: exposed_secrets(report),
     };
     let (state, mut failure) = verdict(report, job, stored);
     if let (Some(name), Some(failure)) = (lost_work(report, stored), failure.as_mut()) {
@@ -66,6 +71,30 @@ pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord],
         outcome: Some(outcome),
         failure,
     }
+}
+
+/// What the guest says of secrets in its work, bounded.
+fn exposed_secrets(report: &Report) -> Vec<ExposedSecret> {
+    let said = report.exposed_secrets.iter().take(EXPOSED);
+    said.map(|one| ExposedSecret {
+        secret: clean_line(&one.secret, NAME),
+        path: one.path.as_deref().map(|path| clean_line(path, NAME)),
+        uncommitted: one.uncommitted,
+    })
+    .collect()
+}
+
+/// What an operator is to know at once of the work.
+pub(crate) fn alarm(outcome: &JobOutcome) -> Option<String> {
+    let (first, more) = outcome.exposed_secrets.split_first()?;
+    let more = match more.len() {
+        0 => String::new(),
+        count => format!(", and {count} more"),
+    };
+    Some(format!(
+        "The agent wrote a secret it was given into its work: {first}{more}. Do not publish the work, and replace the secret \
+         if somebody else has seen it"
+    ))
 }
 
 /// The first part of the work that the report counts and that is not here: it exists in the machine only.
@@ -339,6 +368,7 @@ mod tests {
             uncommitted: false,
             agent_milliseconds: u64::MAX,
             push: None,
+            exposed_secrets: vec![],
             artifacts: vec![],
             left_out: vec![],
             inner_sandbox: "bubblewrap".into(),
@@ -398,6 +428,24 @@ mod tests {
         let end = judge(&said, &job(), &[], 1000);
         assert_eq!(end.state, JobState::Timeout);
         assert!(end.failure.unwrap().message.contains(why));
+    }
+
+    #[test]
+    fn secrets_in_the_work_are_named_bounded_and_raise_an_alarm() {
+        let mut said = report(ReportStatus::Completed, Some(0));
+        assert_eq!(alarm(&judge(&said, &job(), &[], 1000).outcome.unwrap()), None);
+        let one = agentlab_protocol::message::ExposedSecret {
+            secret: "API_KEY".into(),
+            path: Some("a\u{1b}[2J/.env".into()),
+            uncommitted: false,
+        };
+        said.exposed_secrets = vec![one; 1000];
+        let end = judge(&said, &job(), &[], 1000);
+        assert_eq!(end.state, JobState::Completed, "the work is not lost for it");
+        let outcome = end.outcome.unwrap();
+        assert_eq!(outcome.exposed_secrets.len(), EXPOSED);
+        let text = alarm(&outcome).unwrap();
+        assert!(text.contains("API_KEY in a [2J/.env, and 99 more."), "{text}");
     }
 
     #[test]

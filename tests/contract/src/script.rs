@@ -6,6 +6,7 @@
 //!   complain TEXT          the same on its standard error
 //!   write NAME TEXT        leaves files/NAME
 //!   commit FILE TEXT       replaces a file of the repository and commits that
+//!   expose NAME PATH       reports that this secret stands in this file of the commits
 //!   await PATH             goes on once this file exists: how a test says go
 //!   hang                   goes on when the host asks for an end, never otherwise
 //!   exit CODE              the agent ends with this status
@@ -49,6 +50,7 @@ pub(crate) struct Script {
     next_piece: u64,
     work: Option<Work>,
     files: Vec<(String, String)>,
+    exposed: Vec<Value>,
 }
 
 /// The repository as the agent has it.
@@ -80,6 +82,7 @@ impl Script {
             next_piece: 0,
             work: None,
             files: Vec::new(),
+            exposed: Vec::new(),
         }
     }
 
@@ -156,6 +159,10 @@ impl Script {
                     let (file, text) = rest.split_once(' ').context("commit FILE TEXT")?;
                     self.commit(file, text).await?;
                 }
+                "expose" => {
+                    let (secret, path) = rest.split_once(' ').context("expose NAME PATH")?;
+                    self.exposed.push(json!({"secret": secret, "path": path}));
+                }
                 "await" => {
                     while !Path::new(rest).exists() {
                         if self.beat("agent").await? {
@@ -193,6 +200,7 @@ impl Script {
     async fn hand_in(&mut self, end: &End) -> Result<()> {
         self.beat("upload").await?;
         let mut last = report(&self.job, end);
+        last["exposed_secrets"] = json!(self.exposed);
         if let Some(work) = &self.work {
             let (dir, base) = (work.repository.clone(), work.base.clone());
             let head = git(&dir, &["rev-parse", "HEAD"]).await?.trim().to_owned();

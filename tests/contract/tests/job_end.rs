@@ -196,11 +196,27 @@ fn work_with_a_secret_in_it_is_shown_so_and_applied_only_when_that_is_allowed() 
     let say = |arguments: &[&str]| shown(&lab, &lab.agentlab(arguments).unwrap());
     let apply = ["job", "apply", &job, "--repo", "repository"];
     assert_shown!("apply-secret", say(&apply));
-    let review = ["job", "review", &job, "--repo", "repository", "--strict", "--no-diff"];
-    assert_shown!("review-secret", say(&review));
+    let review = [
+        "job",
+        "review",
+        &job,
+        "--repo",
+        "repository",
+        "--strict",
+        "--no-diff",
+    ];
+    let reviewed = lab.agentlab(&review).unwrap();
+    assert_eq!(reviewed.code(), Some(1), "{reviewed:?}");
+    assert!(
+        reviewed.stdout.ends_with("not altered\n  API_KEY in sum.sh\n"),
+        "{reviewed:?}"
+    );
     assert_shown!("job-show-secret", say(&["job", "show", &job]));
     let told = lab.agentlab(&["job", "logs", &job]).unwrap().stdout;
-    assert!(told.contains("The agent wrote a secret it was given into its work: API_KEY in sum.sh"), "{told}");
+    assert!(
+        told.contains("The agent wrote a secret it was given into its work: API_KEY in sum.sh"),
+        "{told}"
+    );
     let allowed = [&apply[..], &["--allow-secrets"]].concat();
     let ran = lab.agentlab(&allowed).unwrap();
     assert_eq!(ran.code(), Some(0), "{ran:?}");

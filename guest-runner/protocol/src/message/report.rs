@@ -1,5 +1,7 @@
 //! What came of a job, in the words of its guest.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ArtifactName, ArtifactRole, Phase};
@@ -58,6 +60,9 @@ pub struct Report {
     /// What came of the push that was ordered; absent when none was, or when the agent did not end well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push: Option<PushResult>,
+    /// Secrets of the job that stand in the work, at most 100 places.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed_secrets: Vec<ExposedSecret>,
     /// Files uploaded before this report.
     #[serde(default)]
     pub artifacts: Vec<ReportedArtifact>,
@@ -67,6 +72,31 @@ pub struct Report {
     /// Level of the inner sandbox really enforced: `hardened`, `bubblewrap` or `none`.
     #[serde(default)]
     pub inner_sandbox: String,
+}
+
+/// A secret that the agent was given and that stands in its work. The work itself is not altered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExposedSecret {
+    /// Its name, never its value.
+    pub secret: String,
+    /// File of the repository; absent for the message of a commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// It is in the uncommitted changes, not in the commits.
+    #[serde(default)]
+    pub uncommitted: bool,
+}
+
+impl fmt::Display for ExposedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.path.as_deref().unwrap_or("the message of a commit");
+        write!(f, "{} in {place}", self.secret)?;
+        if self.uncommitted {
+            f.write_str(", uncommitted")?;
+        }
+        Ok(())
+    }
 }
 
 /// One uploaded file as the guest saw it.

@@ -191,3 +191,16 @@ async fn what_an_agent_configures_has_no_part_in_the_push() {
     );
     assert!(pushing.lab.host.artifact("files/pwned").is_none());
 }
+
+#[tokio::test]
+async fn commits_with_a_secret_come_back_and_are_not_pushed() {
+    if skipped_without_root() {
+        return;
+    }
+    let pushing = Pushing::new("echo $API_KEY > .env; git add .; git commit -qm env").await;
+    let report = pushing.lab.run().await;
+    assert_eq!(report.cause, Some(FailureCause::Push), "{report:?}");
+    assert!(refusal(&report).contains("API_KEY in .env"), "{report:?}");
+    assert_eq!(pushing.branch("agentlab/fix").await, "");
+    assert!(pushing.lab.host.artifact("work.patch").is_some());
+}

@@ -239,6 +239,7 @@ fn show(context: &Context, job: &JobView) -> Result<(), CommandError> {
         )
         .add_some("exit code", outcome.and_then(|outcome| outcome.exit_code))
         .add_some("commits", outcome.map(follow::commits))
+        .add_some("SECRETS IN IT", outcome.and_then(follow::secrets_in_it))
         .add_some(
             "agent ran",
             outcome.map(|outcome| duration(std::time::Duration::from_millis(outcome.agent_milliseconds))),

@@ -32,6 +32,9 @@ pub(crate) struct Apply {
     /// the exit gate finds nothing or --strict takes it out
     #[arg(long)]
     merge: bool,
+    /// Also when a secret that the agent was given stands in its commits
+    #[arg(long)]
+    allow_secrets: bool,
     /// Also when the job is not COMPLETED
     #[arg(long)]
     force: bool,
@@ -58,6 +61,7 @@ impl Apply {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
         let job = context.client.job(&self.job).await?;
         self.gate(&job)?;
+        self.keep_secrets_out(&job)?;
         let path = bundle(context, &job).await?;
         let expected = job
             .outcome
@@ -103,6 +107,27 @@ impl Apply {
         } else {
             refused.with_hint(format!("`agentlab job logs -f {}` waits for its end", job.id))
         })
+    }
+
+    /// Commits are pushed on sooner or later, and a secret in one of them cannot be taken out by another commit.
+    fn keep_secrets_out(&self, job: &JobView) -> Result<(), CommandError> {
+        let mut committed = job_review::exposed_secrets(job)
+            .iter()
+            .filter(|one| !one.uncommitted);
+        match committed.next() {
+            Some(first) if !self.allow_secrets => Err(CommandError::Refused {
+                message: format!(
+                    "the commits of {} hold a secret that the agent was given: {first}",
+                    job.id
+                ),
+                hint: Some(format!(
+                    "`agentlab job review {}` names all of them; `--allow-secrets` fetches the commits all the same, to be \
+                     rewritten before they go anywhere",
+                    job.id
+                )),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn print(&self, context: &Context, fetched: &apply::Fetched) -> Result<(), CommandError> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use agentlab_api::JobId;
+use agentlab_api::{ExposedSecret, JobId, JobView};
 use clap::Args;
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ use crate::{CommandResult, Context, ExitStatus};
 #[derive(Debug, Args)]
 #[command(
     after_help = "The work is compared with what HEAD of the repository has, whatever the guest says it began with. \
-                  With --strict the exit code is 1 when there is any risk."
+                  With --strict the exit code is 1 when there is any risk, or a secret of the agent's in its work."
 )]
 pub(crate) struct Review {
     /// Id of the job
@@ -44,6 +44,7 @@ struct Reviewed<'a> {
     base: Option<&'a str>,
     files: &'a [FileChange],
     risks: &'a [Risk],
+    exposed_secrets: &'a [ExposedSecret],
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'a str>,
     /// That was too long, and is the beginning.
@@ -74,13 +75,16 @@ impl Review {
                 base: seen.base.as_deref(),
                 files: &seen.files,
                 risks: &seen.risks,
+                exposed_secrets: exposed_secrets(&job),
                 diff: (!self.no_diff).then_some(seen.patch.as_str()),
                 diff_is_cut: seen.is_cut,
             })?;
         } else {
             self.print(&context.printer, &seen)?;
+            print_secrets(&context.printer, exposed_secrets(&job))?;
         }
-        Ok(if self.strict && !seen.risks.is_empty() {
+        let clean = seen.risks.is_empty() && exposed_secrets(&job).is_empty();
+        Ok(if self.strict && !clean {
             ExitStatus::Failure
         } else {
             ExitStatus::Success
@@ -114,6 +118,27 @@ impl Review {
         }
         print_risks(printer, &seen.risks)
     }
+}
+
+/// What the guest found of the agent's secrets in its work.
+pub(super) fn exposed_secrets(job: &JobView) -> &[ExposedSecret] {
+    job.outcome
+        .as_ref()
+        .map_or(&[], |outcome| outcome.exposed_secrets.as_slice())
+}
+
+/// Those, loudly, or nothing.
+fn print_secrets(printer: &Printer, secrets: &[ExposedSecret]) -> Result<(), CommandError> {
+    if secrets.is_empty() {
+        return Ok(());
+    }
+    printer.line(&format!(
+        "{CAUTION}SECRETS IN IT{CAUTION:#}: values that the agent was given stand in its work, which is not altered"
+    ))?;
+    for one in secrets {
+        printer.line(&format!("  {}", escape(&one.to_string())))?;
+    }
+    Ok(())
 }
 
 /// The list, or that there is nothing on it.

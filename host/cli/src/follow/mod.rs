@@ -158,6 +158,12 @@ pub(crate) fn commits(outcome: &JobOutcome) -> String {
     format!("{}{range}{uncommitted}", outcome.commits)
 }
 
+/// `API_KEY in .env`, one a line: what of the work is a secret that the agent was given.
+pub(crate) fn secrets_in_it(outcome: &JobOutcome) -> Option<String> {
+    let lines: Vec<String> = outcome.exposed_secrets.iter().map(ToString::to_string).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
 /// `agentlab/x: pushed 1a2b3c4`; the branch alone until something came of it.
 pub(crate) fn push(job: &JobView) -> Option<String> {
     let branch = &job.push.as_ref()?.branch;

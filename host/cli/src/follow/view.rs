@@ -7,7 +7,7 @@ use anstyle::Style;
 use jiff::Timestamp;
 
 use super::lines::Lines;
-use super::{Show, commits, push};
+use super::{Show, commits, push, secrets_in_it};
 use crate::error::CommandError;
 use crate::output::{Fields, between, duration, job_style, size};
 use crate::printer::{BAD, BOLD, CAUTION, DIM, GOOD, Printer};
@@ -159,6 +159,7 @@ fn fields(job: &JobView, artifacts: &[ArtifactView]) -> Fields {
                 duration(std::time::Duration::from_millis(outcome.agent_milliseconds)),
             )
             .add("commits", commits(outcome))
+            .add_some("SECRETS IN IT", secrets_in_it(outcome))
             .add_some("push", push(job));
     }
     if let Some(failure) = &job.failure {

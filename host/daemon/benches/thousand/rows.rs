@@ -130,6 +130,7 @@ fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
             uncommitted: false,
             agent_milliseconds: 60_000,
             push: None,
+            exposed_secrets: Vec::new(),
         }),
         failure: None,
         created_at,

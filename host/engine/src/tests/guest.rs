@@ -228,6 +228,7 @@ async fn work_that_did_not_arrive_fails_the_job_and_its_only_copy_is_kept_sealed
         uncommitted: false,
         agent_milliseconds: 5,
         push: None,
+        exposed_secrets: vec![],
         artifacts: vec![],
         left_out: vec!["work.bundle: 2000 bytes, more than 1500".into()],
         inner_sandbox: "bubblewrap".into(),

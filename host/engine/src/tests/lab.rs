@@ -477,6 +477,7 @@ impl Guest {
             uncommitted: false,
             agent_milliseconds: 5,
             push: None,
+            exposed_secrets: vec![],
             artifacts: vec![],
             left_out: vec![],
             inner_sandbox: "bubblewrap".into(),

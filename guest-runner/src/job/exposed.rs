@@ -1,0 +1,354 @@
+//! Secrets that stand in the work itself.
+//!
+//! The work is never altered: a patch with a hole in it is no patch. So everything the agent committed, or left
+//! uncommitted, is read once more for what this job was given, and what is found is named in the report: which secret, in
+//! which file, never a value.
+//!
+//! ```text
+//!   new objects ──► git cat-file ──► all secrets at once ──► suspects ──► one secret after the other ──► named
+//!                                                               └── without what the base says at the same path
+//! ```
+//!
+//! Like all redaction this finds accidents: an agent that wants to hide what it was given can.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::sync::Arc;
+
+use agentlab_protocol::message::ExposedSecret;
+
+use super::collect::{LONG, Store, WORK_REF, Work};
+use super::git::Git;
+use super::process::{Memory, ProcessError, Sink};
+use super::{JobLog, Layout};
+use crate::redact::{Needles, Redactor};
+use crate::secrets::NamedSecret;
+
+/// More than anybody looks at one by one.
+const MOST: usize = 100;
+/// Names and ids of what changed without being committed.
+const MOST_LISTED: usize = 16 << 20;
+
+/// Every place of the work where one of `secrets` stands and did not stand before.
+pub(super) async fn find(
+    work: &Work,
+    base: Option<&str>,
+    secrets: &[NamedSecret],
+    (layout, log): (&Layout, &JobLog),
+) -> Result<Vec<ExposedSecret>, ProcessError> {
+    let Some(store) = work.store.as_ref().filter(|_| !log.needles().is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let search = Search {
+        git: store.git(layout),
+        store,
+        layout,
+        log,
+        each: secrets
+            .iter()
+            .map(|secret| (secret, Arc::new(Needles::new([secret.value.expose()]))))
+            .collect(),
+    };
+    let mut found = Vec::new();
+    if work.commits > 0 {
+        let objects = search.committed(base).await?;
+        found.extend(search.within(&objects, base, false).await?);
+    }
+    if work.uncommitted {
+        let objects = search.uncommitted(work.head.is_some()).await?;
+        found.extend(search.within(&objects, work.head.as_deref(), true).await?);
+    }
+    found.truncate(MOST);
+    Ok(found)
+}
+
+/// Why none of the work may go to an origin, from which nobody takes a secret back.
+pub(super) fn forbids_push(found: &[ExposedSecret]) -> Option<String> {
+    let first = found.iter().find(|one| !one.uncommitted)?;
+    Some(format!(
+        "The commits hold a secret: {first}. They came back with the job and went nowhere else"
+    ))
+}
+
+struct Search<'a> {
+    git: Git<'a>,
+    store: &'a Store,
+    layout: &'a Layout,
+    log: &'a JobLog,
+    each: Vec<(&'a NamedSecret, Arc<Needles>)>,
+}
+
+/// What is in one object: which path it has, and the secrets in it by their number.
+type Named = BTreeMap<Object, BTreeSet<usize>>;
+
+/// One object, by the path it has; none for a commit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Object {
+    path: String,
+    id: String,
+}
+
+impl Search<'_> {
+    /// `<id> <path>` of each object that is in the commits and not in the base.
+    async fn committed(&self, base: Option<&str>) -> Result<Vec<u8>, ProcessError> {
+        let not_base = base.map(|base| format!("^{base}"));
+        let range = std::iter::once(WORK_REF).chain(not_base.as_deref());
+        let list: Vec<&str> = ["rev-list", "--objects"].into_iter().chain(range).collect();
+        let mut memory = Memory {
+            bytes: Vec::new(),
+            limit: 16 * MOST_LISTED,
+        };
+        self.git
+            .run(&self.store.git_dir, &list, LONG)
+            .success_into(&mut memory)
+            .await?;
+        Ok(memory.bytes)
+    }
+
+    /// The same of what is in the index of the collection and not in HEAD.
+    async fn uncommitted(&self, has_head: bool) -> Result<Vec<u8>, ProcessError> {
+        let raw = ["diff", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames"];
+        let raw: Vec<&str> = raw.into_iter().chain(has_head.then_some("HEAD")).collect();
+        let mut memory = Memory {
+            bytes: Vec::new(),
+            limit: MOST_LISTED,
+        };
+        self.git
+            .run(&self.store.git_dir, &raw, LONG)
+            .success_into(&mut memory)
+            .await?;
+        Ok(changed_objects(&memory.bytes))
+    }
+
+    async fn within(
+        &self,
+        objects: &[u8],
+        base: Option<&str>,
+        uncommitted: bool,
+    ) -> Result<Vec<ExposedSecret>, ProcessError> {
+        let all = self.log.needles();
+        let mut suspects = Objects::new(vec![&all]);
+        self.read(objects, &mut suspects).await?;
+        let suspects: Vec<Object> = suspects.found.into_keys().take(MOST).collect();
+        if suspects.is_empty() {
+            return Ok(Vec::new());
+        }
+        let named = self.named(&lines(&suspects)).await?;
+        let before = self.before(&suspects, base).await?;
+        let mut found = BTreeSet::new();
+        for (object, secrets) in named {
+            let known = before.get(&object.path);
+            for secret in secrets
+                .iter()
+                .filter(|secret| !known.is_some_and(|known| known.contains(secret)))
+            {
+                if let Some((secret, _)) = self.each.get(*secret) {
+                    found.insert((object.path.clone(), secret.name.clone()));
+                }
+            }
+        }
+        let exposed = |(path, secret): (String, String)| ExposedSecret {
+            secret,
+            uncommitted,
+            path: (!path.is_empty()).then(|| self.log.redact(&path)),
+        };
+        Ok(found.into_iter().map(exposed).collect())
+    }
+
+    async fn named(&self, objects: &[u8]) -> Result<Named, ProcessError> {
+        let mut named = Objects::new(self.each.iter().map(|(_, needles)| needles).collect());
+        self.read(objects, &mut named).await?;
+        Ok(named.found)
+    }
+
+    /// What the base says at the paths of the suspects: that is not new, and may be an ordinary word.
+    async fn before(
+        &self,
+        suspects: &[Object],
+        base: Option<&str>,
+    ) -> Result<BTreeMap<String, BTreeSet<usize>>, ProcessError> {
+        let paths: Vec<&str> = suspects
+            .iter()
+            .map(|object| object.path.as_str())
+            .filter(|path| !path.is_empty())
+            .collect();
+        let Some(base) = base.filter(|_| !paths.is_empty()) else {
+            return Ok(BTreeMap::new());
+        };
+        let mut memory = Memory {
+            bytes: Vec::new(),
+            limit: MOST_LISTED,
+        };
+        let words = [&["ls-tree", "-z", base, "--"], paths.as_slice()].concat();
+        let run = self.git.run(&self.store.git_dir, &words, LONG);
+        run.success_into(&mut memory).await?;
+        let named = self.named(&tree_objects(&memory.bytes)).await?;
+        Ok(named
+            .into_iter()
+            .map(|(object, secrets)| (object.path, secrets))
+            .collect())
+    }
+
+    async fn read(&self, objects: &[u8], into: &mut Objects<'_>) -> Result<(), ProcessError> {
+        let format = "--batch=%(objectname) %(objecttype) %(objectsize) %(rest)";
+        let mut run = self.git.run(&self.store.git_dir, &["cat-file", format], LONG);
+        let path = self.layout.spool.join("objects");
+        let list = std::fs::write(&path, objects).and_then(|()| File::open(&path));
+        let what = || "git cat-file".to_owned();
+        let list = list.map_err(|source| ProcessError::Start { what: what(), source })?;
+        run.command.stdin(list);
+        let read = run.success_into(into).await;
+        std::fs::remove_file(&path).map_err(|source| ProcessError::Output { what: what(), source })?;
+        read
+    }
+}
+
+/// `git diff --raw -z` as `<id> <path>` lines, of what is there afterwards.
+fn changed_objects(raw: &[u8]) -> Vec<u8> {
+    let mut fields = raw.split(|byte| *byte == 0);
+    let mut lines = Vec::new();
+    while let (Some(about), Some(path)) = (fields.next(), fields.next()) {
+        let id = about.split(|byte| *byte == b' ').nth(3).unwrap_or_default();
+        if id.iter().any(|digit| *digit != b'0') {
+            line(&mut lines, id, path);
+        }
+    }
+    lines
+}
+
+/// `git ls-tree -z` as the same.
+fn tree_objects(list: &[u8]) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for entry in list.split(|byte| *byte == 0) {
+        let mut halves = entry.splitn(2, |byte| *byte == b'\t');
+        let (about, path) = (
+            halves.next().unwrap_or_default(),
+            halves.next().unwrap_or_default(),
+        );
+        let id = about.split(|byte| *byte == b' ').nth(2).unwrap_or_default();
+        if !id.is_empty() {
+            line(&mut lines, id, path);
+        }
+    }
+    lines
+}
+
+fn lines(objects: &[Object]) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for object in objects {
+        line(&mut lines, object.id.as_bytes(), object.path.as_bytes());
+    }
+    lines
+}
+
+/// A line end in a path would begin another object.
+fn line(lines: &mut Vec<u8>, id: &[u8], path: &[u8]) {
+    lines.extend_from_slice(id);
+    lines.push(b' ');
+    lines.extend(path.iter().map(|byte| if *byte == b'\n' { b'?' } else { *byte }));
+    lines.push(b'\n');
+}
+
+/// Reads what `git cat-file --batch` prints: a line about an object, its bytes, a line end, again and again.
+struct Objects<'a> {
+    needles: Vec<&'a Arc<Needles>>,
+    found: Named,
+    header: Vec<u8>,
+    current: Option<Current>,
+    nothing: Vec<u8>,
+}
+
+/// The object whose bytes come.
+struct Current {
+    object: Object,
+    /// With the line end.
+    left: u64,
+    redactors: Vec<Redactor>,
+}
+
+impl<'a> Objects<'a> {
+    fn new(needles: Vec<&'a Arc<Needles>>) -> Self {
+        Self {
+            needles,
+            found: BTreeMap::new(),
+            header: Vec::new(),
+            current: None,
+            nothing: Vec::new(),
+        }
+    }
+
+    /// An object that is missing says only so, and has no bytes.
+    fn begin(&mut self) {
+        let header = String::from_utf8_lossy(&std::mem::take(&mut self.header)).into_owned();
+        let mut words = header.trim_end_matches('\n').splitn(4, ' ');
+        let (id, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let Some(size) = words.next().and_then(|size| size.parse::<u64>().ok()) else {
+            return;
+        };
+        let path = words.next().unwrap_or_default().to_owned();
+        // A tree says the names of what has a path of its own.
+        let redactors = if kind == "tree" {
+            &[][..]
+        } else {
+            self.needles.as_slice()
+        };
+        let mut redactors: Vec<Redactor> = redactors
+            .iter()
+            .map(|needles| Redactor::new(Arc::clone(needles)))
+            .collect();
+        for redactor in &mut redactors {
+            redactor.push(format!("{path}\n").as_bytes(), &mut self.nothing);
+        }
+        let id = id.to_owned();
+        self.current = Some(Current {
+            object: Object { path, id },
+            left: size.saturating_add(1),
+            redactors,
+        });
+    }
+
+    fn end(&mut self) {
+        let Some(current) = self.current.take() else {
+            return;
+        };
+        let secrets: BTreeSet<usize> = current
+            .redactors
+            .iter()
+            .enumerate()
+            .filter_map(|(number, redactor)| redactor.found().then_some(number))
+            .collect();
+        if !secrets.is_empty() {
+            self.found.insert(current.object, secrets);
+        }
+    }
+}
+
+impl Sink for Objects<'_> {
+    fn take(&mut self, mut chunk: &[u8]) -> io::Result<Option<u64>> {
+        while !chunk.is_empty() {
+            let Some(current) = &mut self.current else {
+                let end = chunk.iter().position(|byte| *byte == b'\n');
+                let (head, rest) = chunk.split_at(end.map_or(chunk.len(), |end| end + 1));
+                self.header.write_all(head)?;
+                chunk = rest;
+                if end.is_some() {
+                    self.begin();
+                }
+                continue;
+            };
+            let count = usize::try_from(current.left).map_or(chunk.len(), |left| left.min(chunk.len()));
+            let (bytes, rest) = chunk.split_at(count);
+            for redactor in &mut current.redactors {
+                redactor.push(bytes, &mut self.nothing);
+                self.nothing.clear();
+            }
+            current.left -= u64::try_from(count).unwrap_or(current.left);
+            chunk = rest;
+            if current.left == 0 {
+                self.end();
+            }
+        }
+        Ok(None)
+    }
+}
