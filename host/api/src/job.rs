@@ -172,6 +172,9 @@ pub struct JobRequest {
     /// Name or UUID of a workspace that nobody has; it is mounted at /work, and the repository is cloned there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
+    /// How long to wait until nobody has the workspace any more, in seconds, instead of refusing at once; an hour at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_wait_seconds: Option<u32>,
 }
 
 /// What a guest said when its agent ended, checked and completed by the host.

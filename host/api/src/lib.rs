@@ -47,7 +47,7 @@ pub use sandbox::{
 pub use secret::{SSH_KEY_TYPES, SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, StatusView, TemplateView};
 pub use workspace::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceId, WorkspaceList, WorkspaceMove, WorkspaceRebind,
-    WorkspaceRequest, WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceSnapshotView, WorkspaceState,
-    WorkspaceView,
+    WorkspaceAdopt, WorkspaceAttach, WorkspaceCheck, WorkspaceFinding, WorkspaceFindingKind, WorkspaceFork,
+    WorkspaceId, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,
+    WorkspaceSnapshotRequest, WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
 };

@@ -133,6 +133,16 @@ pub const ROUTES: &[Route] = &[
         Permission::WorkspaceRead,
     ),
     route(
+        Method::Get,
+        "/v1/workspaces/{workspace}/check",
+        Permission::WorkspaceRead,
+    ),
+    route(
+        Method::Post,
+        "/v1/workspaces/{workspace}/adopt",
+        Permission::WorkspaceWrite,
+    ),
+    route(
         Method::Post,
         "/v1/workspaces/{workspace}/delete",
         Permission::WorkspaceWrite,

@@ -120,6 +120,9 @@ pub struct SandboxRequest {
     /// Name or UUID of a workspace that nobody has; it is mounted at /work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
+    /// How long to wait until nobody has the workspace any more, in seconds, instead of refusing at once; an hour at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_wait_seconds: Option<u32>,
 }
 
 /// Body of `POST /v1/sandboxes/{sandbox}/lease/renew`.

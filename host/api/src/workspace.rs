@@ -187,6 +187,92 @@ pub struct WorkspaceView {
     pub updated_at: Timestamp,
 }
 
+/// Body of `POST /v1/workspaces/{workspace}/adopt`, whose `{workspace}` is the name that it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspaceAdopt {
+    /// The volume, in the hypervisor's words.
+    pub volume: String,
+    /// UUID of the file system on it, where that is not the one that its workspace had from the beginning: a fork has
+    /// that of what it was forked from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<WorkspaceId>,
+}
+
+/// What a comparison of records and hypervisor has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkspaceFindingKind {
+    /// The hypervisor has no such volume.
+    VolumeMissing,
+    /// The hypervisor cannot say at the moment.
+    VolumeUnread,
+    /// The volume is not one that this daemon would have made.
+    Foreign,
+    /// A machine has it that should not.
+    AttachedElsewhere,
+    /// The machine that should have it does not.
+    NotAttached,
+    /// Its size is not the one that was asked for.
+    SizeDiffers,
+    /// A volume of ours that belongs to no workspace.
+    Orphan,
+}
+
+impl WorkspaceFindingKind {
+    /// The word on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::VolumeMissing => "volume_missing",
+            Self::VolumeUnread => "volume_unread",
+            Self::Foreign => "foreign",
+            Self::AttachedElsewhere => "attached_elsewhere",
+            Self::NotAttached => "not_attached",
+            Self::SizeDiffers => "size_differs",
+            Self::Orphan => "orphan",
+        }
+    }
+}
+
+/// One thing that is not as it is recorded. Nothing was changed because of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceFinding {
+    /// What it is.
+    pub kind: WorkspaceFindingKind,
+    /// Somebody has to do something about it; otherwise it comes right by itself.
+    pub wrong: bool,
+    /// Name of the workspace; absent for a volume that belongs to none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    /// Its volume, in the hypervisor's words.
+    pub volume: String,
+    /// What is so, in a sentence.
+    pub detail: String,
+    /// What helps.
+    pub hint: String,
+}
+
+/// Answer of `GET /v1/workspaces/{workspace}/check`; `-` stands for all, and for volumes that belong to none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceCheck {
+    /// How many workspaces were compared.
+    pub compared: usize,
+    /// What could not be looked at, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
+    /// What was found, by workspace.
+    pub findings: Vec<WorkspaceFinding>,
+}
+
+impl WorkspaceCheck {
+    /// Whether somebody has to do something.
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        !self.unread.is_empty() || self.findings.iter().any(|finding| finding.wrong)
+    }
+}
+
 /// All workspaces, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceList {

@@ -155,6 +155,11 @@ impl Printer {
         self.note(BOLD, "hint", text);
     }
 
+    /// What keeps a command from beginning.
+    pub(crate) fn waiting(&self, text: &str) {
+        self.note(BOLD, "waiting", text);
+    }
+
     /// Ctrl-C was pressed.
     pub(crate) fn interrupted(&self, farewell: Option<&str>) {
         // Past the `^C` that the terminal shows.

@@ -1,8 +1,8 @@
 //! Workspaces. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest,
-    WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceView,
+    WorkspaceAdopt, WorkspaceAttach, WorkspaceCheck, WorkspaceFork, WorkspaceList, WorkspaceMove,
+    WorkspaceRebind, WorkspaceRequest, WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceView,
 };
 use serde::Serialize;
 
@@ -35,6 +35,23 @@ impl Client {
     /// See [`crate::ClientError`].
     pub async fn create_workspace(&self, request: &WorkspaceRequest) -> Result<WorkspaceView> {
         self.call(Call::post("/v1/workspaces", request)?).await
+    }
+
+    /// Compares one, or with `-` all, with what the hypervisor has. Nothing is changed.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn check_workspaces(&self, selector: &str) -> Result<WorkspaceCheck> {
+        let target = format!("/v1/workspaces/{}/check", encode(selector, false));
+        self.call(Call::get(target)).await
+    }
+
+    /// Makes a workspace of a volume that belongs to none.
+    ///
+    /// # Errors
+    /// See [`crate::ClientError`].
+    pub async fn adopt_workspace(&self, name: &str, adopt: &WorkspaceAdopt) -> Result<WorkspaceView> {
+        self.change(name, "adopt", adopt).await
     }
 
     /// Has one removed that nobody has.

@@ -105,6 +105,10 @@ impl Engine {
             .shared
             .tasks
             .spawn(crate::workspace_task::run(shared.clone()));
+        engine
+            .shared
+            .tasks
+            .spawn(crate::workspace_check::run(weak.clone(), shared.clone()));
         engine.shared.tasks.spawn(crate::vigil::run(shared.clone()));
         engine.shared.tasks.spawn(crate::idle::run(shared.clone()));
         engine.shared.tasks.spawn(crate::reconcile::run(weak, shared));

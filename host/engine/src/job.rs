@@ -20,7 +20,8 @@ use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::granted;
 use crate::sandbox::perform::{backend_failure, chain};
 use crate::sandbox::step::Step;
-use crate::{view, workspace};
+use crate::view;
+use crate::workspace_free::{self, Wanted};
 
 /// How long a request waits for the hypervisor, or for the packet policy, before anything is recorded.
 const ASK: Duration = Duration::from_secs(2);
@@ -48,10 +49,11 @@ impl Engine {
         let began = Instant::now();
         let profile = request::profile(&self.shared.tunable().profiles, &request.profile)?.clone();
         let settled = request::settle(&request, &profile)?;
+        let wanted = Wanted::within(request.workspace.as_deref(), request.workspace_wait_seconds)?;
         self.enforceable(&profile).await?;
         self.secrets_are_there(&profile).await?;
         let occupied = self.inventory(&profile).await?;
-        let workspace = workspace::free(&self.shared, request.workspace.as_deref(), &profile).await?;
+        let workspace = workspace_free::free(&self.shared, wanted, &profile).await?;
         let given = workspace.as_ref().map(|free| free.id);
         let job = self.draft(&request, profile, settled, given)?;
         // Nobody removes the bundle between the look and the record that needs it.
@@ -381,7 +383,12 @@ fn idempotency(key: String, request: &JobRequest) -> Result<IdempotencyRecord, P
         let text = "an idempotency key has 1 to 255 printable ASCII characters";
         return Err(Problem::new(ErrorCode::InvalidValue, text));
     }
-    let body = serde_json::to_vec(request).map_err(|error| {
+    // How long somebody is ready to wait is no part of what he asks for.
+    let asked = JobRequest {
+        workspace_wait_seconds: None,
+        ..request.clone()
+    };
+    let body = serde_json::to_vec(&asked).map_err(|error| {
         Problem::new(
             ErrorCode::Internal,
             format!("The request cannot be hashed: {}", chain(&error)),

@@ -40,6 +40,8 @@ mod upload;
 mod view;
 mod vigil;
 mod workspace;
+mod workspace_check;
+mod workspace_free;
 mod workspace_rebind;
 mod workspace_snapshot;
 mod workspace_task;

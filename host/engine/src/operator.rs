@@ -11,7 +11,8 @@ use crate::sandbox::asked::refused;
 use crate::sandbox::driver;
 use crate::sandbox::machine::{Request, State, Verdict};
 use crate::sandbox::step::Step;
-use crate::{queue, request, workspace};
+use crate::workspace_free::{self, Wanted};
+use crate::{queue, request};
 
 /// Longest command line, all words together.
 const WORDS_BYTES: usize = 128 << 10;
@@ -24,7 +25,8 @@ impl Engine {
     pub async fn create_sandbox(&self, request: SandboxRequest) -> Result<SandboxView, Problem> {
         self.accepting()?;
         let profile = request::profile(&self.shared.tunable().profiles, &request.profile)?.clone();
-        let workspace = workspace::free(&self.shared, request.workspace.as_deref(), &profile).await?;
+        let wanted = Wanted::within(request.workspace.as_deref(), request.workspace_wait_seconds)?;
+        let workspace = workspace_free::free(&self.shared, wanted, &profile).await?;
         let given = workspace.as_ref().map(|free| free.id);
         let made = self.new_sandbox(request, profile, given, |_| Vec::new()).await;
         drop(workspace);

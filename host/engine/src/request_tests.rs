@@ -15,6 +15,7 @@ fn request(url: &str) -> JobRequest {
         ttl_minutes: None,
         keepalive: None,
         workspace: None,
+        workspace_wait_seconds: None,
         push: None,
     }
 }

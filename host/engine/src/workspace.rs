@@ -3,14 +3,15 @@
 //! ```text
 //!   create, fork, snapshot, restore, delete ─► record with its task ─► keeper ─► volume ─► record without
 //!   attach, detach                          ─► the sandbox's own driver: who has it stands on the sandbox's record
-//!   sandbox new, job run                    ─► the transaction that reserves the sandbox
+//!   sandbox new, job run                    ─► the transaction that reserves the sandbox (`workspace_free.rs`)
+//!   check, adopt                            ─► records held against what the hypervisor has (`workspace_check.rs`)
 //! ```
 
 use std::time::Duration;
 
 use agentlab_api::{
-    ErrorCode, Problem, Profile, SandboxId, SandboxView, WorkspaceId, WorkspaceList, WorkspaceRequest,
-    WorkspaceSnapshotView, WorkspaceState, WorkspaceUse, WorkspaceView,
+    ErrorCode, Problem, SandboxId, SandboxView, WorkspaceId, WorkspaceList, WorkspaceRequest,
+    WorkspaceSnapshotView, WorkspaceState, WorkspaceView,
 };
 use agentlab_store::{SandboxRecord, StoreError, WorkspaceRecord, WorkspaceTask, Write};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
@@ -21,6 +22,7 @@ use crate::event;
 use crate::journal::Point;
 use crate::sandbox::inbox::{Message, WorkspaceChange};
 use crate::shared::{NoAnswer, Shared};
+use crate::workspace_free::{Wanted, at_rest, free};
 
 /// Largest volume.
 const LARGEST_GB: u32 = 16 * 1024;
@@ -75,7 +77,7 @@ impl Workspaces {
     }
 }
 
-fn invalid(pointer: &str, detail: impl Into<String>) -> Problem {
+pub(crate) fn invalid(pointer: &str, detail: impl Into<String>) -> Problem {
     let detail = detail.into();
     Problem::new(ErrorCode::InvalidValue, detail.clone()).with_field(pointer, detail)
 }
@@ -127,85 +129,6 @@ pub(crate) fn fresh(shared: &Shared, name: &str, size_gb: u32, task: WorkspaceTa
 /// Who has a workspace, of all sandboxes that are not gone.
 pub(crate) fn holder(live: &[SandboxRecord], id: WorkspaceId) -> Option<&SandboxRecord> {
     live.iter().find(|record| record.workspace == Some(id))
-}
-
-/// A workspace that is about to be given away, with the right to do so.
-pub(crate) struct Free<'a> {
-    pub(crate) id: WorkspaceId,
-    _alone: MutexGuard<'a, ()>,
-}
-
-/// Of a request that names a workspace: which, if nobody has it or waits for it.
-pub(crate) async fn free<'a>(
-    shared: &'a Shared,
-    selector: Option<&str>,
-    profile: &Profile,
-) -> Result<Option<Free<'a>>, Problem> {
-    let Some(selector) = suits(selector, profile)? else {
-        return Ok(None);
-    };
-    let alone = shared.workspaces.alone().await;
-    let record = select(shared, selector).await?;
-    at_rest(shared, &record).await?;
-    Ok(Some(Free {
-        id: record.id,
-        _alone: alone,
-    }))
-}
-
-/// What is asked for, if the profile goes with it.
-pub(crate) fn suits<'a>(selector: Option<&'a str>, profile: &Profile) -> Result<Option<&'a str>, Problem> {
-    match (selector, profile.storage.workspace) {
-        (None, Some(WorkspaceUse::Attach)) => {
-            let text = format!("Profile `{}` works on a workspace only", profile.name);
-            Err(invalid("/workspace", text)
-                .with_hint("name one with --workspace; its key is `storage.workspace`"))
-        }
-        (Some(_), Some(WorkspaceUse::None)) => {
-            let text = format!("Profile `{}` works on no workspace", profile.name);
-            Err(invalid("/workspace", text).with_hint("its key is `storage.workspace`"))
-        }
-        (selector, _) => Ok(selector),
-    }
-}
-
-/// Refuses what somebody has, waits for, or is at work on.
-pub(crate) async fn at_rest(shared: &Shared, record: &WorkspaceRecord) -> Result<(), Problem> {
-    let name = &record.name;
-    let conflict = |text: String| Problem::new(ErrorCode::StateConflict, text);
-    if record.task.is_some() || record.rebind.is_some() || record.volume.is_none() {
-        return Err(conflict(format!(
-            "Workspace `{name}` is not ready: its volume, or who has it, is being changed"
-        ))
-        .with_hint(format!("`agentlab workspace show {name}` says what is under way")));
-    }
-    let live = shared.store.sandboxes(false).await;
-    let live = live.map_err(|error| store_problem(&error))?;
-    if let Some(other) = holder(&live, record.id) {
-        let job = other
-            .job
-            .as_ref()
-            .map_or_else(String::new, |job| format!(", for {job}"));
-        return Err(conflict(format!(
-            "Workspace `{name}` is attached to sandbox {} ({}){job}",
-            other.vmid, other.name
-        ))
-        .with_hint(
-            "one sandbox at a time has it: wait for that one to end, destroy it, or `agentlab workspace rebind`",
-        ));
-    }
-    let jobs = shared.store.unfinished_jobs().await;
-    let jobs = jobs.map_err(|error| store_problem(&error))?;
-    let waiting = jobs.iter().find(|job| {
-        job.waiting
-            .as_deref()
-            .is_some_and(|waiting| waiting.workspace == Some(record.id))
-    });
-    match waiting {
-        Some(job) => Err(conflict(format!("{} waits for workspace `{name}`", job.id))
-            .with_hint("it gets the workspace when there is a place for it")),
-        None => Ok(()),
-    }
 }
 
 /// One workspace by UUID or name.
@@ -347,7 +270,7 @@ impl Engine {
         if sandbox.workspace == Some(record.id) {
             return view_of(&self.shared, record).await;
         }
-        let free = free(&self.shared, Some(selector), &sandbox.profile).await?;
+        let free = free(&self.shared, Wanted::at_once(Some(selector)), &sandbox.profile).await?;
         let id = free.as_ref().map_or(record.id, |free| free.id);
         self.change_workspace_of(sandbox.id, WorkspaceChange::Take(id))
             .await?;
@@ -415,7 +338,7 @@ impl Engine {
         self.finished(record.id).await
     }
 
-    async fn record_workspace(&self, record: &WorkspaceRecord, what: &str) -> Result<(), Problem> {
+    pub(crate) async fn record_workspace(&self, record: &WorkspaceRecord, what: &str) -> Result<(), Problem> {
         let writes = vec![
             Write::Workspace(Box::new(record.clone())),
             event::workspace(record, None, what),
@@ -468,18 +391,6 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_profile_may_demand_a_workspace_or_forbid_one() {
-        let profile = |key: &str| -> Profile {
-            let value =
-                serde_json::json!({"name": "p", "template_vmid": 9000, "storage": {"workspace": key}});
-            serde_json::from_value(value).unwrap()
-        };
-        let (demands, forbids) = (profile("attach"), profile("none"));
-        assert!(suits(None, &demands).is_err() && suits(Some("w"), &forbids).is_err());
-        assert!(suits(Some("w"), &demands).is_ok() && suits(None, &forbids).is_ok());
-    }
 
     #[test]
     fn a_name_can_be_typed_and_stand_in_a_path() {

@@ -24,7 +24,8 @@ use crate::sandbox::inbox::{Message, WorkspaceChange};
 use crate::sandbox::machine::{Request, State};
 use crate::sandbox::perform::chain;
 use crate::shared::Shared;
-use crate::workspace::{holder, select, suits, view_of};
+use crate::workspace::{holder, select, view_of};
+use crate::workspace_free::suits;
 
 /// Between two looks.
 const PACE: Duration = Duration::from_millis(500);
@@ -318,6 +319,7 @@ impl Engine {
             name: None,
             ttl_minutes: request.ttl_minutes,
             workspace: None,
+            workspace_wait_seconds: None,
         };
         let profile = self.profile(&wanted.profile)?;
         suits(Some(&name), &profile)?;

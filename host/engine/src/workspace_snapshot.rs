@@ -4,7 +4,8 @@ use agentlab_api::{ErrorCode, Problem, WorkspaceFork, WorkspaceView};
 use agentlab_store::{WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask};
 
 use crate::engine::Engine;
-use crate::workspace::{at_rest, check_name, fresh, select};
+use crate::workspace::{check_name, fresh, select};
+use crate::workspace_free::at_rest;
 
 const MOST_SNAPSHOTS: usize = 32;
 

@@ -22,9 +22,16 @@ const DEADLINE: Duration = Duration::from_secs(60 * 60);
 /// Between two looks that nobody asked for.
 const LOOK: Duration = Duration::from_secs(30);
 
+const PREFIX: &str = "ws-";
+
 /// Name of a workspace's volume.
-fn volume_name(id: WorkspaceId) -> String {
-    format!("ws-{id}")
+pub(crate) fn volume_name(id: WorkspaceId) -> String {
+    format!("{PREFIX}{id}")
+}
+
+/// The workspace that a volume of this name was made for.
+pub(crate) fn id_in(name: &str) -> Option<WorkspaceId> {
+    name.strip_prefix(PREFIX)?.parse().ok()
 }
 
 /// Runs until the engine stops.
@@ -64,8 +71,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 /// One workspace's task, to its end.
 async fn until_done(shared: Arc<Shared>, id: WorkspaceId) -> WorkspaceId {
     let mut wait = shared.settings.teardown_retry_first;
+    let mut begins_anew = None;
     loop {
-        match once(&shared, id).await {
+        match once(&shared, id, &mut begins_anew).await {
             Ok(true) => return id,
             Ok(false) => {}
             Err(error) => tracing::error!(workspace = %id, error = %chain(&error), "could not record"),
@@ -75,14 +83,23 @@ async fn until_done(shared: Arc<Shared>, id: WorkspaceId) -> WorkspaceId {
     }
 }
 
-/// True when there is nothing more to do.
-async fn once(shared: &Shared, id: WorkspaceId) -> std::result::Result<bool, StoreError> {
+/// True when there is nothing more to do. `begins_anew`: before this process first asked for a new volume, there was none
+/// of its name.
+async fn once(
+    shared: &Shared,
+    id: WorkspaceId,
+    begins_anew: &mut Option<bool>,
+) -> std::result::Result<bool, StoreError> {
     let Some(record) = shared.store.workspace(id).await? else {
         return Ok(true);
     };
     let Some(task) = record.task.clone() else {
         return Ok(true);
     };
+    if begins_anew.is_none() {
+        let is_made = matches!(task, WorkspaceTask::Create | WorkspaceTask::Copy { .. });
+        *begins_anew = Some(is_made && made_for(shared, id).await.is_ok_and(|made| made.is_empty()));
+    }
     match perform(shared, &record, &task).await {
         Ok(volume) => {
             record_done(shared, record, task, volume).await?;
@@ -95,6 +112,12 @@ async fn once(shared: &Shared, id: WorkspaceId) -> std::result::Result<bool, Sto
             Ok(false)
         }
         Err(error) => {
+            if *begins_anew == Some(true)
+                && let Err(left) = undo(shared, id).await
+            {
+                record_trouble(shared, record, chain(&left)).await?;
+                return Ok(false);
+            }
             let failure = backend_failure("Workspace", &error);
             let mut problem = Problem::new(failure.code, failure.message).with_stage(failure.stage);
             problem.hint = failure.hint.or_else(|| hint_of(&error));
@@ -103,6 +126,24 @@ async fn once(shared: &Shared, id: WorkspaceId) -> std::result::Result<bool, Sto
             Ok(true)
         }
     }
+}
+
+/// Volumes that were made for a workspace.
+async fn made_for(shared: &Shared, id: WorkspaceId) -> Result<Vec<String>> {
+    let name = volume_name(id);
+    let found = shared.backend.volumes().await?.volumes.into_iter();
+    let made = found.filter(|volume| volume.name.as_deref() == Some(&name));
+    Ok(made.map(|volume| volume.id).collect())
+}
+
+/// Removes what was made of a volume whose making was refused in the end. Only of one that this process has seen come
+/// into being: of any other, as in a database that was restored from a backup, there may be work on it.
+async fn undo(shared: &Shared, id: WorkspaceId) -> Result<()> {
+    for volume in made_for(shared, id).await? {
+        tracing::warn!(workspace = %id, volume, "volume half made; removing it");
+        shared.backend.destroy_volume(&volume).await?;
+    }
+    Ok(())
 }
 
 fn hint_of(error: &BackendError) -> Option<String> {

@@ -9,6 +9,7 @@ use clap::Args;
 use jiff::SignedDuration;
 
 use super::workspace;
+use super::workspace_wait::patiently;
 use crate::error::CommandError;
 use crate::git::bundle;
 use crate::{CommandResult, Context, ExitStatus, follow};
@@ -62,6 +63,9 @@ pub(crate) struct Run {
     /// Size of a workspace that is made
     #[arg(long, value_name = "SIZE", default_value = "80G", value_parser = workspace::gibibytes)]
     workspace_size: u32,
+    /// Wait so long, an hour at most, for a workspace that another sandbox has, instead of refusing
+    #[arg(long, value_name = "TIME", value_parser = seconds, requires = "workspace")]
+    workspace_wait: Option<u32>,
     /// Print the job's id and exit
     #[arg(long, short)]
     detach: bool,
@@ -91,9 +95,17 @@ impl Run {
             keepalive: self.keepalive,
             push,
             workspace,
+            workspace_wait_seconds: None,
         };
         let printer = &context.printer;
-        let job = create(context, &request, &key).await?;
+        let ask = async |workspace_wait_seconds| {
+            let request = JobRequest {
+                workspace_wait_seconds,
+                ..request.clone()
+            };
+            create(context, &request, &key).await
+        };
+        let job = patiently(context, self.workspace_wait, ask).await?;
         if self.detach {
             if printer.json() {
                 printer.document(&job)?

@@ -24,6 +24,8 @@ mod secrets;
 mod secrets_set;
 mod status;
 mod workspace;
+mod workspace_check;
+mod workspace_wait;
 
 use std::ffi::OsString;
 

@@ -4,6 +4,7 @@ use agentlab_api::{SandboxRequest, SandboxState, SandboxView};
 use clap::Args;
 
 use super::sandbox::show;
+use super::workspace_wait::patiently;
 use super::{job_run, workspace};
 use crate::error::CommandError;
 use crate::printer::{BOLD, DIM};
@@ -28,6 +29,9 @@ pub(crate) struct New {
     /// Size of a workspace that is made
     #[arg(long, value_name = "SIZE", default_value = "80G", value_parser = workspace::gibibytes)]
     workspace_size: u32,
+    /// Wait so long, an hour at most, for a workspace that another sandbox has, instead of refusing
+    #[arg(long, value_name = "TIME", value_parser = job_run::seconds, requires = "workspace")]
+    workspace_wait: Option<u32>,
     /// Print its VMID and exit, while it is being made
     #[arg(long, short)]
     detach: bool,
@@ -41,9 +45,17 @@ impl New {
             name: self.name,
             ttl_minutes: self.ttl.map(|seconds| seconds.div_ceil(60)),
             workspace,
+            workspace_wait_seconds: None,
         };
         let printer = &context.printer;
-        let view = context.client.create_sandbox(&request).await?;
+        let ask = async |workspace_wait_seconds| {
+            let request = SandboxRequest {
+                workspace_wait_seconds,
+                ..request.clone()
+            };
+            Ok(context.client.create_sandbox(&request).await?)
+        };
+        let view = patiently(context, self.workspace_wait, ask).await?;
         if self.detach {
             if printer.json() {
                 printer.document(&view)?;

@@ -6,6 +6,7 @@ use agentlab_api::{WorkspaceFork, WorkspaceRebind, WorkspaceRequest, WorkspaceSt
 use clap::{Args, Subcommand};
 
 use super::job_run;
+use super::workspace_check::{Adopt, Check};
 use crate::error::CommandError;
 use crate::output::{Cell, Fields, Table, ago, cell};
 use crate::printer::{BOLD, CAUTION, DIM, GOOD};
@@ -28,6 +29,10 @@ pub(crate) enum WorkspaceCommand {
         /// Name or UUID
         workspace: String,
     },
+    /// Compare workspaces with what the hypervisor has, and find volumes that belong to none
+    Check(Check),
+    /// Make a workspace of a volume that belongs to none
+    Adopt(Adopt),
     /// Remove a workspace that nobody has, with everything on it
     #[command(visible_aliases = ["rm", "destroy"])]
     Delete {
@@ -175,6 +180,8 @@ impl WorkspaceCommand {
                 show(context, &client.workspace(&workspace).await?)?;
                 Ok(ExitStatus::Success)
             }
+            Self::Check(check) => check.run(context).await,
+            Self::Adopt(adopt) => adopt.run(context).await,
             Self::Delete { workspace, yes } => delete(context, &workspace, yes).await,
             Self::Resize { workspace, size } => {
                 changed(context, &client.resize_workspace(&workspace, size).await?)
@@ -335,7 +342,7 @@ async fn delete(context: &Context, workspace: &str, yes: bool) -> CommandResult 
 }
 
 /// What became of a request.
-fn changed(context: &Context, view: &WorkspaceView) -> CommandResult {
+pub(super) fn changed(context: &Context, view: &WorkspaceView) -> CommandResult {
     show(context, view)?;
     let under_way = matches!(
         view.state,

@@ -117,6 +117,12 @@ const HANDLERS: &[(Method, &str, Handler)] = &[
     (Method::Get, "/v1/workspaces", || get(workspace::list)),
     (Method::Post, "/v1/workspaces", || post(workspace::create)),
     (Method::Get, "/v1/workspaces/{workspace}", || get(workspace::show)),
+    (Method::Get, "/v1/workspaces/{workspace}/check", || {
+        get(workspace::check)
+    }),
+    (Method::Post, "/v1/workspaces/{workspace}/adopt", || {
+        post(workspace::adopt)
+    }),
     (Method::Post, "/v1/workspaces/{workspace}/delete", || {
         post(workspace::delete)
     }),

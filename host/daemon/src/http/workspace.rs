@@ -1,7 +1,7 @@
 //! `/v1/workspaces`. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAttach, WorkspaceFork, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest,
+    WorkspaceAdopt, WorkspaceAttach, WorkspaceCheck, WorkspaceFork, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest,
     WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceState, WorkspaceView,
 };
 use axum::Json as JsonAnswer;
@@ -48,6 +48,21 @@ pub(super) async fn show(
     Named(selector): Named<String>,
 ) -> Result<JsonAnswer<WorkspaceView>, Refusal> {
     Ok(JsonAnswer(edge.engine.workspace(&selector).await?))
+}
+
+pub(super) async fn check(
+    State(edge): State<Edge>,
+    Named(selector): Named<String>,
+) -> Result<JsonAnswer<WorkspaceCheck>, Refusal> {
+    Ok(JsonAnswer(edge.engine.check_workspaces(&selector).await?))
+}
+
+pub(super) async fn adopt(
+    State(edge): State<Edge>,
+    Named(name): Named<String>,
+    Json(request): Json<WorkspaceAdopt>,
+) -> Answer {
+    Ok(answer(edge.engine.adopt_workspace(&name, request).await?))
 }
 
 pub(super) async fn delete(State(edge): State<Edge>, Named(selector): Named<String>) -> Answer {

@@ -373,6 +373,7 @@ pub(super) fn request() -> JobRequest {
         ttl_minutes: None,
         keepalive: None,
         workspace: None,
+        workspace_wait_seconds: None,
         push: None,
     }
 }

@@ -6,6 +6,8 @@ mod process;
 mod story;
 mod wires;
 mod workspace;
+mod workspace_check;
+mod workspace_wait;
 
 mod failure;
 mod guest;

@@ -24,6 +24,7 @@ pub(super) async fn held(lab: &Lab) -> SandboxView {
         name: None,
         ttl_minutes: None,
         workspace: None,
+        workspace_wait_seconds: None,
     };
     let view = lab.engine().create_sandbox(request).await.unwrap();
     answer(lab, &view).await;

@@ -23,7 +23,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// What a guest writes on it.
 pub(super) const WRITTEN: u64 = 7;
 
-fn wanted(name: &str) -> WorkspaceRequest {
+pub(super) fn wanted(name: &str) -> WorkspaceRequest {
     WorkspaceRequest {
         name: name.to_owned(),
         size_gb: 1,
@@ -74,7 +74,7 @@ pub(super) async fn beat(guest: &Guest, lab: &Lab, phase: Phase) -> Result<(), G
     Ok(())
 }
 
-fn on(workspace: &str) -> JobRequest {
+pub(super) fn on(workspace: &str) -> JobRequest {
     JobRequest {
         workspace: Some(workspace.to_owned()),
         ..request()
@@ -88,7 +88,7 @@ pub(super) async fn lab_with_workspace() -> Lab {
     lab
 }
 
-async fn job_on(lab: &Lab, workspace: &str) -> JobView {
+pub(super) async fn job_on(lab: &Lab, workspace: &str) -> JobView {
     lab.engine().create_job(on(workspace), None).await.unwrap()
 }
 
@@ -270,6 +270,7 @@ pub(super) async fn held(lab: &Lab, workspace: Option<&str>) -> SandboxId {
         name: Some("one".into()),
         ttl_minutes: None,
         workspace: workspace.map(str::to_owned),
+        workspace_wait_seconds: None,
     };
     lab.engine().create_sandbox(asked).await.unwrap().id
 }
@@ -287,7 +288,7 @@ pub(super) async fn until(lab: &Lab, id: SandboxId, state: SandboxState) -> Sand
     timeout(PATIENCE, look).await.expect("it never came to that")
 }
 
-async fn until_detached(lab: &Lab) {
+pub(super) async fn until_detached(lab: &Lab) {
     let look = async {
         while lab.engine().workspace(NAME).await.unwrap().state != WorkspaceState::Detached {
             sleep(PACE).await;
@@ -297,7 +298,7 @@ async fn until_detached(lab: &Lab) {
 }
 
 /// Plays the guest of a machine that boots, until it is let in.
-async fn answer(lab: &Lab, id: SandboxId) -> Guest {
+pub(super) async fn answer(lab: &Lab, id: SandboxId) -> Guest {
     lab.let_in(&until(lab, id, SandboxState::Booting).await).await
 }
 

@@ -54,6 +54,7 @@ fn an_idle_daemon_asks_a_node_ten_questions_a_minute_at_most_however_many_sandbo
                         name: None,
                         ttl_minutes: None,
                         workspace: None,
+                        workspace_wait_seconds: None,
                     };
                     daemon.engine.create_sandbox(request).await.unwrap();
                 }

@@ -329,6 +329,7 @@ fn request() -> JobRequest {
         ttl_minutes: None,
         keepalive: None,
         workspace: None,
+        workspace_wait_seconds: None,
         push: None,
     }
 }
