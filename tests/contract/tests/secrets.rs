@@ -379,6 +379,10 @@ fn a_value_on_the_command_line_is_refused_and_one_on_standard_input_is_taken() {
         .unwrap();
     assert!(status.success());
     assert!(stage.done(&["show"]).contains("env.A "));
+
+    let short = stage.desk("short", "on\n");
+    let said = stage.done(&["set-env", "--name", "B", "--value-file", &short]);
+    assert!(said.contains("env.B has fewer than 6 bytes"), "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use agentlab_config::{Config, load_config};
-use agentlab_protocol::secret::SecretText;
+use agentlab_protocol::secret::{SHORTEST_REDACTED, SecretText};
 use agentlab_secrets::{Bundle, Edit, Form, Opened, Recipient, SecretsError, Vault};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -85,6 +85,18 @@ enum Verb {
     Rotate,
 }
 
+/// Names the values that an agent's output is not searched for.
+fn warn_of_short(pairs: &[(String, SecretText)], printer: &Printer) {
+    let short = pairs
+        .iter()
+        .filter(|(_, value)| value.expose().trim().len() < SHORTEST_REDACTED);
+    for (name, _) in short {
+        printer.warning(&format!(
+            "env.{name} has fewer than {SHORTEST_REDACTED} bytes: it stays readable in what an agent prints"
+        ));
+    }
+}
+
 /// Where everything is, and what is known of it.
 struct Place {
     vault: Vault,
@@ -108,6 +120,7 @@ impl Secrets {
                     let set = |(name, value): &(String, SecretText)| bundle.set_env(name, value);
                     pairs.iter().map(set).collect()
                 })?;
+                warn_of_short(&pairs, printer);
             }
             Verb::Remove { names } => place.edit("remove", printer, |bundle| remove(bundle, names))?,
             Verb::SetGit(set) => {
