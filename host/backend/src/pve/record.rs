@@ -323,22 +323,40 @@ impl Record {
             .collect()
     }
 
-    /// The disk it boots from.
+    /// The slots it boots from, where its configuration names them.
+    pub(crate) fn boot_order(&self) -> Option<String> {
+        let boot = self.fields.text("boot")?;
+        let mut parts = boot.split(',');
+        parts
+            .find_map(|part| part.strip_prefix("order="))
+            .map(str::to_owned)
+    }
+
+    /// The disk it boots from. Without a word about that PVE takes its first one, as it counts them.
     pub(crate) fn root_disk(&self) -> Option<Disk> {
         let disks = self.disks();
-        let boot = self.fields.text("boot").unwrap_or_default();
-        let order = boot
-            .split(',')
-            .find_map(|part| part.strip_prefix("order="))
-            .unwrap_or_default()
-            .to_owned();
-        let first = self.fields.text("bootdisk");
-        let usual = ["scsi0", "virtio0", "sata0", "ide0"];
-        let slots = order.split(';').map(str::to_owned);
-        let slots = slots.chain(first).chain(usual.map(str::to_owned));
-        let mut found = slots.filter_map(|slot| disks.iter().find(|disk| disk.slot == slot).cloned());
-        found.next()
+        let order = self.boot_order().unwrap_or_default();
+        let said = order
+            .split(';')
+            .map(str::to_owned)
+            .chain(self.fields.text("bootdisk"));
+        let mut said = said.filter_map(|slot| disks.iter().find(|disk| disk.slot == slot).cloned());
+        said.next().or_else(|| {
+            let counted = disks.iter().filter_map(|disk| Some((place(&disk.slot)?, disk)));
+            counted
+                .min_by_key(|(place, _)| *place)
+                .map(|(_, disk)| disk.clone())
+        })
     }
+}
+
+/// Where a slot stands among those that can be booted from, as PVE counts them.
+fn place(slot: &str) -> Option<(usize, u32)> {
+    let buses = ["ide", "scsi", "virtio", "sata"];
+    let mut found = buses.iter().enumerate().filter(|(_, bus)| is_slot(slot, bus));
+    found
+        .next()
+        .and_then(|(at, bus)| Some((at, slot.strip_prefix(*bus)?.parse().ok()?)))
 }
 
 /// `net0`, and not `nets` or `net0x`.

@@ -76,6 +76,26 @@ fn a_damaged_or_doubled_label_is_none() {
 }
 
 #[test]
+fn the_disk_it_boots_from_is_the_one_that_pve_would_take() {
+    let disks = json!({ "sata0": "local:410/vm-410-disk-0.raw,size=8G", "scsi1": "local:410/vm-410-disk-1.raw,size=1G",
+        "scsi10": "local:410/vm-410-disk-2.raw,size=1G", "ide2": "none,media=cdrom", "efidisk0": "local:410/vm-410-disk-3.raw" });
+    for (key, value, root) in [
+        ("boot", json!("order=sata0"), "sata0"),
+        ("boot", json!("order=ide2;net0;scsi10"), "scsi10"),
+        ("bootdisk", json!("sata0"), "sata0"),
+        ("boot", json!("cdn"), "scsi1"),
+        ("ide0", json!("local:410/vm-410-disk-4.raw,size=1G"), "ide0"),
+        ("virtio0", json!("local:410/vm-410-disk-4.raw,size=1G"), "scsi1"),
+        ("unused0", json!("local:410/vm-410-disk-5.raw"), "scsi1"),
+    ] {
+        let mut config = disks.clone();
+        config[key] = value;
+        let record = Record::new("pve8", vmid(410), Fields::of(config).unwrap());
+        assert_eq!(record.root_disk().unwrap().slot, root, "{key}");
+    }
+}
+
+#[test]
 fn disks_nics_and_sizes_are_read_as_pve_writes_them() {
     let fields = Fields::of(json!({
         "boot": "order=ide2;scsi0;net0",

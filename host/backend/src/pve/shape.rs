@@ -155,6 +155,10 @@ fn shape_values(record: &Record, shape: &Shape, bridge: &str) -> Values {
         // PVE's own default lets the first boot upgrade every package.
         values.push(pair("ciupgrade", 0));
     }
+    if let (None, Some(root)) = (record.boot_order(), record.root_disk()) {
+        // PVE would take its first disk, which a workspace may become.
+        values.push(pair("boot", format!("order={}", root.slot)));
+    }
     if let Some(place) = cloud_init_place(record, shape) {
         values.push(pair("ipconfig0", ipconfig(&place)));
         // Without one, PVE hands its node's own resolver on, whom no sandbox reaches.

@@ -13,8 +13,8 @@ use super::view::Found;
 use super::{Fields, Held, Kind, Pve, Refusal, Trouble, Wire, refused};
 use crate::{BackendError, Result, Stamp, VolumeList, Volumes};
 
-/// Where a volume is put; the root disk is at 0.
-const SLOT: &str = "scsi1";
+/// Where a volume is put: at the first of these that its template left free. A guest knows it by its serial number.
+const SLOTS: std::ops::RangeInclusive<u8> = 1..=6;
 
 impl<W: Wire> Pve<W> {
     pub(super) fn volume_place(&self) -> Result<(Vmid, &str)> {
@@ -84,6 +84,7 @@ impl<W: Wire> Pve<W> {
 
     async fn attach_once(&self, volume: &str, to: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
         const ACTION: &str = "attach volume";
+        let (owner, _) = self.volume_place()?;
         let record = self.ours(ACTION, to, stamp).await?;
         if slot_of(&record, volume).is_some() {
             return Ok(());
@@ -91,15 +92,19 @@ impl<W: Wire> Pve<W> {
         if let Some(other) = self.holder(volume).await? {
             return Err(refused(ACTION, to, format!("{volume} is attached to VM {other}")).into());
         }
-        if let Some(there) = record.text(SLOT) {
-            return Err(refused(ACTION, to, format!("{there} is at {SLOT} already")).into());
+        if let Some(there) = held_by(&record, owner).next() {
+            return Err(refused(ACTION, to, format!("it has {there} already")).into());
         }
+        let slot = free_slot(&record).ok_or_else(|| {
+            let reason = format!("scsi{} to scsi{} are all taken", SLOTS.start(), SLOTS.end());
+            refused(ACTION, to, reason)
+        })?;
         let drive = format!("{volume},serial={SERIAL}");
         // Before the call: whether one without an answer took effect is for the next look.
         if let Some(known) = self.holders.lock().await.as_mut() {
             known.insert(volume.to_owned(), to);
         }
-        Ok(self.set(&record, vec![pair(SLOT, drive)]).await?)
+        Ok(self.set(&record, vec![pair(&slot, drive)]).await?)
     }
 
     async fn detach_once(&self, volume: &str, from: Vmid, stamp: &Stamp) -> std::result::Result<(), Trouble> {
@@ -162,26 +167,33 @@ impl<W: Wire> Pve<W> {
         Ok(self.change(&record.node, change).await?)
     }
 
-    async fn size_of(
+    /// The volume with this file name and its size. What comes before that in its identifier is for its storage to say.
+    async fn volume_of(
         &self,
         (owner, storage): (Vmid, &str),
-        volume: &str,
-    ) -> std::result::Result<Option<u64>, Refusal> {
+        filename: &str,
+    ) -> std::result::Result<Option<(String, Option<u64>)>, Refusal> {
         let node = self.node.get().map(String::as_str).unwrap_or_default();
         let read = Read::new(format!("/nodes/{node}/storage/{storage}/content"))
             .with("content", "images")
             .with("vmid", owner);
         let lines = Fields::list(self.wire.read(&read).await?).unwrap_or_default();
-        let line = lines
-            .iter()
-            .find(|line| line.text("volid").is_some_and(|found| found == volume));
-        Ok(line.and_then(|line| line.number("size").or_else(|| bytes(&line.text("size")?))))
+        Ok(lines.iter().find_map(|line| {
+            let volume = line.text("volid")?;
+            let size = line.number("size").or_else(|| bytes(&line.text("size")?));
+            (volume.rsplit(['/', ':']).next() == Some(filename)).then_some((volume, size))
+        }))
     }
 }
 
 fn slot_of(record: &Record, volume: &str) -> Option<String> {
     let mut disks = record.disks().into_iter();
     disks.find(|disk| disk.volume == volume).map(|disk| disk.slot)
+}
+
+fn free_slot(record: &Record) -> Option<String> {
+    let mut slots = SLOTS.map(|number| format!("scsi{number}"));
+    slots.find(|slot| record.text(slot).is_none())
 }
 
 /// File name and format of a volume; a storage of files tells formats by their endings, one of blocks has one only.
@@ -239,9 +251,8 @@ impl<W: Wire> Volumes for Pve<W> {
                 Ok(serde_json::Value::String(volume)) => Ok(volume),
                 Ok(_) => Err(Trouble::from(Refusal::unknown("the answer names no volume"))),
                 Err(refusal) if refusal.kind == Kind::VolumeTaken => {
-                    let volume = format!("{storage}:{owner}/{filename}");
-                    match self.size_of((owner, storage), &volume).await? {
-                        Some(size) if size == u64::from(size_gb) << 30 => Ok(volume),
+                    match self.volume_of((owner, storage), &filename).await? {
+                        Some((volume, Some(size))) if size == u64::from(size_gb) << 30 => Ok(volume),
                         Some(_) | None => Err(refusal.into()),
                     }
                 }

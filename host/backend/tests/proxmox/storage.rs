@@ -57,6 +57,71 @@ async fn a_clone_is_linked_where_the_storage_can_and_full_where_it_cannot() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_asked_for_twice_is_one_whatever_its_storage_calls_it() {
+    for plugin in [
+        Plugin::Dir,
+        Plugin::Zfs,
+        Plugin::LvmThin,
+        Plugin::Rbd,
+        Plugin::Lvm,
+    ] {
+        let node = node_with(plugin).await;
+        let mut options = options();
+        options.node = None;
+        options.volume_owner = Some(vmid(777));
+        options.storage = Some("fast".into());
+        let backend = connect(settings(&node, options)).unwrap();
+        let volume = backend.create_volume("work-1", 1).await.unwrap();
+        assert_eq!(
+            backend.create_volume("work-1", 1).await.unwrap(),
+            volume,
+            "{plugin:?}"
+        );
+        assert!(backend.create_volume("work-1", 2).await.is_err(), "{plugin:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workspace_takes_a_place_that_its_template_left_free_and_is_never_booted_from() {
+    let mut setup = Setup::lab(Version::V9, QUICK);
+    let drive = "local:9000/vm-9000-cloudinit.qcow2";
+    setup.volumes.push((drive.into(), 9000, 4 << 20));
+    setup
+        .template
+        .insert("scsi1".into(), format!("{drive},media=cdrom"));
+    let node = setup.in_process().listen("127.0.0.1:0").await.unwrap();
+    let root = node.operator().config(9000).unwrap()["scsi0"].clone();
+    for (key, value) in [("sata0", Some(root.as_str())), ("scsi0", None), ("boot", None)] {
+        node.operator().configure(9000, key, value);
+    }
+    let backend = backend(&node);
+    backend.clone_template(&spec()).await.unwrap();
+    backend.configure(vmid(1000), &stamp(), &shape()).await.unwrap();
+    let volume = backend.create_volume("work-1", 1).await.unwrap();
+    for _ in 0..2 {
+        backend
+            .attach_volume(&volume, vmid(1000), &stamp())
+            .await
+            .unwrap();
+    }
+    let config = node.operator().config(1000).unwrap();
+    assert!(config["scsi1"].contains("cloudinit"), "{config:?}");
+    assert!(config["scsi2"].starts_with(&volume), "{config:?}");
+    assert_eq!(config["boot"], "order=sata0");
+    let second = backend.create_volume("work-2", 1).await.unwrap();
+    let answer = backend.attach_volume(&second, vmid(1000), &stamp()).await;
+    assert!(
+        matches!(&answer, Err(BackendError::Refused { reason, .. }) if reason.contains(&volume)),
+        "{answer:?}"
+    );
+    backend
+        .detach_volume(&volume, vmid(1000), &stamp())
+        .await
+        .unwrap();
+    assert!(!node.operator().config(1000).unwrap().contains_key("scsi2"));
+}
+
 /// Two nodes; the daemon is on the second, and the template is on the first.
 async fn cluster_with_shared(shared: bool) -> PveSim {
     let mut setup = Setup::lab(Version::V9, QUICK);
