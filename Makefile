@@ -7,6 +7,7 @@ TOOLCHAIN := export AGENTLAB_ROOT=$(CURDIR); . packaging/toolchain.sh && agentla
 help:
 	@echo "make demo        a real job in a real VM, from nothing (KEEP=1 leaves the daemon up)"
 	@echo "                 BACKEND=proxmox: through Proxmox VE's REST API, against a stand-in"
+	@echo "make clean-demo  removes a demo that was left up"
 	@echo "make test        every check and test: lint, unit, contract, netns, vm"
 	@echo "make pve-contract  what the back end promises, asked of your own node: docs/proxmox.md"
 	@echo "make bench       ratios against named baselines"
