@@ -24,6 +24,7 @@ use crate::error::StartError;
 use crate::guest::{
     self, Commands, GuestEdge, GuestListener, Guests, Limits, Routes, SerialDoor, VsockGuests,
 };
+use crate::home;
 use crate::http::{self, Edge};
 use crate::keys::Keys;
 use crate::lock::Lock;
@@ -80,6 +81,7 @@ impl Daemon {
         };
         let (store, world) = tokio::join!(Store::open(settings::store(config)), world);
         let (store, world) = (store?, world?);
+        home::settle(&config.data_dir, &store).await?;
         let bootstrap = GuestListener::bind(config.bootstrap_listen).await?;
         let artifacts = GuestListener::bind(config.artifact_listen).await?;
 

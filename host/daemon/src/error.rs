@@ -15,6 +15,15 @@ pub enum StartError {
         /// Who it is.
         pid: String,
     },
+    /// Two daemons on one set of sandboxes.
+    #[error("The records name sandboxes of another machine ({living}), where they may run, and this daemon would end them; if \
+             that machine is gone for good, or this one has got another machine-id, remove {} and start again", .path.display())]
+    AnotherMachine {
+        /// How many.
+        living: usize,
+        /// What says whose they are.
+        path: PathBuf,
+    },
     /// Something else is where the socket belongs.
     #[error("{} is {reason}; remove it, or set socket_path to another place", .path.display())]
     SocketTaken {
@@ -97,6 +106,7 @@ impl StartError {
             Self::Listen { address, source } => listen_hint(*address, source.kind()),
             Self::Profiles(error) | Self::Login(error) => error.hint(),
             Self::AnotherDaemon { .. }
+            | Self::AnotherMachine { .. }
             | Self::SocketTaken { .. }
             | Self::Key { .. }
             | Self::Signals(_)

@@ -138,8 +138,8 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StartError> {
     Ok(Some(bytes))
 }
 
-/// All of the key or nothing of it, whenever the power fails.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
+/// All of the bytes or none of them, whenever the power fails, in a file for its owner alone.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
     let failed = |source| StartError::File {
         action: "Writing",
         path: path.to_owned(),

@@ -16,6 +16,7 @@ mod daemon;
 mod error;
 mod flags;
 mod guest;
+mod home;
 mod http;
 mod keys;
 mod lock;

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use agentlab_backend::Machines as _;
 use agentlabd::StartError;
 
 use crate::lab::Lab;
@@ -31,6 +32,31 @@ async fn a_second_daemon_on_the_same_records_is_refused() {
         second.start_daemon().await,
         Err(StartError::AnotherDaemon { .. })
     ));
+}
+
+#[tokio::test]
+async fn records_of_another_machine_are_refused_and_its_sandboxes_left_alone() {
+    let mut lab = Lab::start().await;
+    let job = lab.job().await;
+    lab.until(&job, |job| job.vmid.is_some()).await;
+    lab.stop().await;
+    let machines = lab.fake.list().await.unwrap();
+    let home = lab.config.data_dir.join("machine");
+    std::fs::write(&home, "another").unwrap();
+    let started = lab.start_daemon().await;
+    // A system without a machine-id cannot tell.
+    if std::fs::read_to_string("/etc/machine-id").is_ok_and(|id| id.trim().len() == 32) {
+        let error = started.unwrap_err();
+        assert!(
+            matches!(error, StartError::AnotherMachine { living: 1, .. }),
+            "{error}"
+        );
+        assert_eq!(lab.fake.list().await.unwrap(), machines);
+        std::fs::remove_file(&home).unwrap();
+        lab.restart().await;
+    } else {
+        started.unwrap().stop().await;
+    }
 }
 
 #[tokio::test]

@@ -9,5 +9,6 @@
 
 mod lab;
 mod notify;
+mod private;
 mod reload;
 mod socket;
