@@ -157,9 +157,11 @@ async fn records(shared: &Shared, before: Timestamp, keys_before: Timestamp) -> 
     }
 }
 
-/// Logs of jobs that have no record: a power cut may have taken one, or an operator restored an older database.
+/// Logs of jobs that have no record, because an operator put an older database back: kept for as long as their jobs would
+/// be, and all artifacts with them, so that a newer one can follow.
 async fn strays(shared: &Shared, now: Timestamp) -> Result<u64, StoreError> {
-    let found = shared.store.files().jobs_with_logs(DAY, now).await?;
+    let old = shared.tunable().retention.max(DAY);
+    let found = shared.store.files().jobs_with_logs(old, now).await?;
     let mut removed = 0;
     for job in shared.store.unknown_jobs(found).await? {
         shared.store.files().remove_job(&job).await?;

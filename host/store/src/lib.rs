@@ -17,6 +17,7 @@ mod workspace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentlab_api::{Event, JobId, SandboxId, Vmid};
 use jiff::Timestamp;
@@ -190,9 +191,19 @@ impl Store {
 
     /// The same for all artifacts there are, because another process may have ended between file and record.
     ///
+    /// Where logs are of jobs without a record, nothing is removed: an older database was put back, and what it does not
+    /// know of is the only copy of somebody's work.
+    ///
     /// # Errors
     /// Those of [`Store::remove_unrecorded`].
     pub async fn compare_artifacts(&self) -> Result<usize, StoreError> {
+        let logs = self.files.jobs_with_logs(Duration::ZERO, Timestamp::MAX).await?;
+        let unknown = self.unknown_jobs(logs).await?;
+        if let Some(job) = unknown.first() {
+            let jobs = unknown.len();
+            tracing::warn!(jobs, first = %job, "The records are older than the files, whose artifacts are all kept");
+            return Ok(0);
+        }
         let mut removed = 0;
         for shard in self.files.shards().await? {
             self.files.loosen(self.files.stored(shard).await?);

@@ -11,7 +11,7 @@ mod support;
 
 use std::path::Path;
 
-use agentlab_api::JobState;
+use agentlab_api::{JobState, LogStream};
 use agentlab_store::{JobRecord, Store, Write};
 use jiff::Timestamp;
 use support::{job, keep, open};
@@ -102,6 +102,39 @@ async fn what_was_never_recorded_goes_at_once_and_after_a_crash_too() {
     ];
     left.sort();
     assert_eq!(files(&artifacts), left);
+}
+
+#[tokio::test]
+async fn work_that_an_older_database_does_not_know_of_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).await.unwrap();
+    store.close().await;
+    let database = directory.path().join("agentlab.db");
+    let older = std::fs::read(&database).unwrap();
+    let store = open(directory.path()).await.unwrap();
+    let job = ended(&store).await;
+    keep(&store, &job.id, "work.bundle", BYTES).await;
+    let line = vec![(LogStream::Stdout, "done\n".to_owned())];
+    let log = store.files().append_log(&job.id, 0, line, Timestamp::now(), 1000);
+    log.await.unwrap();
+    store.close().await;
+    let newer = std::fs::read(&database).unwrap();
+
+    std::fs::write(&database, older).unwrap();
+    let store = open(directory.path()).await.unwrap();
+    assert!(store.job(&job.id).await.unwrap().is_none());
+    assert_eq!(store.compare_artifacts().await.unwrap(), 0);
+    assert!(store.files().open_artifact(SHA256).await.unwrap().is_some());
+    store.close().await;
+
+    std::fs::write(&database, newer).unwrap();
+    let store = open(directory.path()).await.unwrap();
+    assert_eq!(store.artifacts(&job.id).await.unwrap()[0].sha256, SHA256);
+    assert_eq!(store.compare_artifacts().await.unwrap(), 0);
+    // With the log of the last such job goes what nobody knows of any more.
+    store.forget_jobs(vec![job.id.clone()]).await.unwrap();
+    store.files().remove_job(&job.id).await.unwrap();
+    assert_eq!(store.compare_artifacts().await.unwrap(), 1);
 }
 
 #[tokio::test]
