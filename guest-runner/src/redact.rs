@@ -137,6 +137,42 @@ pub struct Needles {
     plain: Automaton,
     /// Spellings that may be spread over several lines.
     wrapped: Automaton,
+    beginnings: Beginnings,
+}
+
+/// The first two bytes of every spelling. Ordinary text hardly ever has them, and is passed on without a further look.
+struct Beginnings(Vec<u64>);
+
+impl Beginnings {
+    fn of<'a>(needles: impl Iterator<Item = &'a Vec<u8>>) -> Self {
+        let mut bits = vec![0; (1 << 16) / 64];
+        for needle in needles {
+            if let [first, second, ..] = needle.as_slice() {
+                let (word, bit) = Self::place(*first, *second);
+                bits[word] |= bit;
+            }
+        }
+        Self(bits)
+    }
+
+    /// The word that stands for a pair, and its bit there.
+    fn place(first: u8, second: u8) -> (usize, u64) {
+        let pair = u16::from_be_bytes([first, second]);
+        (usize::from(pair / 64), 1 << (pair % 64))
+    }
+
+    fn holds(&self, pair: &[u8]) -> bool {
+        let (word, bit) = Self::place(pair[0], pair[1]);
+        self.0[word] & bit != 0
+    }
+
+    /// How many bytes stand before the first pair with which a spelling begins. The last byte is not among them: what
+    /// follows it decides.
+    fn before(&self, text: &[u8]) -> usize {
+        let mut pairs = text.windows(2);
+        let found = pairs.position(|pair| self.holds(pair));
+        found.unwrap_or(text.len().saturating_sub(1))
+    }
 }
 
 impl fmt::Debug for Needles {
@@ -155,6 +191,7 @@ impl Needles {
         Self {
             plain: Automaton::of(&spellings.plain),
             wrapped: Automaton::of(&spellings.wrapped),
+            beginnings: Beginnings::of(spellings.plain.iter().chain(&spellings.wrapped)),
         }
     }
 
@@ -218,27 +255,45 @@ impl Redactor {
 
     /// Reads a chunk and appends to `out` all that cannot be part of a secret any more.
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) {
-        for &byte in chunk {
-            let passed_over = self.read(byte);
-            if self.plain == ROOT && self.wrapped == ROOT {
-                self.held.release(0, out);
+        let mut rest = chunk;
+        while let Some((&byte, following)) = rest.split_first() {
+            let ordinary = match (self.plain, self.wrapped) {
+                (ROOT, ROOT) => self.needles.beginnings.before(rest),
+                _ => 0,
+            };
+            if ordinary > 0 {
+                // Nothing is held at the root.
+                out.extend_from_slice(&rest[..ordinary]);
                 self.held.in_mark = false;
-                out.push(byte);
+                rest = &rest[ordinary..];
                 continue;
             }
-            self.held.push(byte, passed_over);
-            let Needles { plain, wrapped } = &*self.needles;
-            self.held.mark(plain.longest(self.plain));
-            if !passed_over {
-                self.held.mark(self.held.tail(wrapped.longest(self.wrapped)));
-            }
+            self.step(byte, out);
+            rest = following;
         }
         self.held.release(self.undecided(), out);
     }
 
+    /// One byte that may be of a secret.
+    fn step(&mut self, byte: u8, out: &mut Vec<u8>) {
+        let passed_over = self.read(byte);
+        if self.plain == ROOT && self.wrapped == ROOT {
+            self.held.release(0, out);
+            self.held.in_mark = false;
+            out.push(byte);
+            return;
+        }
+        self.held.push(byte, passed_over);
+        let Needles { plain, wrapped, .. } = &*self.needles;
+        self.held.mark(plain.longest(self.plain));
+        if !passed_over {
+            self.held.mark(self.held.tail(wrapped.longest(self.wrapped)));
+        }
+    }
+
     /// Whether the search for wrapped spellings passed over this byte.
     fn read(&mut self, byte: u8) -> bool {
-        let Needles { plain, wrapped } = &*self.needles;
+        let Needles { plain, wrapped, .. } = &*self.needles;
         self.plain = plain.step(self.plain, byte);
         let passed_over = matches!(byte, b'\r' | b'\n')
             && wrapped.depth(self.wrapped) >= GROUP
@@ -251,7 +306,7 @@ impl Redactor {
 
     /// How many of the last bytes may still become a secret.
     fn undecided(&self) -> usize {
-        let Needles { plain, wrapped } = &*self.needles;
+        let Needles { plain, wrapped, .. } = &*self.needles;
         let wrapped = self.held.tail(wrapped.depth(self.wrapped));
         plain.depth(self.plain).max(wrapped)
     }
