@@ -26,8 +26,14 @@ pub(crate) fn perform(call: &Call) -> Answer {
     let verb = name.rsplit('/').next().unwrap_or_default();
     let by_ha = call.world().vm(&call.node(), vmid).is_ok_and(|vm| vm.ha);
     match verb {
-        "start" if by_ha => call.fork("hastart", &id, move |worker| ask_ha(worker, vmid, true)),
-        "stop" | "shutdown" if by_ha => call.fork("hastop", &id, move |worker| ask_ha(worker, vmid, false)),
+        "start" if by_ha => call.fork("hastart", &id, move |worker| async move {
+            ask_ha(&worker, vmid, true);
+            Ok(())
+        }),
+        "stop" | "shutdown" if by_ha => call.fork("hastop", &id, move |worker| async move {
+            ask_ha(&worker, vmid, false);
+            Ok(())
+        }),
         "start" => call.fork("qmstart", &id, |worker| start(worker, vmid)),
         "stop" => call.fork("qmstop", &id, |worker| stop(worker, vmid)),
         "shutdown" => {
@@ -55,7 +61,7 @@ pub(crate) fn perform(call: &Call) -> Answer {
 }
 
 /// The HA stack is told what is wanted, and does it when it looks the next time.
-async fn ask_ha(worker: Worker, vmid: u32, to_run: bool) -> Result<(), String> {
+fn ask_ha(worker: &Worker, vmid: u32, to_run: bool) {
     let (verb, kind) = if to_run {
         ("start", "qmstart")
     } else {
@@ -75,7 +81,6 @@ async fn ask_ha(worker: Worker, vmid: u32, to_run: bool) -> Result<(), String> {
             core.fork(&node, kind, &id, &stack, |worker| stop(worker, vmid));
         }
     });
-    Ok(())
 }
 
 fn suspend(call: &Call, vmid: u32) -> Answer {
