@@ -63,6 +63,7 @@ mod tests {
             head_commit: None,
             commits: 1,
             uncommitted: false,
+            exposed_secrets: Vec::new(),
             agent_milliseconds: 5,
             push: None,
             artifacts: Vec::new(),
