@@ -153,7 +153,9 @@ mod tests {
     const TOML: &str = "[package]\nversion = '1'\n";
 
     /// Name, what it says now, and what of it is told.
-    const CASES: &[(&str, &str, Option<(RiskKind, &str)>)] = &[
+    type Case = (&'static str, &'static str, Option<(RiskKind, &'static str)>);
+
+    const CASES: &[Case] = &[
         (
             "package.json",
             r#"{"scripts":{"test":"x","postinstall":"node steal.js"}}"#,
