@@ -1,7 +1,7 @@
 //! Brings the code into `/work/repo`, and notes the commit the agent starts from.
 //!
 //! A URL is cloned; a bundle comes through the link, is checked against the order, and is cloned from its file. Only
-//! the protocols a repository may really come by are allowed, and of submodules nothing is fetched.
+//! the protocols a repository may really come by are allowed, and submodules are fetched where the order says so.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -84,6 +84,9 @@ pub(crate) async fn prepare<H: HostLink>(
         .success()
         .await?;
     checkout(&clone, &repo, order.reference.as_deref()).await?;
+    if order.submodules {
+        submodules(&git, &repo, (layout, log)).await?;
+    }
     let head = git
         .run(&repo, &["rev-parse", "--verify", "--quiet", "HEAD"], SHORT)
         .success()
@@ -208,6 +211,35 @@ async fn checkout(git: &Git<'_>, repo: &Path, reference: Option<&str>) -> Result
     }
     let commit = commit.ok_or_else(|| unknown(""))?;
     let arguments = ["checkout", "--quiet", "--no-track", "-B", BRANCH, &commit, "--"];
+    git.run(repo, &arguments, CLONE_DEADLINE).success().await?;
+    Ok(())
+}
+
+/// Fetches what `.gitmodules` names, over the network alone: a path would name a file of this machine. git itself refuses
+/// an address that is an option, and a command to update with.
+async fn submodules(
+    git: &Git<'_>,
+    repo: &Path,
+    (layout, log): (&Layout, &JobLog),
+) -> Result<(), RepositoryError> {
+    if !repo.join(".gitmodules").exists() {
+        return Ok(());
+    }
+    log.runner("Fetching submodules");
+    let git = git.clone().env("GIT_ALLOW_PROTOCOL", layout.clone_protocols);
+    let arguments = [
+        "-c",
+        "init.templateDir=",
+        "-c",
+        "http.lowSpeedLimit=1",
+        "-c",
+        "http.lowSpeedTime=60",
+        "submodule",
+        "--quiet",
+        "update",
+        "--init",
+        "--recursive",
+    ];
     git.run(repo, &arguments, CLONE_DEADLINE).success().await?;
     Ok(())
 }

@@ -212,6 +212,7 @@ impl Lab {
                 sha256: hex::encode(Sha256::digest(&bundle)),
             },
             reference: None,
+            submodules: false,
             task: task.to_owned(),
             agent: "shell".to_owned(),
             mode: AgentMode::Dangerous,

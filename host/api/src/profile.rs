@@ -224,6 +224,9 @@ pub struct Behavior {
     pub idle_stop_minutes_default: Option<u32>,
     /// How long an agent may run, in seconds.
     pub deadline_seconds_default: u32,
+    /// Bring in the repository's submodules too, and theirs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub submodules: bool,
     /// Inner sandbox.
     pub inner_sandbox: InnerSandbox,
     /// Appended to the bubblewrap command line, one item per argument.
@@ -244,6 +247,7 @@ impl Default for Behavior {
             ttl_minutes_default: 180,
             idle_stop_minutes_default: None,
             deadline_seconds_default: 7200,
+            submodules: false,
             inner_sandbox: InnerSandbox::Bubblewrap,
             inner_sandbox_args: Vec::new(),
             push: Vec::new(),

@@ -25,6 +25,9 @@ pub struct JobOrder {
     /// Branch, tag or commit; the source's HEAD when absent.
     #[serde(default)]
     pub reference: Option<String>,
+    /// Its submodules too, and theirs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub submodules: bool,
     /// What the agent is told.
     pub task: String,
     /// Which agent, a word of [`crate::agent::AgentKind`].

@@ -164,24 +164,16 @@ async fn a_repository_that_does_not_clone_is_reported_in_the_words_of_git() {
     );
 }
 
-#[tokio::test]
-async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
-    if skipped_without_root() {
-        return;
-    }
-    let mut lab = Lab::new("git log --format=%s; git remote get-url origin").await;
-    let source = lab.base.path().join("source");
-    shell(&source, "git checkout -q --detach; git commit -q --allow-empty -m pull; git update-ref refs/pull/7/head HEAD; \
-        git checkout -q main")
-        .await;
+/// What lies in a lab's directory, served by git's own daemon, and its port.
+async fn served(lab: &Lab) -> (tokio::process::Child, u16) {
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
-    let program = PathBuf::from(shell(&source, "git --exec-path").await).join("git-daemon");
+    let program = PathBuf::from(shell(lab.base.path(), "git --exec-path").await).join("git-daemon");
     let base = format!("--base-path={}", lab.base.path().display());
-    let _daemon = tokio::process::Command::new(program)
+    let daemon = tokio::process::Command::new(program)
         .args([
             "--reuseaddr",
             "--export-all",
@@ -195,6 +187,20 @@ async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
     while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+    (daemon, port)
+}
+
+#[tokio::test]
+async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
+    if skipped_without_root() {
+        return;
+    }
+    let mut lab = Lab::new("git log --format=%s; git remote get-url origin").await;
+    let source = lab.base.path().join("source");
+    shell(&source, "git checkout -q --detach; git commit -q --allow-empty -m pull; git update-ref refs/pull/7/head HEAD; \
+        git checkout -q main")
+        .await;
+    let (_daemon, port) = served(&lab).await;
     lab.layout.clone_protocols = "git";
     let url = format!("git://127.0.0.1:{port}/source");
     lab.order.repository = Repository::Url { url: url.clone() };
@@ -207,6 +213,51 @@ async fn a_url_is_cloned_and_a_commit_below_no_branch_is_fetched() {
     );
     assert_eq!((report.commits, report.uncommitted), (0, false));
     assert!(lab.host.artifact("work.bundle").is_none());
+}
+
+#[tokio::test]
+async fn submodules_come_where_the_order_says_so_and_never_from_a_path() {
+    if skipped_without_root() {
+        return;
+    }
+    for (asked, url, expected) in [
+        (true, "git", Ok("sub one\n")),
+        (false, "git", Ok("sub\n")),
+        (true, "path", Err("transport 'file' not allowed")),
+        (true, "option", Err("-u./evil")),
+    ] {
+        let mut lab = Lab::new("echo sub $(cat sub/a.txt 2>/dev/null)").await;
+        let base = lab.base.path().to_owned();
+        let (_daemon, port) = served(&lab).await;
+        let url = match url {
+            "git" => format!("git://127.0.0.1:{port}/module"),
+            "path" => base.join("module").display().to_string(),
+            _ => "-u./evil".to_owned(),
+        };
+        let script = format!(
+            "git clone -q source module; git -C module reset -q --hard v1; cd source
+             git update-index --add --cacheinfo 160000,$(git rev-parse v1),sub
+             git config -f .gitmodules submodule.sub.path sub; git config -f .gitmodules submodule.sub.url {url}
+             git add .gitmodules; git commit -qm sub"
+        );
+        shell(&base, &script).await;
+        lab.layout.clone_protocols = "git";
+        lab.order.submodules = asked;
+        lab.order.repository = Repository::Url {
+            url: format!("git://127.0.0.1:{port}/source"),
+        };
+        let report = lab.run().await;
+        match expected {
+            Ok(printed) => {
+                assert_eq!(report.status, ReportStatus::Completed, "{report:?}");
+                assert_eq!(lab.host.text(Stream::Stdout), printed);
+            }
+            Err(words) => {
+                assert_eq!(report.failed_phase, Some(Phase::Repository), "{report:?}");
+                assert!(report.message.clone().unwrap().contains(words), "{report:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -169,6 +169,7 @@ fn fields(profile: &Profile) -> String {
         )
         .add("deadline", span(behavior.deadline_seconds_default))
         .add("keepalive", behavior.keepalive_default)
+        .add_some("submodules", behavior.submodules.then_some("brought in"))
         .add(
             "inner sandbox",
             format!("{:?}", behavior.inner_sandbox).to_lowercase(),

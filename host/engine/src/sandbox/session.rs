@@ -312,6 +312,7 @@ impl Driver {
                 },
             },
             reference: job.reference.clone(),
+            submodules: behavior.submodules,
             task: job.task.clone(),
             agent: job.agent.clone(),
             mode: match behavior.mode {
