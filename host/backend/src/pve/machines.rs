@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentlab_api::Vmid;
 use async_trait::async_trait;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::change::{Change, PowerWord, Read, pair};
 use super::record::Record;
@@ -40,7 +40,9 @@ impl<W: Wire> Pve<W> {
             );
             return Err(refused(ACTION, vmid, reason).into());
         }
+        let read = Instant::now();
         self.check_firewall(ACTION, &record).await?;
+        let record = self.still_ours(ACTION, stamp, record, read).await?;
         self.switch(&record, PowerWord::Start, Power::Running).await
     }
 
@@ -63,12 +65,15 @@ impl<W: Wire> Pve<W> {
     }
 
     async fn power_off_once(&self, vmid: Vmid, stamp: &Stamp) -> Attempt<()> {
-        let Some(record) = self.ours_or_absent("power off", vmid, stamp).await? else {
+        const ACTION: &str = "power off";
+        let read = Instant::now();
+        let Some(record) = self.ours_or_absent(ACTION, vmid, stamp).await? else {
             return Ok(());
         };
         if self.power(&record).await? == Power::Stopped {
             return Ok(());
         }
+        let record = self.still_ours(ACTION, stamp, record, read).await?;
         self.switch(&record, PowerWord::Stop, Power::Stopped).await?;
         self.is_off(&record).await
     }
@@ -84,14 +89,19 @@ impl<W: Wire> Pve<W> {
     }
 
     async fn shut_down_once(&self, vmid: Vmid, stamp: &Stamp, patience: Duration) -> Attempt<()> {
-        let Some(record) = self.ours_or_absent("shut down", vmid, stamp).await? else {
+        const ACTION: &str = "shut down";
+        let read = Instant::now();
+        let Some(record) = self.ours_or_absent(ACTION, vmid, stamp).await? else {
             return Ok(());
         };
-        match self.power(&record).await? {
-            Power::Stopped => return Ok(()),
+        let power = self.power(&record).await?;
+        if power == Power::Stopped {
+            return Ok(());
+        }
+        let record = self.still_ours(ACTION, stamp, record, read).await?;
+        if power == Power::Suspended {
             // A guest that is frozen hears nothing.
-            Power::Suspended => return self.switch(&record, PowerWord::Stop, Power::Stopped).await,
-            Power::Running => {}
+            return self.switch(&record, PowerWord::Stop, Power::Stopped).await;
         }
         let change = Change::ShutDown {
             vmid,
@@ -122,15 +132,18 @@ impl<W: Wire> Pve<W> {
 
     async fn destroy_once(&self, vmid: Vmid, stamp: &Stamp) -> Attempt<()> {
         const ACTION: &str = "destroy";
-        let Some(record) = self.ours_or_absent(ACTION, vmid, stamp).await? else {
+        let read = Instant::now();
+        let Some(mut record) = self.ours_or_absent(ACTION, vmid, stamp).await? else {
             return Ok(());
         };
         if self.power(&record).await? != Power::Stopped {
+            record = self.still_ours(ACTION, stamp, record, read).await?;
             self.switch(&record, PowerWord::Stop, Power::Stopped).await?;
         }
         if record.is_protected() {
             self.set(&record, vec![pair("protection", 0)]).await?;
         }
+        let record = self.still_ours(ACTION, stamp, record, read).await?;
         let answer = self.change(&record.node, Change::Destroy { vmid }).await;
         self.view.forget(vmid);
         self.begun().remove(&vmid);

@@ -69,6 +69,10 @@ pub use snippets::SnippetStore;
 use view::View;
 pub(crate) use wire::{Begun, Ended, Upload, Wire};
 
+/// How long it is believed that a machine is still ours, where the change itself cannot carry a digest: others may take it
+/// over, and a node that is slow answers other questions late.
+const BELIEVED: Duration = Duration::from_secs(1);
+
 /// Version of a node.
 #[derive(Debug, Clone)]
 struct Version {
@@ -329,6 +333,7 @@ impl<W: Wire> Pve<W> {
     ) -> std::result::Result<(Record, Power), Trouble> {
         let node = self.node().await?;
         let status = Read::status(node, vmid);
+        let read = Instant::now();
         let (record, status) = tokio::join!(self.ours(action, vmid, stamp), self.wire.read(&status));
         let record = record?;
         let power = if record.node == node {
@@ -336,7 +341,21 @@ impl<W: Wire> Pve<W> {
         } else {
             self.power(&record).await?
         };
-        Ok((record, power))
+        Ok((self.still_ours(action, stamp, record, read).await?, power))
+    }
+
+    /// The machine as it was `read` then; read anew when that is long ago.
+    async fn still_ours(
+        &self,
+        action: &'static str,
+        stamp: &Stamp,
+        record: Record,
+        read: Instant,
+    ) -> std::result::Result<Record, Trouble> {
+        if read.elapsed() < BELIEVED {
+            return Ok(record);
+        }
+        self.ours(action, record.vmid, stamp).await
     }
 
     async fn ours(
@@ -383,9 +402,9 @@ pub(crate) fn with_jitter(wait: Duration) -> Duration {
 
 fn choose_node(mut nodes: Vec<String>, host: Option<&str>) -> std::result::Result<String, String> {
     if let Some(host) = host
-        && nodes.iter().any(|node| node == host)
+        && let Some(node) = nodes.iter().find(|node| node.eq_ignore_ascii_case(host))
     {
-        return Ok(host.to_owned());
+        return Ok(node.clone());
     }
     match (nodes.pop(), nodes.is_empty()) {
         (Some(only), true) => Ok(only),
@@ -489,6 +508,7 @@ mod tests {
     fn a_node_is_chosen_by_name_and_never_by_its_place() {
         let nodes = || vec!["pve2".to_owned(), "pve1".to_owned()];
         assert_eq!(choose_node(nodes(), Some("pve1")), Ok("pve1".to_owned()));
+        assert_eq!(choose_node(nodes(), Some("PVE1")), Ok("pve1".to_owned()));
         let refused = choose_node(nodes(), Some("laptop")).unwrap_err();
         assert!(
             refused.contains("pve1, pve2") && refused.contains("proxmox_node"),

@@ -2,6 +2,7 @@
 //! not keep.
 
 use agentlab_api::Vmid;
+use tokio::time::Instant;
 
 use super::change::{Change, Values, pair};
 use super::firewall::label_of;
@@ -17,6 +18,7 @@ const ACTION: &str = "configure";
 impl<W: Wire> Pve<W> {
     pub(super) async fn configure_once(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Attempt<()> {
         let (record, power) = self.ours_with_power(ACTION, vmid, stamp).await?;
+        let read = Instant::now();
         let root = record
             .root_disk()
             .ok_or_else(|| refused(ACTION, vmid, "it has no disk that it boots from"))?;
@@ -35,6 +37,7 @@ impl<W: Wire> Pve<W> {
             self.shape(&record, stamp, shape).await?;
         }
         if let (true, Some(gb)) = (grows, shape.root_size_gb) {
+            let record = self.still_ours(ACTION, stamp, record, read).await?;
             let change = Change::Resize {
                 vmid,
                 disk: root.slot,
