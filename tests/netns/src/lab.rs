@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use agentlab_netpolicy::{
-    BridgeSpec, Enforcer, GuestPort, GuestService, HostPolicy, IfName, Protocol, Trust, USUAL_DENIAL_GROUP,
-    create_tap,
+    BridgeSpec, Destination, Enforcer, GuestPort, GuestService, HostPolicy, IfName, PortRange, Protocol,
+    Trust, USUAL_DENIAL_GROUP, create_tap,
 };
 use anyhow::{Context, Result};
 
@@ -113,6 +113,47 @@ pub fn bare_host() -> Result<Namespace> {
     let host = Namespace::new()?;
     host.ip("link add vmbr0 type bridge\nlink set vmbr0 up\naddress add 192.168.1.10/24 dev vmbr0")?;
     Ok(host)
+}
+
+/// The policy of the lab's host, put up on this one.
+pub fn enforcer_on(host: &Namespace) -> Result<Enforcer> {
+    host.enter(|| Ok(Enforcer::start(host_policy()?)?))?
+}
+
+/// All that nft knows on a host, without counters.
+pub fn listing(host: &Namespace) -> Result<String> {
+    host.run("nft", &["--stateless", "list", "ruleset"], "")
+}
+
+/// Where an allow-list leads, with the first and last port where not every one is allowed.
+pub fn destination(network: &str, ports: Option<(Protocol, u16, u16)>) -> Result<Destination> {
+    let ports = ports.map(|(protocol, first, last)| PortRange {
+        protocol,
+        first,
+        last,
+    });
+    Ok(Destination {
+        network: network.parse()?,
+        ports,
+    })
+}
+
+/// One port of each trust level.
+pub fn one_of_each_trust() -> Result<Vec<GuestPort>> {
+    let allowlist = Trust::Allowlist(vec![
+        destination("1.2.0.0/16", None)?,
+        destination("9.9.9.9", Some((Protocol::Tcp, 443, 443)))?,
+        destination("9.9.9.9", Some((Protocol::Udp, 1, 65_535)))?,
+    ]);
+    let levels = [
+        Trust::Sealed,
+        Trust::BootstrapOnly,
+        Trust::Off,
+        Trust::Nat,
+        allowlist,
+    ];
+    let numbered = levels.into_iter().zip(0..);
+    numbered.map(|(trust, number)| port(number, trust)).collect()
 }
 
 impl Lab {

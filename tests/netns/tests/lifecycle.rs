@@ -6,57 +6,15 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use agentlab_netpolicy::{
-        Destination, EnforceError, Enforcer, GuestPort, IfName, Intent, Observer, PlanError, PortRange,
-        Protocol, Trust,
+        EnforceError, Enforcer, GuestPort, IfName, Intent, Observer, PlanError, Protocol, Trust,
     };
-    use agentlab_tests_netns::lab::{bare_host, host_policy, port, skipped};
+    use agentlab_tests_netns::lab::{
+        bare_host, enforcer_on, host_policy, listing, one_of_each_trust, port, skipped,
+    };
     use agentlab_tests_netns::namespace::Namespace;
-
-    fn destination(network: &str, ports: Option<(Protocol, u16, u16)>) -> Destination {
-        let ports = ports.map(|(protocol, first, last)| PortRange {
-            protocol,
-            first,
-            last,
-        });
-        Destination {
-            network: network.parse().unwrap(),
-            ports,
-        }
-    }
-
-    /// One port of each trust level.
-    fn one_of_each() -> Vec<GuestPort> {
-        let allowlist = Trust::Allowlist(vec![
-            destination("1.2.0.0/16", None),
-            destination("9.9.9.9", Some((Protocol::Tcp, 443, 443))),
-            destination("9.9.9.9", Some((Protocol::Udp, 1, 65_535))),
-        ]);
-        let levels = [
-            Trust::Sealed,
-            Trust::BootstrapOnly,
-            Trust::Off,
-            Trust::Nat,
-            allowlist,
-        ];
-        levels
-            .into_iter()
-            .zip(0..)
-            .map(|(trust, number)| port(number, trust).unwrap())
-            .collect()
-    }
 
     fn name(text: &str) -> IfName {
         text.parse().unwrap()
-    }
-
-    fn listing(host: &Namespace) -> String {
-        host.run("nft", &["--stateless", "list", "ruleset"], "").unwrap()
-    }
-
-    fn start(host: &Namespace) -> Enforcer {
-        host.enter(|| Enforcer::start(host_policy().unwrap()))
-            .unwrap()
-            .unwrap()
     }
 
     #[test]
@@ -65,21 +23,22 @@ mod tests {
             return;
         }
         let (host, other) = (bare_host().unwrap(), Namespace::new().unwrap());
-        let mut enforcer = start(&host);
-        let _taps: Vec<_> = one_of_each()
+        let mut enforcer = enforcer_on(&host).unwrap();
+        let _taps: Vec<_> = one_of_each_trust()
+            .unwrap()
             .iter()
             .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
             .collect();
         let intent = Intent {
             host: host_policy().unwrap(),
-            ports: one_of_each(),
+            ports: one_of_each_trust().unwrap(),
         };
         let text = host
             .enter(|| Observer::open().unwrap().ruleset_of(&intent).unwrap().to_string())
             .unwrap();
         other.run("nft", &["--check", "-f", "-"], &text).unwrap();
         other.run("nft", &["-f", "-"], &text).unwrap();
-        let (ours, theirs) = (listing(&host), listing(&other));
+        let (ours, theirs) = (listing(&host).unwrap(), listing(&other).unwrap());
         assert_eq!(ours, theirs);
         assert!(ours.contains("tap1003i0"), "{ours}");
     }
@@ -90,7 +49,7 @@ mod tests {
             return;
         }
         let host = bare_host().unwrap();
-        let mut enforcer = start(&host);
+        let mut enforcer = enforcer_on(&host).unwrap();
         let state = |host: &Namespace| {
             ["ip -o link", "bridge fdb", "ip neigh"]
                 .map(|words| {
@@ -99,12 +58,12 @@ mod tests {
                     host.run(program, &words.collect::<Vec<_>>(), "").unwrap()
                 })
                 .join("")
-                + &listing(host)
+                + &listing(host).unwrap()
         };
         let before = state(&host);
         host.enter(|| {
             let mut taps = Vec::new();
-            for port in one_of_each() {
+            for port in one_of_each_trust().unwrap() {
                 taps.push(enforcer.attach(&port).unwrap());
                 // The same cable again: a new descriptor, the old one is dead.
                 taps.push(enforcer.attach(&port).unwrap());
@@ -116,7 +75,7 @@ mod tests {
         assert_ne!(state(&host), before);
         host.enter(|| {
             // The descriptors are closed already: detaching what is half gone must succeed as well.
-            for port in one_of_each() {
+            for port in one_of_each_trust().unwrap() {
                 enforcer.detach(&port.name).unwrap();
                 enforcer.detach(&port.name).unwrap();
             }
@@ -126,168 +85,13 @@ mod tests {
         assert_eq!(state(&host), before);
     }
 
-    /// Program, its words, and what is then seen to differ.
-    const DAMAGES: &[(&str, &str, &str)] = &[
-        ("nft", "delete table inet agentlab", "table inet agentlab"),
-        (
-            "nft",
-            "flush table bridge agentlab",
-            "rule 1 of chain prerouting of table bridge agentlab",
-        ),
-        (
-            "nft",
-            "flush chain inet agentlab forward",
-            "rule 1 of chain forward",
-        ),
-        (
-            "nft",
-            "add rule inet agentlab nat counter",
-            " of chain nat of table inet agentlab",
-        ),
-        (
-            "nft",
-            "insert rule inet agentlab guest_forward accept",
-            "rule 1 of chain guest_forward",
-        ),
-        ("nft", "add chain inet agentlab extra", "chain extra"),
-        (
-            "nft",
-            "add element inet agentlab trust { 10.77.0.99 : goto nat }",
-            "set trust",
-        ),
-        (
-            "nft",
-            "delete element bridge agentlab ports { \"tap1003i0\" }",
-            "set ports of table bridge",
-        ),
-        (
-            "nft",
-            "delete element inet agentlab denied { 10.0.0.0/8 }",
-            "set denied",
-        ),
-        ("nft", "flush set arp agentlab ports", "set ports of table arp"),
-        (
-            "bridge",
-            "link set dev tap1003i0 isolated off learning on",
-            "port tap1003i0",
-        ),
-        (
-            "bridge",
-            "link set dev tap1003i0 neigh_suppress on",
-            "port tap1003i0",
-        ),
-        ("ip", "link set vmbr1 down", "bridge vmbr1"),
-        ("ip", "address del 10.77.0.1/16 dev vmbr1", "bridge vmbr1"),
-        (
-            "ip",
-            "link set vmbr1 type bridge stp_state 1 mcast_snooping 1",
-            "bridge vmbr1",
-        ),
-        ("sysctl", "-w net.ipv4.ip_forward=0", "net/ipv4/ip_forward"),
-        (
-            "sysctl",
-            "-w net.ipv6.conf.vmbr1.disable_ipv6=0",
-            "net/ipv6/conf/vmbr1/disable_ipv6",
-        ),
-    ];
-
-    #[test]
-    fn every_kind_of_damage_is_seen_and_repaired() {
-        if skipped() {
-            return;
-        }
-        let host = bare_host().unwrap();
-        let mut enforcer = start(&host);
-        let _taps: Vec<_> = one_of_each()
-            .iter()
-            .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
-            .collect();
-        let sound = listing(&host);
-        for &(program, damage, object) in DAMAGES {
-            if program == "sysctl" {
-                let (setting, value) = damage.trim_start_matches("-w net.").split_once('=').unwrap();
-                host.set(&setting.replace('.', "/"), value).unwrap();
-            } else {
-                host.run(program, &damage.split(' ').collect::<Vec<_>>(), "")
-                    .unwrap();
-            }
-            let seen = host.enter(|| enforcer.verify()).unwrap().unwrap();
-            assert!(
-                seen.iter().any(|drift| drift.object.contains(object)),
-                "{damage}: expected {object} among {seen:?}"
-            );
-            let again = host.enter(|| enforcer.verify()).unwrap().unwrap();
-            assert_eq!(again, [], "{damage} was not repaired");
-            assert_eq!(listing(&host), sound, "{damage}");
-        }
-    }
-
-    /// Chains and the handles of their rules, in every table of ours.
-    fn rules(host: &Namespace) -> Vec<String> {
-        let mut found = Vec::new();
-        for family in ["bridge", "arp", "inet"] {
-            let listing = host
-                .run("nft", &["--handle", "list", "table", family, "agentlab"], "")
-                .unwrap();
-            let mut chain = String::new();
-            for line in listing.lines().map(str::trim) {
-                if let Some(rest) = line.strip_prefix("chain ") {
-                    chain = rest.split(' ').next().unwrap().to_owned();
-                } else if let Some((_, handle)) = line.rsplit_once("# handle ")
-                    && !line.contains('{')
-                    && !line.starts_with("set ")
-                {
-                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
-                } else if let Some((_, handle)) = line.rsplit_once("} # handle ") {
-                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
-                } else if line.contains(" { ip saddr ")
-                    && let Some((_, handle)) = line.rsplit_once("# handle ")
-                {
-                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
-                }
-            }
-        }
-        found
-    }
-
-    #[test]
-    fn the_removal_of_each_single_rule_is_seen_and_repaired() {
-        if skipped() {
-            return;
-        }
-        let host = bare_host().unwrap();
-        let mut enforcer = start(&host);
-        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
-        let (sound, count) = (listing(&host), rules(&host).len());
-        let intent = Intent {
-            host: host_policy().unwrap(),
-            ports: Vec::new(),
-        };
-        let planned = host.enter(|| {
-            Observer::open()
-                .unwrap()
-                .ruleset_of(&intent)
-                .unwrap()
-                .rule_count()
-        });
-        assert_eq!(count, planned.unwrap(), "some rules were not tried");
-        for place in 0..count {
-            // Handles are new after each repair.
-            let damage = rules(&host).swap_remove(place);
-            host.run("nft", &[&damage], "").unwrap();
-            let seen = host.enter(|| enforcer.verify()).unwrap().unwrap();
-            assert!(!seen.is_empty(), "{damage} was not seen");
-            assert_eq!(listing(&host), sound, "{damage} was not repaired");
-        }
-    }
-
     #[test]
     fn what_names_opened_keeps_the_time_it_has_left_through_a_replace() {
         if skipped() {
             return;
         }
         let host = bare_host().unwrap();
-        let mut enforcer = start(&host);
+        let mut enforcer = enforcer_on(&host).unwrap();
         let (listed, other) = (name("tap1004i0"), name("tap1003i0"));
         let address = "8.8.8.8".parse().unwrap();
         let open = |host: &Namespace| {
@@ -303,7 +107,7 @@ mod tests {
             Some(left.trim_end_matches('m').parse::<u64>().unwrap())
         };
         host.enter(|| {
-            enforcer.bind_all(&one_of_each()).unwrap();
+            enforcer.bind_all(&one_of_each_trust().unwrap()).unwrap();
             let minute = std::time::Duration::from_secs(60);
             let refused = enforcer.resolve(&other, &[address], None, minute);
             assert!(
@@ -332,7 +136,9 @@ mod tests {
         host.run("nft", &["add", "chain", "inet", "agentlab", "extra"], "")
             .unwrap();
         assert!(!host.enter(|| enforcer.verify()).unwrap().unwrap().is_empty());
-        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
+        host.enter(|| enforcer.bind_all(&one_of_each_trust().unwrap()))
+            .unwrap()
+            .unwrap();
         let left = open(&host).unwrap();
         assert!((15..=20).contains(&left), "{left} s are left");
         let with_port = || {
@@ -348,7 +154,7 @@ mod tests {
         // Trust that falls takes them along, and so does the end of the port.
         for end in 0..3 {
             host.enter(|| {
-                let port = one_of_each().swap_remove(4);
+                let port = one_of_each_trust().unwrap().swap_remove(4);
                 enforcer.bind(&port).unwrap();
                 let time = std::time::Duration::from_secs(60);
                 enforcer.resolve(&listed, &[address], None, time).unwrap();
@@ -391,17 +197,21 @@ mod tests {
             line.clear();
             assert_ne!(output.read_line(&mut line).unwrap(), 0, "the child ended early");
         }
-        let alive = listing(&host);
+        let alive = listing(&host).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(listing(&host), alive);
+        assert_eq!(listing(&host).unwrap(), alive);
         assert!(
             !host.run("ip", &["link"], "").unwrap().contains("tap1003i0"),
             "a tap outlived its descriptor"
         );
-        let mut next = start(&host);
+        let mut next = enforcer_on(&host).unwrap();
         host.enter(|| {
-            let names: Vec<_> = one_of_each().into_iter().map(|port| port.name).collect();
+            let names: Vec<_> = one_of_each_trust()
+                .unwrap()
+                .into_iter()
+                .map(|port| port.name)
+                .collect();
             assert_eq!(next.attached().unwrap(), names);
             // Sealed ports are as well known as the others.
             next.set_trust(&names[0], Trust::Nat).unwrap();
@@ -409,7 +219,7 @@ mod tests {
         })
         .unwrap();
         drop(next);
-        assert_eq!(listing(&host), alive, "adopting changed something");
+        assert_eq!(listing(&host).unwrap(), alive, "adopting changed something");
     }
 
     /// Not a test: the process that the one above kills.
@@ -417,7 +227,8 @@ mod tests {
     #[ignore = "run by another test, as a process of its own"]
     fn holds_a_policy_until_it_is_killed() {
         let mut enforcer = Enforcer::start(host_policy().unwrap()).unwrap();
-        let _taps: Vec<_> = one_of_each()
+        let _taps: Vec<_> = one_of_each_trust()
+            .unwrap()
             .iter()
             .map(|port| enforcer.attach(port).unwrap())
             .collect();
@@ -431,12 +242,14 @@ mod tests {
             return;
         }
         let host = bare_host().unwrap();
-        let mut enforcer = start(&host);
-        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
+        let mut enforcer = enforcer_on(&host).unwrap();
+        host.enter(|| enforcer.bind_all(&one_of_each_trust().unwrap()))
+            .unwrap()
+            .unwrap();
         drop(enforcer);
         host.run("nft", &["add", "rule", "inet", "agentlab", "input", "accept"], "")
             .unwrap();
-        let mut next = start(&host);
+        let mut next = enforcer_on(&host).unwrap();
         assert_eq!(next.attached().unwrap().len(), 5);
         let standing = host
             .enter(|| Observer::open().unwrap().bindings().unwrap())
@@ -467,9 +280,9 @@ mod tests {
             list(&["inet", "filter"]) + &list(&["bridge", "other"])
         };
         let before = theirs(&host);
-        let mut enforcer = start(&host);
+        let mut enforcer = enforcer_on(&host).unwrap();
         host.enter(|| {
-            enforcer.bind_all(&one_of_each()).unwrap();
+            enforcer.bind_all(&one_of_each_trust().unwrap()).unwrap();
             enforcer.seal().unwrap();
             enforcer.unbind(&name("tap1003i0")).unwrap();
             assert_eq!(enforcer.verify().unwrap(), []);
@@ -487,13 +300,13 @@ mod tests {
         let theirs = "table inet agentlab {\nchain forward {\ntype filter hook forward priority -100; policy accept;\n\
                       iifname \"vmbr1\" drop\n}\n}\n";
         host.run("nft", &["-f", "-"], theirs).unwrap();
-        let before = listing(&host);
+        let before = listing(&host).unwrap();
         let refused = host.enter(|| Enforcer::start(host_policy().unwrap())).unwrap();
         assert!(
             matches!(refused, Err(EnforceError::ForeignTable { family: "inet" })),
             "{refused:?}"
         );
-        assert_eq!(listing(&host), before);
+        assert_eq!(listing(&host).unwrap(), before);
     }
 
     #[test]
@@ -502,9 +315,11 @@ mod tests {
             return;
         }
         let host = bare_host().unwrap();
-        let mut enforcer = start(&host);
-        host.enter(|| enforcer.bind_all(&one_of_each())).unwrap().unwrap();
-        let before = listing(&host);
+        let mut enforcer = enforcer_on(&host).unwrap();
+        host.enter(|| enforcer.bind_all(&one_of_each_trust().unwrap()))
+            .unwrap()
+            .unwrap();
+        let before = listing(&host).unwrap();
         host.ip("link add tap1009i0 type bridge").unwrap();
         host.enter(|| {
             let twin = GuestPort {
@@ -530,12 +345,12 @@ mod tests {
                 matches!(refused, Err(EnforceError::NotOurs { .. })),
                 "{refused:?}"
             );
-            let mut both = one_of_each();
+            let mut both = one_of_each_trust().unwrap();
             both.push(twin);
             assert!(enforcer.bind_all(&both).is_err());
         })
         .unwrap();
-        assert_eq!(listing(&host), before);
+        assert_eq!(listing(&host).unwrap(), before);
     }
 
     #[test]

@@ -8,22 +8,10 @@ mod tests {
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use agentlab_netpolicy::{Destination, EnforceError, Enforcer, IfName, PortRange, Protocol, Trust};
+    use agentlab_netpolicy::{EnforceError, Enforcer, IfName, Protocol, Trust};
     use agentlab_tests_netns::frame::{IPV4, ethernet, ipv4_udp, token};
-    use agentlab_tests_netns::lab::{Lab, host_policy, port, skipped};
+    use agentlab_tests_netns::lab::{Lab, destination, host_policy, port, skipped};
     use agentlab_tests_netns::namespace::{Namespace, PATIENCE, SILENCE, until};
-
-    fn destination(network: &str, ports: Option<(Protocol, u16, u16)>) -> Destination {
-        let ports = ports.map(|(protocol, first, last)| PortRange {
-            protocol,
-            first,
-            last,
-        });
-        Destination {
-            network: network.parse().unwrap(),
-            ports,
-        }
-    }
 
     fn name(text: &str) -> IfName {
         text.parse().unwrap()
@@ -74,9 +62,9 @@ mod tests {
             return;
         }
         let lab = trusted(Trust::Allowlist(vec![
-            destination("1.1.1.1", Some((Protocol::Tcp, 443, 443))),
-            destination("10.200.0.0/16", None),
-            destination("192.168.1.0/24", None),
+            destination("1.1.1.1", Some((Protocol::Tcp, 443, 443))).unwrap(),
+            destination("10.200.0.0/16", None).unwrap(),
+            destination("192.168.1.0/24", None).unwrap(),
         ]));
         let a = &lab.a.namespace;
         assert!(opens(a, "1.1.1.1:443"));
@@ -106,7 +94,7 @@ mod tests {
         if skipped() {
             return;
         }
-        let elsewhere = Trust::Allowlist(vec![destination("8.8.8.8", None)]);
+        let elsewhere = Trust::Allowlist(vec![destination("8.8.8.8", None).unwrap()]);
         for lower in [Trust::Sealed, Trust::Off, elsewhere] {
             let mut lab = trusted(Trust::Nat);
             let listener = lab
