@@ -41,24 +41,31 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// From here on this test's own thread, and what it starts, live in a network of their own.
+    fn in_network_with_uplink() {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+    }
+
+    const BIND_OFF: [&str; 7] = [
+        "bind",
+        "tap77i0",
+        "--mac",
+        "02:00:00:00:00:07",
+        "--ip",
+        "10.77.3.7",
+        "off",
+    ];
+
     #[test]
     fn an_operator_binds_trusts_and_unbinds_a_port_and_a_boot_finds_it_sealed() {
         if skipped() {
             return;
         }
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        in_network_with_uplink();
         json(&["apply", "--uplink", "wan0"]);
         let trust = || json(&["status"])["ports"][0]["trust"]["mode"].clone();
-        let bind = [
-            "bind",
-            "tap77i0",
-            "--mac",
-            "02:00:00:00:00:07",
-            "--ip",
-            "10.77.3.7",
-        ];
-        let done = json(&[&bind[..], &["off"]].concat());
+        let done = json(&BIND_OFF);
         assert_eq!((&done["ports"], &done["by_daemon"]), (&1.into(), &false.into()));
         assert_eq!(trust(), "off");
         json(&["trust", "tap77i0", "allowlist", "--allow", "1.1.1.1:tcp:443"]);
@@ -225,18 +232,9 @@ mod tests {
         if skipped() {
             return;
         }
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        in_network_with_uplink();
         json(&["apply", "--uplink", "wan0"]);
-        json(&[
-            "bind",
-            "tap77i0",
-            "--mac",
-            "02:00:00:00:00:07",
-            "--ip",
-            "10.77.3.7",
-            "off",
-        ]);
+        json(&BIND_OFF);
         let before = json(&["status"])["ports"].clone();
         for (line, words) in CONTRADICTIONS {
             let line: Vec<_> = line.split(' ').collect();
@@ -251,9 +249,8 @@ mod tests {
         if skipped() {
             return;
         }
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        in_network_with_uplink();
         for line in [
-            "link add wan0 type bridge",
             "link add vmbr1 type bridge stp_state 1",
             "link add eth1 type veth peer name eth2",
             "link set eth1 master vmbr1",
@@ -404,8 +401,7 @@ mod tests {
         if skipped() {
             return;
         }
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        in_network_with_uplink();
         for uplink in [true, false] {
             for dns in [true, false] {
                 let mut host = daemons_policy();
@@ -445,9 +441,7 @@ mod tests {
         if skipped() {
             return;
         }
-        // This test's own thread, and what it starts, live in the new namespace.
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
+        in_network_with_uplink();
         let with_uplink = |command: &[&str]| net(&[command, &["--uplink", "wan0"]].concat());
         let (status, text, _) = with_uplink(&["verify"]);
         assert!(
