@@ -51,6 +51,8 @@ pub struct Config {
     pub provisioning_timeout: Duration,
     /// From power-on until the runner has redeemed its token.
     pub boot_timeout: Duration,
+    /// How long an agent may neither print nor compute before an event says so.
+    pub agent_stuck_after: Duration,
     /// How long a bootstrap token is good.
     pub bootstrap_token_ttl: Duration,
     /// Largest single artifact in bytes, whatever a profile says.

@@ -34,6 +34,7 @@ pub(crate) struct Raw {
     pub(crate) controller_url: Option<String>,
     pub(crate) provisioning_timeout: Option<Span>,
     pub(crate) boot_timeout: Option<Span>,
+    pub(crate) agent_stuck_after: Option<Span>,
     pub(crate) bootstrap_token_ttl: Option<Span>,
     pub(crate) artifact_max_bytes: Option<u64>,
     pub(crate) artifact_disk_floor_bytes: Option<u64>,
@@ -144,6 +145,7 @@ impl Raw {
                 (5, 86_400),
             ),
             boot_timeout: check.duration("boot_timeout", self.boot_timeout, 300, (5, 86_400)),
+            agent_stuck_after: check.duration("agent_stuck_after", self.agent_stuck_after, 600, (5, 86_400)),
             bootstrap_token_ttl: check.duration(
                 "bootstrap_token_ttl",
                 self.bootstrap_token_ttl,

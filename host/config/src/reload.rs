@@ -45,6 +45,7 @@ impl Config {
             "artifact_listen": artifact_listen,
             "provisioning_timeout": provisioning_timeout,
             "boot_timeout": boot_timeout,
+            "agent_stuck_after": agent_stuck_after,
             "bootstrap_token_ttl": bootstrap_token_ttl,
             "artifact_disk_floor_bytes": artifact_disk_floor_bytes,
             "bundle_max_bytes": bundle_max_bytes,
@@ -111,6 +112,7 @@ bootstrap_listen: 10.77.0.1:9844         restart
 artifact_listen: 10.77.0.1:9846          restart
 provisioning_timeout: 7m                 restart
 boot_timeout: 7m                         restart
+agent_stuck_after: 7m                    restart
 bootstrap_token_ttl: 7m                  restart
 artifact_max_bytes: 7
 artifact_disk_floor_bytes: 7             restart

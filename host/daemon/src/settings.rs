@@ -18,6 +18,7 @@ pub(crate) fn engine(config: &Config) -> Settings {
         artifacts: config.artifact_listen,
         provisioning_timeout: config.provisioning_timeout,
         boot_timeout: config.boot_timeout,
+        agent_stuck_after: config.agent_stuck_after,
         token_ttl: config.bootstrap_token_ttl,
         heartbeat_interval: config.heartbeat,
         heartbeat_silence: config.heartbeat_silence,

@@ -35,6 +35,8 @@ pub struct Settings {
     pub provisioning_timeout: Duration,
     /// From power-on to the guest's first word.
     pub boot_timeout: Duration,
+    /// How long an agent may neither print nor compute before people are told.
+    pub agent_stuck_after: Duration,
     /// How long a bootstrap token is good for, counted from power-on.
     pub token_ttl: Duration,
     /// How often a guest is told to give a sign of life.
@@ -86,6 +88,7 @@ impl Default for Settings {
             spki_sha256: [0; 32],
             provisioning_timeout: Duration::from_secs(600),
             boot_timeout: Duration::from_secs(180),
+            agent_stuck_after: Duration::from_secs(600),
             token_ttl: Duration::from_secs(600),
             heartbeat_interval: Duration::from_secs(10),
             heartbeat_silence: Duration::from_secs(90),

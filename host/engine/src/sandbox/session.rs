@@ -377,7 +377,10 @@ impl Driver {
             writes.push(event::job_progress(job, &beat.phase.to_string(), &said));
         }
         if let Some(vitals) = &beat.vitals {
-            let signs = self.progress.watchdog.look(vitals);
+            let signs = self
+                .progress
+                .watchdog
+                .look(vitals, self.shared.settings.agent_stuck_after);
             for sign in signs {
                 // A guest that makes trouble come and go is not worth more either.
                 if self.progress.told >= PROGRESS_EVENTS {

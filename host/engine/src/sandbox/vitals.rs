@@ -1,10 +1,10 @@
 //! What a guest's heartbeats say of its machine, and when that is worth an event. Pure. Nothing is decided on it: a guest
 //! can say what it likes.
 
+use std::time::Duration;
+
 use agentlab_protocol::message::Vitals;
 
-/// How long an agent may neither print nor compute before people are told.
-const STUCK_SECONDS: u32 = 600;
 /// Less of a disk than this is little: a twentieth, or this much.
 const LITTLE_DISK: u64 = 1 << 30;
 
@@ -31,8 +31,8 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Takes in one beat; each sign is given when it begins.
-    pub(crate) fn look(&mut self, vitals: &Vitals) -> Vec<Sign> {
+    /// Takes in one beat; each sign is given when it begins. An agent that was quiet for `stuck_after` is stuck.
+    pub(crate) fn look(&mut self, vitals: &Vitals, stuck_after: Duration) -> Vec<Sign> {
         let mut signs = Vec::new();
         let before = self.oom_kills.replace(vitals.oom_kills);
         if before.is_some_and(|before| vitals.oom_kills > before) {
@@ -44,7 +44,7 @@ impl Watchdog {
             signs.push(Sign::DiskLow);
         }
         self.disk_low = low;
-        let stuck = vitals.quiet_seconds >= STUCK_SECONDS;
+        let stuck = Duration::from_secs(vitals.quiet_seconds.into()) >= stuck_after;
         match (self.stuck, stuck) {
             (false, true) => signs.push(Sign::Stuck),
             (true, false) => signs.push(Sign::MovesAgain),
@@ -59,6 +59,8 @@ impl Watchdog {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(600);
+
     #[test]
     fn each_trouble_is_told_once_and_its_end_too() {
         let fine = Vitals {
@@ -69,7 +71,7 @@ mod tests {
         };
         let mut watchdog = Watchdog::default();
         assert_eq!(
-            watchdog.look(&fine),
+            watchdog.look(&fine, LONG),
             [],
             "kills before the first beat are not the job's"
         );
@@ -80,14 +82,14 @@ mod tests {
             ..fine
         };
         assert_eq!(
-            watchdog.look(&bad),
+            watchdog.look(&bad, LONG),
             [Sign::OutOfMemory, Sign::DiskLow, Sign::Stuck]
         );
-        assert_eq!(watchdog.look(&bad), []);
+        assert_eq!(watchdog.look(&bad, LONG), []);
         let again = Vitals { oom_kills: 4, ..fine };
-        assert_eq!(watchdog.look(&again), [Sign::MovesAgain]);
+        assert_eq!(watchdog.look(&again, LONG), [Sign::MovesAgain]);
         assert_eq!(
-            watchdog.look(&Vitals::default()),
+            watchdog.look(&Vitals::default(), LONG),
             [],
             "a guest that says nothing has no disk"
         );
