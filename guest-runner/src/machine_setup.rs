@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agentlab_protocol::seed::Seed;
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::console::say;
 use crate::sys_net::Netlink;
@@ -15,7 +15,10 @@ use crate::sys_net::Netlink;
 const NIC_PATIENCE: Duration = Duration::from_secs(10);
 const NIC_INTERVAL: Duration = Duration::from_millis(50);
 /// A clock this little behind is right.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+const CLOCK_BEHIND: Duration = Duration::from_secs(60);
+/// A clock further ahead than this is wrong. One that is less may be right, and the seed old: no machine that boots again
+/// by itself has been up for so long.
+const CLOCK_AHEAD: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Takes every step that can be taken now and says on the console which ones failed: a machine without network may
 /// still have a serial channel, so none of them ends the runner. Repeating it changes nothing. Returns whether the
@@ -60,18 +63,22 @@ fn told(step: &str, result: io::Result<()>) {
     }
 }
 
-/// Forward only: a guest that was told a time in the past could be made to trust what has expired.
 fn set_clock(host: u64) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    if !is_behind(now, host) {
+    let up = u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0);
+    let Some(right) = corrected(now, Duration::from_secs(host.saturating_add(up))) else {
         return Ok(());
-    }
-    let tv_sec = i64::try_from(host).map_err(io::Error::other)?;
+    };
+    let tv_sec = i64::try_from(right.as_secs()).map_err(io::Error::other)?;
     Ok(clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec: 0 })?)
 }
 
-fn is_behind(now: Duration, host: u64) -> bool {
-    now.saturating_add(CLOCK_TOLERANCE) < Duration::from_secs(host)
+/// What the clock is to be set to, if it is far off. `expected` is the host's when the machine was powered on, and how long
+/// the machine has been up: a runner that follows a killed one finds the same.
+fn corrected(now: Duration, expected: Duration) -> Option<Duration> {
+    let behind = now.saturating_add(CLOCK_BEHIND) < expected;
+    let ahead = expected.saturating_add(CLOCK_AHEAD) < now;
+    (behind || ahead).then_some(expected)
 }
 
 fn bring_up_loopback() -> io::Result<()> {
@@ -148,13 +155,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_is_only_ever_set_forward_and_only_if_it_is_far_off() {
+    fn a_clock_is_set_only_if_it_is_a_minute_behind_or_more_than_a_year_ahead() {
         let at = Duration::from_secs;
-        assert!(is_behind(at(0), 1_800_000_000));
-        assert!(is_behind(at(939), 1000));
-        assert!(!is_behind(at(940), 1000));
-        assert!(!is_behind(at(2000), 1000));
-        assert!(!is_behind(at(1000), 0));
+        let host = at(1_800_000_000);
+        assert_eq!(corrected(at(0), host), Some(host));
+        assert_eq!(corrected(host - at(61), host), Some(host));
+        assert_eq!(corrected(host - at(60), host), None);
+        assert_eq!(
+            corrected(host + CLOCK_AHEAD, host),
+            None,
+            "an old seed says little"
+        );
+        let ahead = host + CLOCK_AHEAD + at(1);
+        assert_eq!(corrected(ahead, host), Some(host));
     }
 
     #[test]

@@ -125,14 +125,18 @@ fn preset(kind: AgentKind, mode: AgentMode) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// A baked-in program that replaces itself is another one than the manifest says.
+/// A baked-in program that replaces itself is another one than the manifest says; so is one that fetches its language
+/// servers.
 fn environment(kind: AgentKind) -> &'static [(&'static str, &'static str)] {
     match kind {
         AgentKind::Claude => &[
             ("DISABLE_AUTOUPDATER", "1"),
             ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
         ],
-        AgentKind::Opencode => &[("OPENCODE_DISABLE_AUTOUPDATE", "1")],
+        AgentKind::Opencode => &[
+            ("OPENCODE_DISABLE_AUTOUPDATE", "1"),
+            ("OPENCODE_DISABLE_LSP_DOWNLOAD", "1"),
+        ],
         AgentKind::Codex | AgentKind::Shell | AgentKind::Command | AgentKind::Repository => &[],
     }
 }
