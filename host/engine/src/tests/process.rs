@@ -65,6 +65,17 @@ impl Fate {
     }
 }
 
+/// Each moment with how often it was reached before: where another process can be told to die.
+pub(super) fn numbered(reached: &[(Point, Moment)]) -> Vec<((Point, Moment), usize)> {
+    let before = |at: usize| {
+        reached[..at]
+            .iter()
+            .filter(|moment| **moment == reached[at])
+            .count()
+    };
+    (0..reached.len()).map(|at| (reached[at], before(at))).collect()
+}
+
 fn full_disk() -> StoreError {
     StoreError::File {
         action: "Writing",

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::lab::{Guest, Lab, vmid};
-use super::process::{End, Plan, World};
+use super::process::{End, Plan, World, numbered};
 use super::wires::Fault;
 use super::workspace::{NAME, PACE, PATIENCE, WRITTEN, held, lab_with_workspace, make, remove, until};
 use crate::{GuestOrigin, GuestRefusal, Moment, Point};
@@ -335,13 +335,7 @@ fn moments(ending: Ending) -> Vec<((Point, Moment), usize)> {
     let (mut world, cast) = Cast::begin(ending);
     let (end, reached) = world.process(Plan::Live, async |lab| cast.live(lab).await);
     assert_eq!(end, End::Finished);
-    let before = |at: usize| {
-        reached[..at]
-            .iter()
-            .filter(|moment| **moment == reached[at])
-            .count()
-    };
-    (0..reached.len()).map(|at| (reached[at], before(at))).collect()
+    numbered(&reached)
 }
 
 /// Threads of the store take their own time, so that a beat of a guest more or less comes: then once more.

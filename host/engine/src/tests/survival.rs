@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::lab::Lab;
-use super::process::{End, Plan, World};
+use super::process::{End, Plan, World, numbered};
 use super::story::{Memory, Story, judge, tell};
 use super::wires::Fault;
 use crate::sandbox::step::Step;
@@ -38,14 +38,7 @@ fn live(story: Story, plans: &[Plan]) -> (End, Vec<(Point, Moment)>) {
 
 /// Each moment of an undisturbed story, with how often it was reached before.
 fn moments(story: Story) -> Vec<((Point, Moment), usize)> {
-    let (_, reached) = live(story, &[]);
-    let before = |at: usize| {
-        reached[..at]
-            .iter()
-            .filter(|moment| **moment == reached[at])
-            .count()
-    };
-    (0..reached.len()).map(|at| (reached[at], before(at))).collect()
+    numbered(&live(story, &[]).1)
 }
 
 /// Threads of the store take their own time, so that one beat of a guest more or less comes: then once more.

@@ -1,4 +1,5 @@
-use agentlab_api::{JobId, Profile, SandboxId, Vmid};
+use agentlab_api::{ErrorCode, JobId, Profile, SandboxId, SandboxState, Vmid};
+use agentlab_store::SandboxRecord;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
