@@ -18,6 +18,7 @@
 //! It must run as root: each QEMU gets a user of its own.
 
 mod accelerator;
+mod clone;
 mod command;
 mod guest;
 mod launch;
