@@ -94,16 +94,22 @@ mod tests {
         Ok(node)
     }
 
+    /// A daemon that begins with the node there, and a repository to work on.
+    fn lab_on_node(configuration: &str, faults: Option<u64>) -> Result<(Lab, Node, Repository)> {
+        let mut lab = Lab::start_with(PROFILE, configuration)?;
+        let node = node(&lab, faults)?;
+        lab.stop_daemon()?;
+        lab.start_daemon()?;
+        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        Ok((lab, node, repository))
+    }
+
     #[test]
     fn a_job_runs_in_a_machine_that_was_made_and_started_over_rest_and_nothing_is_left() -> Result<()> {
         if !vm_tier() {
             return Ok(());
         }
-        let mut lab = Lab::start_with(PROFILE, CONFIGURATION)?;
-        let node = node(&lab, None)?;
-        lab.stop_daemon()?;
-        lab.start_daemon()?;
-        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let (lab, node, repository) = lab_on_node(CONFIGURATION, None)?;
         let ran = lab.agentlab(&repository.job("over-rest", FIX, &[]))?;
         let said = format!("{}{}\n{}", ran.stdout, ran.stderr, lab.daemon_log());
         ensure!(
@@ -140,11 +146,7 @@ mod tests {
         if !vm_tier() {
             return Ok(());
         }
-        let mut lab = Lab::start_with(PROFILE, CONFIGURATION)?;
-        let node = node(&lab, None)?;
-        lab.stop_daemon()?;
-        lab.start_daemon()?;
-        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let (lab, node, repository) = lab_on_node(CONFIGURATION, None)?;
         let task = "echo waiting; while [ ! -e go ]; do sleep 1; done";
         let begun = lab.json(&repository.job("over-rest", task, &["--detach"]))?;
         let job = begun["id"].as_str().context("id")?.to_owned();
@@ -175,11 +177,7 @@ mod tests {
             return Ok(());
         }
         let volumes = format!("{CONFIGURATION}proxmox_storage: local\nproxmox_volume_vmid: 777\n");
-        let mut lab = Lab::start_with(PROFILE, &volumes)?;
-        let node = node(&lab, None)?;
-        lab.stop_daemon()?;
-        lab.start_daemon()?;
-        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let (lab, node, repository) = lab_on_node(&volumes, None)?;
         let job = |task: &str| -> Result<String> {
             let ran = lab.agentlab(&repository.job("over-rest", task, &["--workspace", "w"]))?;
             let said = format!("{}{}", ran.stdout, ran.stderr);
@@ -227,11 +225,7 @@ mod tests {
 
     fn killed(faults: Option<u64>, kills: u64, is_well: impl Fn(&JobView) -> bool) -> Result<()> {
         let kills = std::env::var("AGENTLAB_KILLS").map_or(Ok(kills), |text| text.parse::<u64>())?;
-        let mut lab = Lab::start_with(PROFILE, CONFIGURATION)?;
-        let node = node(&lab, faults)?;
-        lab.stop_daemon()?;
-        lab.start_daemon()?;
-        let repository = Repository::with_failing_test(&lab.dir().join("repository"))?;
+        let (mut lab, node, repository) = lab_on_node(CONFIGURATION, faults)?;
         let mut ends = BTreeMap::<String, u64>::new();
         for kill in 0..kills {
             let moment = Duration::from_millis((kill * 3571 + 400) % 9000);
