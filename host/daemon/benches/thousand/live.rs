@@ -1,21 +1,18 @@
 //! A daemon whose thousand machines are in memory.
 
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use agentlab_api::Vmid;
 use agentlab_backend::fake::Fake;
 use agentlab_backend::{Machine, Power, Stamp};
 use agentlab_config::{BridgeAddress, Config, load_config};
 use agentlab_engine::SystemClock;
-use agentlab_engine::port::{Network, NetworkError, Port, Trust};
 use agentlab_store::{Store, StoreOptions};
 use agentlabd::{Log, World};
 use anyhow::Result;
-use async_trait::async_trait;
 
+use crate::no_network::NoNetwork;
 use crate::rows;
 
 /// Tells this program to be that daemon.
@@ -40,7 +37,7 @@ pub(crate) fn serve(directory: &Path) -> Result<()> {
     runtime.block_on(async {
         let world = World {
             backend: Arc::new(machines(&config).await?),
-            network: Arc::new(Free),
+            network: Arc::new(NoNetwork),
             clock: Arc::new(SystemClock),
         };
         agentlabd::run(&config, Some(world), std::future::pending()).await?;
@@ -71,27 +68,4 @@ async fn machines(config: &Config) -> Result<Fake> {
     }
     store.close().await;
     Ok(fake)
-}
-
-/// A policy that permits and forbids nothing.
-#[derive(Debug)]
-struct Free;
-
-#[async_trait]
-impl Network for Free {
-    async fn supports(&self, _trust: Trust) -> Result<(), NetworkError> {
-        Ok(())
-    }
-    async fn attach(&self, _port: &Port) -> Result<Option<OwnedFd>, NetworkError> {
-        Ok(None)
-    }
-    async fn set_trust(&self, _vmid: Vmid, _trust: Trust) -> Result<(), NetworkError> {
-        Ok(())
-    }
-    async fn detach(&self, _vmid: Vmid) -> Result<(), NetworkError> {
-        Ok(())
-    }
-    async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
-        Ok(Vec::new())
-    }
 }

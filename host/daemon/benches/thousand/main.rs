@@ -10,6 +10,8 @@
 
 mod lab;
 mod live;
+#[path = "../../tests/edges/no_network.rs"]
+mod no_network;
 mod rows;
 
 use std::path::Path;

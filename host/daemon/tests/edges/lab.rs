@@ -1,53 +1,19 @@
 //! A daemon of the test's own.
 
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{JobView, Vmid};
+use agentlab_api::JobView;
 use agentlab_backend::Template;
 use agentlab_backend::fake::Fake;
 use agentlab_config::{BridgeAddress, Config, parse_config};
 use agentlab_engine::SystemClock;
-use agentlab_engine::port::{Network, NetworkError, Port, Trust};
 use agentlabd::{Daemon, StartError, World};
-use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use crate::no_network::NoNetwork;
 use crate::wire::{Answer, Control};
-
-/// A policy that permits and forbids nothing.
-#[derive(Debug)]
-pub(crate) struct NoNetwork;
-
-#[async_trait]
-impl Network for NoNetwork {
-    async fn supports(&self, _trust: Trust) -> Result<(), NetworkError> {
-        Ok(())
-    }
-    async fn attach(&self, _port: &Port) -> Result<Option<OwnedFd>, NetworkError> {
-        Ok(None)
-    }
-    async fn set_trust(&self, _vmid: Vmid, _trust: Trust) -> Result<(), NetworkError> {
-        Ok(())
-    }
-    async fn detach(&self, _vmid: Vmid) -> Result<(), NetworkError> {
-        Ok(())
-    }
-    async fn attached(&self) -> Result<Vec<Vmid>, NetworkError> {
-        Ok(Vec::new())
-    }
-    async fn operate(&self, order: &str) -> Result<String, NetworkError> {
-        if order.contains("unbind") {
-            return Err(NetworkError::Unenforced {
-                action: "an operator's order",
-                reason: "No port `tap9i0` is bound".into(),
-            });
-        }
-        Ok(order.to_owned())
-    }
-}
 
 pub(crate) struct Lab {
     _directory: tempfile::TempDir,

@@ -11,6 +11,7 @@ mod control;
 mod guest;
 mod instance;
 mod lab;
+mod no_network;
 mod stop;
 mod stream;
 mod wire;
