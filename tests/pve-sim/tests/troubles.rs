@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentlab_backend::proxmox::{Asked, InProcess, Said};
 use agentlab_backend::{Backend, BackendError, Power, PowerOn, SnapshotHolds};
+use async_trait::async_trait;
 use pve_sim::{Plugin, PveSim, Rates, Scale, Setup, Version};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::asker::Asker;
-use crate::client::{connect, options, shape, spec, vmid};
+use crate::client::{Node, connect, connect_by, options, shape, spec, vmid};
 
 const NO_NIC: PowerOn = PowerOn { nic: None };
 
@@ -359,4 +361,49 @@ async fn one_image_with_an_efi_disk_and_a_cloud_init_drive_makes_clones_that_kee
     backend.power_off(one.vmid, &one.stamp).await.unwrap();
     backend.destroy(one.vmid, &one.stamp).await.unwrap();
     assert_eq!(sim.left(), Vec::<String>::new());
+}
+
+/// A node that is slow to say whether a machine runs, and an operator who makes it his own meanwhile.
+#[derive(Debug)]
+struct TakenOver {
+    node: Node,
+    sim: PveSim,
+}
+
+#[async_trait]
+impl InProcess for TakenOver {
+    async fn exchange(&self, asked: Asked<'_>) -> Option<Said> {
+        if asked.target.ends_with("/status/current") {
+            sleep(Duration::from_secs(5)).await;
+            self.sim.operator().configure(1000, "description", Some("mine"));
+        }
+        self.node.exchange(asked).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_changes_hands_while_an_answer_is_late_is_not_touched() {
+    for action in ["destroy", "power off", "shut down", "suspend"] {
+        let (sim, backend) = lab(Version::V9);
+        started(&backend, 1000).await;
+        let way = TakenOver {
+            node: Node(sim.clone()),
+            sim: sim.clone(),
+        };
+        let late = connect_by(&sim, options(&sim), Arc::new(way));
+        let (one, patience) = (spec(1000), Duration::from_secs(9));
+        let answer = match action {
+            "destroy" => late.destroy(one.vmid, &one.stamp).await,
+            "power off" => late.power_off(one.vmid, &one.stamp).await,
+            "shut down" => late.shut_down(one.vmid, &one.stamp, patience).await,
+            _ => late.suspend(one.vmid, &one.stamp).await,
+        };
+        assert!(
+            matches!(answer, Err(BackendError::NotOurs { .. })),
+            "{action}: {answer:?}"
+        );
+        let last = sim.audit().changes.pop().unwrap();
+        assert!(last.contains("root@pam config of VM 1000"), "{action}: {last}");
+        assert!(sim.operator().runs(1000), "{action}");
+    }
 }
