@@ -15,8 +15,9 @@ pub(crate) use crate::disks::{
     snapshots_with_memory_and_without_are_gone_back_to,
 };
 pub(crate) use crate::volumes::{
-    a_state_of_a_volume_is_kept_gone_back_to_and_copied, a_volume_of_somebody_else_is_never_touched,
-    a_volume_that_a_running_machine_has_is_left_as_it_is,
+    a_sandbox_that_goes_back_leaves_its_volume_as_it_is, a_state_of_a_volume_is_kept_gone_back_to_and_copied,
+    a_volume_of_somebody_else_is_never_touched, a_volume_that_a_running_machine_has_is_left_as_it_is,
+    every_volume_is_listed_with_its_size_and_whoever_has_it,
 };
 
 /// The template every rig has.
@@ -512,7 +513,9 @@ macro_rules! contract {
             snapshots_with_memory_and_without_are_gone_back_to,
             a_volume_of_somebody_else_is_never_touched,
             a_state_of_a_volume_is_kept_gone_back_to_and_copied,
-            a_volume_that_a_running_machine_has_is_left_as_it_is
+            a_volume_that_a_running_machine_has_is_left_as_it_is,
+            every_volume_is_listed_with_its_size_and_whoever_has_it,
+            a_sandbox_that_goes_back_leaves_its_volume_as_it_is
         );
     };
     (@tests $name:ident, $rig:expr, $marks:tt, $($test:ident),+) => {

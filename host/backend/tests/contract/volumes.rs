@@ -1,6 +1,6 @@
 //! What the traits promise of volumes beyond who has them: whose they are, and states of them.
 
-use agentlab_backend::{Backend, BackendError, Power};
+use agentlab_backend::{Backend, BackendError, Power, SnapshotHolds};
 
 use crate::suite::{Rig, cloned, no_cable, power, vmid};
 
@@ -101,6 +101,74 @@ pub(crate) async fn a_volume_that_a_running_machine_has_is_left_as_it_is(rig: &m
         assert!(matches!(answer, Err(BackendError::Refused { .. })), "{answer:?}");
     }
     backend.destroy(spec.vmid, &spec.stamp).await.unwrap();
+    backend.destroy_volume(&volume).await.unwrap();
+    assert_eq!(rig.leftovers(), Vec::<String>::new());
+}
+
+pub(crate) async fn every_volume_is_listed_with_its_size_and_whoever_has_it(rig: &mut dyn Rig) {
+    if !has_volumes(rig.backend()).await {
+        return;
+    }
+    let backend = rig.backend();
+    let spec = cloned(backend, 1000).await;
+    let mut made = Vec::new();
+    for (name, size_gb) in [("ws-first", 1), ("ws-other", 2)] {
+        made.push(backend.create_volume(name, size_gb).await.unwrap());
+    }
+    backend
+        .attach_volume(&made[1], spec.vmid, &spec.stamp)
+        .await
+        .unwrap();
+    rig.restart().await;
+    let backend = rig.backend();
+    // What is nobody's copy, and no volume, is cleared; volumes are not.
+    for _ in 0..2 {
+        backend.settle_volumes().await.unwrap();
+    }
+    let list = backend.volumes().await.unwrap();
+    let ours = list.volumes.iter().filter(|one| made.contains(&one.id));
+    let mut seen: Vec<_> = ours.map(|one| (one.name.as_deref(), one.bytes >> 30)).collect();
+    seen.sort();
+    assert_eq!(seen, [(Some("ws-first"), 1), (Some("ws-other"), 2)]);
+    assert!(list.unread.is_empty(), "{list:?}");
+    assert!(made.iter().all(|volume| backend.owns_volume(volume)) && !backend.owns_volume("../x"));
+    let holders = backend.volume_holders().await.unwrap();
+    assert_eq!(holders, [(made[1].clone(), spec.vmid)]);
+    // It outlives whoever has it.
+    backend.destroy(spec.vmid, &spec.stamp).await.unwrap();
+    assert_eq!(backend.volume_holders().await.unwrap(), []);
+    assert_eq!(backend.volumes().await.unwrap().volumes.len(), list.volumes.len());
+    for volume in &made {
+        backend.destroy_volume(volume).await.unwrap();
+    }
+    assert_eq!(rig.leftovers(), Vec::<String>::new());
+}
+
+/// What somebody worked on since a sandbox was as its snapshot is not undone with it.
+pub(crate) async fn a_sandbox_that_goes_back_leaves_its_volume_as_it_is(rig: &mut dyn Rig) {
+    let backend = rig.backend();
+    let able = backend.info().await.unwrap().capabilities;
+    if !able.volumes || !able.snapshots {
+        return;
+    }
+    let spec = cloned(backend, 1000).await;
+    let (at, ours) = (spec.vmid, &spec.stamp);
+    let volume = backend.create_volume("ws-kept", 1).await.unwrap();
+    backend
+        .take_snapshot(at, ours, "clean", SnapshotHolds::Disks)
+        .await
+        .unwrap();
+    backend.attach_volume(&volume, at, ours).await.unwrap();
+    let taken = backend
+        .take_snapshot(at, ours, "more", SnapshotHolds::Disks)
+        .await;
+    assert!(matches!(taken, Err(BackendError::Refused { .. })), "{taken:?}");
+    let answer = backend.roll_back(at, ours, "clean").await;
+    assert!(matches!(answer, Err(BackendError::Refused { .. })), "{answer:?}");
+    assert_eq!(backend.volume_holders().await.unwrap(), [(volume.clone(), at)]);
+    backend.detach_volume(&volume, at, ours).await.unwrap();
+    backend.roll_back(at, ours, "clean").await.unwrap();
+    backend.destroy(at, ours).await.unwrap();
     backend.destroy_volume(&volume).await.unwrap();
     assert_eq!(rig.leftovers(), Vec::<String>::new());
 }
