@@ -40,6 +40,7 @@ mod upload;
 mod view;
 mod vigil;
 mod workspace;
+mod workspace_adopt;
 mod workspace_check;
 mod workspace_free;
 mod workspace_rebind;

@@ -4,7 +4,8 @@
 //!   create, fork, snapshot, restore, delete ─► record with its task ─► keeper ─► volume ─► record without
 //!   attach, detach                          ─► the sandbox's own driver: who has it stands on the sandbox's record
 //!   sandbox new, job run                    ─► the transaction that reserves the sandbox (`workspace_free.rs`)
-//!   check, adopt                            ─► records held against what the hypervisor has (`workspace_check.rs`)
+//!   check                                   ─► records held against what the hypervisor has (`workspace_check.rs`)
+//!   adopt                                   ─► a record for a volume that has none (`workspace_adopt.rs`)
 //! ```
 
 use std::time::Duration;

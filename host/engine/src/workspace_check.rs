@@ -4,7 +4,6 @@
 //! ```text
 //!   start, then now and then ─► settle what an earlier process began ─► volumes without a workspace ─► alarm
 //!   workspace check          ─► records against volumes and who has them, twice where they differ ─► findings
-//!   workspace adopt          ─► a record for a volume that has none
 //! ```
 
 use std::collections::HashMap;
@@ -12,11 +11,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use agentlab_api::{
-    ErrorCode, Problem, Vmid, WorkspaceAdopt, WorkspaceCheck, WorkspaceFinding, WorkspaceFindingKind,
-    WorkspaceId, WorkspaceView,
+    ErrorCode, Problem, Vmid, WorkspaceCheck, WorkspaceFinding, WorkspaceFindingKind, WorkspaceId,
 };
 use agentlab_backend::{BackendError, Volume, VolumeList};
-use agentlab_store::{SandboxRecord, WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask};
+use agentlab_store::{SandboxRecord, WorkspaceRecord, WorkspaceTask};
 use tokio::time::{sleep, timeout};
 
 use crate::engine::{Engine, store_problem};
@@ -25,8 +23,7 @@ use crate::journal::Point;
 use crate::sandbox::machine::State;
 use crate::sandbox::perform::{backend_failure, chain};
 use crate::shared::Shared;
-use crate::workspace::{check_name, fresh, holder, select, view_of};
-use crate::workspace_free::at_rest;
+use crate::workspace::{holder, select};
 use crate::workspace_task::{id_in, volume_name};
 
 /// Between two looks at volumes that nobody asked for.
@@ -40,12 +37,12 @@ const ORPHANS: &str = "Volumes without a workspace";
 const NAMED: usize = 5;
 /// The selector of all.
 const ALL: &str = "-";
-const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 
 /// What the hypervisor has.
-struct Found {
-    list: VolumeList,
-    holders: Vec<(String, Vmid)>,
+pub(crate) struct Found {
+    pub(crate) list: VolumeList,
+    pub(crate) holders: Vec<(String, Vmid)>,
 }
 
 /// Runs until the engine stops.
@@ -152,7 +149,7 @@ async fn volumes(shared: &Shared) -> Result<VolumeList, Problem> {
     answer(shared.backend.volumes()).await
 }
 
-async fn found(shared: &Shared) -> Result<Found, Problem> {
+pub(crate) async fn found(shared: &Shared) -> Result<Found, Problem> {
     let list = volumes(shared).await?;
     let holders = answer(shared.backend.volume_holders()).await?;
     Ok(Found { list, holders })
@@ -387,72 +384,6 @@ impl Engine {
             findings,
         })
     }
-
-    /// Makes a workspace of a volume that belongs to none, or gives one back its volume; asked again, says what the file
-    /// system on it is. No file system is ever made on it.
-    ///
-    /// # Errors
-    /// There is no such volume, it belongs to another workspace, or a machine has it.
-    pub async fn adopt_workspace(
-        &self,
-        name: &str,
-        request: WorkspaceAdopt,
-    ) -> Result<WorkspaceView, Problem> {
-        self.accepting()?;
-        check_name(name)?;
-        let alone = self.shared.workspaces.alone().await;
-        let found = found(&self.shared).await?;
-        let volume = adoptable(&found, &request.volume)?;
-        let recorded = self.shared.store.workspaces().await;
-        let recorded = recorded.map_err(|error| store_problem(&error))?;
-        let record = match recorded.iter().find(|record| record.name == name) {
-            Some(record) => {
-                at_rest(&self.shared, record).await?;
-                given_back(record, volume, &found.list)?
-            }
-            None => self.adopted(name, volume, &recorded)?,
-        };
-        let record = WorkspaceRecord {
-            file_system: request.file_system.unwrap_or(record.file_system),
-            ..record
-        };
-        self.record_workspace(&record, "is adopted").await?;
-        drop(alone);
-        tracing::info!(workspace = %record.id, name, volume = volume.id, "volume adopted");
-        look_again(&self.shared).await;
-        view_of(&self.shared, record).await
-    }
-
-    fn adopted(
-        &self,
-        name: &str,
-        volume: &Volume,
-        recorded: &[WorkspaceRecord],
-    ) -> Result<WorkspaceRecord, Problem> {
-        if let Some(other) = owner(recorded, volume) {
-            return Err(taken(volume, other));
-        }
-        let size_gb = u32::try_from(volume.bytes.div_ceil(GIB)).unwrap_or(u32::MAX);
-        let fresh = fresh(&self.shared, name, size_gb, WorkspaceTask::Create);
-        let made_for = volume.name.as_deref().and_then(id_in);
-        let lost = made_for.filter(|id| recorded.iter().all(|record| record.id != *id));
-        let now = self.shared.now();
-        let snapshots = volume.snapshots.iter().map(|name| WorkspaceSnapshot {
-            name: name.clone(),
-            formatted: true,
-            created_at: now,
-        });
-        Ok(WorkspaceRecord {
-            id: lost.unwrap_or(fresh.id),
-            volume: Some(volume.id.clone()),
-            file_system: made_for.unwrap_or(fresh.file_system),
-            // Whatever is on it stays: at worst its first guest says that there is nothing.
-            formatted: true,
-            snapshots: snapshots.collect(),
-            task: None,
-            ..fresh
-        })
-    }
 }
 
 /// The alarm says what is left, without the next look.
@@ -460,66 +391,4 @@ pub(crate) async fn look_again(shared: &Shared) {
     if let Ok(orphans) = orphans(shared).await {
         tell(shared, &orphans).await;
     }
-}
-
-fn owner<'a>(recorded: &'a [WorkspaceRecord], volume: &Volume) -> Option<&'a WorkspaceRecord> {
-    recorded
-        .iter()
-        .find(|record| record.volume.as_ref() == Some(&volume.id))
-}
-
-fn taken(volume: &Volume, by: &WorkspaceRecord) -> Problem {
-    let text = format!("{} is the volume of workspace `{}`", volume.id, by.name);
-    Problem::new(ErrorCode::StateConflict, text)
-        .with_hint("`agentlab workspace check` names those that belong to none")
-}
-
-fn adoptable<'a>(found: &'a Found, id: &str) -> Result<&'a Volume, Problem> {
-    let shown: String = id.escape_debug().take(120).collect();
-    let volume = found.list.volumes.iter().find(|volume| volume.id == id);
-    let Some(volume) = volume else {
-        let unread = &found.list.unread;
-        let why = if unread.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", unread.join("; "))
-        };
-        let text = format!("There is no volume `{shown}` of ours{why}");
-        return Err(Problem::new(ErrorCode::NotFound, text)
-            .with_hint("`agentlab workspace check` names those that belong to none"));
-    };
-    match found.holders.iter().find(|(held, _)| held == id) {
-        Some((_, vmid)) => Err(
-            Problem::new(ErrorCode::StateConflict, format!("VM {vmid} has {shown}"))
-                .with_hint("detach it there first: one machine at a time has a volume"),
-        ),
-        None => Ok(volume),
-    }
-}
-
-/// A workspace that is there already: its own volume, or the one that was made for it where its own is gone.
-fn given_back(
-    record: &WorkspaceRecord,
-    volume: &Volume,
-    list: &VolumeList,
-) -> Result<WorkspaceRecord, Problem> {
-    if record.volume.as_ref() == Some(&volume.id) {
-        return Ok(record.clone());
-    }
-    let is_its = volume.name.as_deref().and_then(id_in) == Some(record.id);
-    let has_one = list
-        .volumes
-        .iter()
-        .any(|one| record.volume.as_ref() == Some(&one.id));
-    if is_its && !has_one && list.unread.is_empty() {
-        return Ok(WorkspaceRecord {
-            volume: Some(volume.id.clone()),
-            ..record.clone()
-        });
-    }
-    let text = format!(
-        "There is a workspace `{}` already, with another volume",
-        record.name
-    );
-    Err(Problem::new(ErrorCode::StateConflict, text).with_hint("choose another name"))
 }
