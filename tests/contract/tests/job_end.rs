@@ -33,6 +33,31 @@ fn a_cancelled_job_ends_as_cancelled_and_keeps_what_it_made() {
 }
 
 #[test]
+fn a_job_whose_lease_ends_times_out_for_that_and_keeps_what_it_made() {
+    let lab = Lab::started().unwrap();
+    let more = ["--detach", "--ttl", "1m", "--deadline", "1m"];
+    let task = lab
+        .job("commit sum.sh x\nwrite made.txt before\nprint begun\nhang", &more)
+        .unwrap();
+    let begun = lab.json(&task).unwrap();
+    let job = begun["id"].as_str().unwrap();
+    let ran = lab.agentlab(&["job", "logs", "-f", job]).unwrap();
+    assert_eq!(ran.code(), Some(7), "{ran:?}");
+    let view = lab.json(&["job", "show", job]).unwrap();
+    assert_eq!(view["state"], "TIMEOUT", "{view:#}");
+    assert_eq!(view["failure"]["stage"], "Lease", "{view:#}");
+    assert_eq!(view["failure"]["message"], "The lease of its sandbox ran out");
+    assert_eq!(view["outcome"]["commits"], 1, "{view:#}");
+    let list = lab.json(&["job", "artifacts", job]).unwrap();
+    let all = list["artifacts"].as_array().unwrap();
+    let names: Vec<_> = all.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["files/made.txt", "report.json", "work.bundle", "work.patch"]
+    );
+}
+
+#[test]
 fn ctrl_c_detaches_and_says_how_to_follow_again_and_the_job_goes_on() {
     let lab = Lab::started().unwrap();
     let go = lab.path("go").display().to_string();

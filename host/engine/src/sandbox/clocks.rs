@@ -21,6 +21,8 @@ const CANCEL_SLACK: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     Lease,
+    /// The guest had time to hand over what it made, and has not ended its job.
+    LeaseGrace,
     Boot,
     JobDeadline,
     Silence,
@@ -32,6 +34,7 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub(crate) struct Clocks {
     pub(crate) lease: Lease,
+    lease_grace: Option<Instant>,
     boot: Option<Instant>,
     job_deadline: Option<Instant>,
     /// What is left of the deadline of a job whose machine is paused: neither runs meanwhile.
@@ -49,6 +52,7 @@ impl Clocks {
         let lease = Lease::begin(record.lease_expires_at, record.lease_warned, wall, Instant::now());
         Self {
             lease,
+            lease_grace: None,
             boot: None,
             job_deadline: None,
             held: None,
@@ -63,6 +67,7 @@ impl Clocks {
     pub(crate) fn next(&self) -> Option<Instant> {
         let all = [
             self.lease.wake_at(),
+            self.lease_grace,
             self.boot,
             self.job_deadline,
             self.silence,
@@ -84,6 +89,7 @@ impl Clocks {
             self.silence = Some(now + settings.heartbeat_silence);
         }
         let slots = [
+            (&mut self.lease_grace, Due::LeaseGrace),
             (&mut self.boot, Due::Boot),
             (&mut self.job_deadline, Due::JobDeadline),
             (&mut self.silence, Due::Silence),
@@ -166,7 +172,22 @@ impl Clocks {
         }
     }
 
+    /// The lease ran out under a job: its guest has as long as a cancelled one to hand over what it made.
+    pub(crate) fn lease_ran_out(&mut self, settings: &Settings) {
+        self.lease.rest();
+        self.lease_grace = Some(Instant::now() + settings.kill_grace + CANCEL_SLACK);
+    }
+
+    /// Whether a guest is to end its job for that.
+    pub(crate) fn is_lease_over(&self) -> bool {
+        self.lease_grace.is_some()
+    }
+
     pub(crate) fn job_over(&mut self) {
+        if self.lease_grace.take().is_some() {
+            // Of a sandbox that outlives its job.
+            self.lease.take_up();
+        }
         self.job_deadline = None;
         self.held = None;
         self.silence = None;
@@ -187,6 +208,7 @@ impl Clocks {
         let at = Some(Instant::now() + wait);
         match due {
             Due::Lease => self.lease.put_off(wait),
+            Due::LeaseGrace => self.lease_grace = at,
             Due::Boot => self.boot = at,
             Due::JobDeadline => self.job_deadline = at,
             Due::Silence => self.silence = at,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::clocks::Due;
 use super::driver::{Done, Driver, JobEnd};
 use super::inbox::Message;
-use super::machine::{Effect, Event, Request, State, Verdict};
+use super::machine::{Effect, Event, Holder, Request, State, Verdict};
 use super::perform::{PowerChange, chain, failure};
 use super::step::{Seen, Step};
 use crate::event::{self, StepEnd};
@@ -210,6 +210,10 @@ impl Driver {
                     self.lease_due().await;
                     true
                 }
+                Due::LeaseGrace => {
+                    let text = "; the guest did not hand over its work in time";
+                    self.lease_expired(text).await
+                }
                 Due::Boot => self.boot_overdue().await,
                 Due::Silence => {
                     let seconds = settings.heartbeat_silence.as_secs();
@@ -308,28 +312,47 @@ impl Driver {
                     }
                 }
             }
+            lease::Due::Expired if self.may_hand_over() => {
+                tracing::info!(vmid = %self.record.vmid, "lease over; its job is asked to end");
+                self.clocks.lease_ran_out(&self.shared.settings);
+            }
             lease::Due::Expired => {
-                let cause = failure(
-                    ErrorCode::AgentTimeout,
-                    "Lease",
-                    "The lease of its sandbox ran out",
-                );
-                let end = JobEnd {
-                    state: JobState::Timeout,
-                    outcome: None,
-                    failure: Some(cause),
-                };
-                let end = self.job.is_some().then_some(end);
-                match self.apply(&Event::LeaseExpired, end, Vec::new()).await {
-                    Ok(true) => {}
-                    Ok(false) => self.clocks.lease.rest(),
-                    Err(error) => {
-                        self.clocks
-                            .lease
-                            .put_off(self.shared.settings.teardown_retry_first);
-                        self.store_failed(&error);
-                    }
+                if !self.lease_expired("").await {
+                    self.clocks
+                        .lease
+                        .put_off(self.shared.settings.teardown_retry_first);
                 }
+            }
+        }
+    }
+
+    /// Whether a guest works on a job, and hears that it is to end it.
+    fn may_hand_over(&self) -> bool {
+        let works = matches!(
+            &self.state,
+            State::Running {
+                holder: Holder::Job(_)
+            }
+        );
+        works && self.job.is_some() && self.record.acknowledged
+    }
+
+    /// Whether that could be recorded. `more`: what there is to say besides.
+    async fn lease_expired(&mut self, more: &str) -> bool {
+        let end = self.job.is_some().then(|| JobEnd {
+            state: JobState::Timeout,
+            outcome: None,
+            failure: Some(lease_over(more)),
+        });
+        match self.apply(&Event::LeaseExpired, end, Vec::new()).await {
+            Ok(true) => true,
+            Ok(false) => {
+                self.clocks.lease.rest();
+                true
+            }
+            Err(error) => {
+                self.store_failed(&error);
+                false
             }
         }
     }
@@ -372,4 +395,13 @@ impl Driver {
             self.store_failed(&error);
         }
     }
+}
+
+/// Why a job ends with the lease of its sandbox.
+pub(crate) fn lease_over(more: &str) -> Failure {
+    let text = format!("The lease of its sandbox ran out{more}");
+    let mut cause = failure(ErrorCode::AgentTimeout, "Lease", text);
+    cause.hint =
+        Some("`agentlab sandbox lease renew` gives more time while a job runs, --ttl before".to_owned());
+    cause
 }

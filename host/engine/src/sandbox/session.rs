@@ -5,8 +5,8 @@ use std::time::Duration;
 use agentlab_api::{AgentMode, ErrorCode, InnerSandbox, JobState, LogStream, RepositorySource};
 use agentlab_protocol::agent::AgentKind;
 use agentlab_protocol::message::{
-    Heartbeat, HeartbeatAnswer, JobOrder, Limits, LogBatch, Order, Phase, RedeemAnswer, Report, Repository,
-    Stream, TailnetLogin,
+    Heartbeat, HeartbeatAnswer, JobOrder, Limits, LogBatch, Order, Phase, RedeemAnswer, Report, ReportStatus,
+    Repository, Stream, TailnetLogin,
 };
 use agentlab_protocol::session::{derive, encode_secret};
 use agentlab_store::{JobRecord, StoreError, TokenRecord, Write};
@@ -17,6 +17,7 @@ use super::driver::{Driver, JobEnd};
 use super::inbox::Redemption;
 use super::machine::{Event, State};
 use super::perform::{chain, failure};
+use super::pursue::lease_over;
 use super::step::Step;
 use super::vitals::Watchdog;
 use crate::event::{self, StepEnd};
@@ -404,7 +405,8 @@ impl Driver {
         }
         // A guest that works on for a job which has ended is told to stop.
         let idle = matches!(beat.phase, Phase::Idle | Phase::Report);
-        let cancel = self.job.as_ref().map_or(!idle, |job| job.cancel_requested);
+        let ends = |job: &JobRecord| job.cancel_requested || self.clocks.is_lease_over();
+        let cancel = self.job.as_ref().map_or(!idle, ends);
         Ok(HeartbeatAnswer {
             cancel,
             release_workspace: self.parting_with_workspace(),
@@ -528,7 +530,18 @@ impl Driver {
                 .await
                 .map_err(|error| later(&error));
         }
-        self.apply(&Event::JobEnded, Some(end), told)
+        let over = self.clocks.is_lease_over() && !job.cancel_requested;
+        let (event, end) = if over && report.status == ReportStatus::Cancelled {
+            let end = JobEnd {
+                state: JobState::Timeout,
+                failure: Some(lease_over("")),
+                ..end
+            };
+            (Event::LeaseExpired, end)
+        } else {
+            (Event::JobEnded, end)
+        };
+        self.apply(&event, Some(end), told)
             .await
             .map(drop)
             .map_err(|error| later(&error))

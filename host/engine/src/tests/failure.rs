@@ -500,7 +500,7 @@ async fn a_policy_that_somebody_else_was_at_is_told_with_what_was_found() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_ends_stops_and_destroys_and_times_the_job_out() {
     let lab = Lab::new().await;
     let job = lab.run().await;

@@ -143,6 +143,65 @@ async fn an_agent_that_fails_keeps_its_code_and_its_files() {
     lab.assert_empty().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_lease_ends_hands_over_what_it_made_before_it_times_out() {
+    for restarted in [false, true] {
+        let mut lab = Lab::new().await;
+        let short = JobRequest {
+            ttl_minutes: Some(1),
+            ..request()
+        };
+        let job = lab.engine().create_job(short, None).await.unwrap();
+        let guest = lab.running(&job).await;
+        while !guest.beat(&lab, Phase::Agent).await.unwrap() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if restarted {
+            lab.stop().await;
+            lab.start().await;
+            while !guest.beat(&lab, Phase::Agent).await.unwrap() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        guest.upload(&lab, "files/a", b"bytes").await.unwrap();
+        guest
+            .report(&lab, &job, ReportStatus::Cancelled, Some(143))
+            .await
+            .unwrap();
+        let done = lab.until_job(&job, JobState::Timeout).await;
+        let failure = done.failure.unwrap();
+        assert_eq!(
+            (failure.code, failure.stage.as_str()),
+            (ErrorCode::AgentTimeout, "Lease")
+        );
+        assert_eq!(done.outcome.unwrap().exit_code, Some(143));
+        assert_eq!(lab.engine().job_artifacts(&job.id).await.unwrap().len(), 1);
+        lab.until_sandbox(&job, SandboxState::Destroyed).await;
+        lab.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_outlives_its_job_does_not_outlive_its_lease_for_that() {
+    let lab = Lab::new().await;
+    let kept = JobRequest {
+        ttl_minutes: Some(1),
+        keepalive: Some(true),
+        ..request()
+    };
+    let job = lab.engine().create_job(kept, None).await.unwrap();
+    let guest = lab.running(&job).await;
+    while !guest.beat(&lab, Phase::Agent).await.unwrap() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    guest
+        .report(&lab, &job, ReportStatus::Completed, Some(0))
+        .await
+        .unwrap();
+    lab.until_job(&job, JobState::Completed).await;
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+}
+
 #[tokio::test]
 async fn keepalive_keeps_the_sandbox_after_its_job_until_somebody_destroys_it() {
     let lab = Lab::new().await;
