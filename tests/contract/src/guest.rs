@@ -1,6 +1,8 @@
 //! A runner's side of docs/protocol.md with nothing of the runner in it, so that it can also say what no runner would.
 
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use agentlab_protocol::message::{
     ACKNOWLEDGE_PATH, ARTIFACTS_PREFIX, ArtifactRole, OFFSET_HEADER, REDEEM_PATH, REPOSITORY_PATH,
@@ -9,11 +11,12 @@ use agentlab_protocol::message::{
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::seed::Seed;
 use agentlab_protocol::session::encode_secret;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
+use hyper::body::{Body, Frame};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
@@ -107,10 +110,30 @@ impl Message {
     }
 }
 
+type Sent = BoxBody<Bytes, Infallible>;
+
+/// A body of which nothing comes after its first piece.
+struct Endless(Option<Bytes>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0.take() {
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+            None => Poll::Pending,
+        }
+    }
+}
+
 /// One HTTP/2 connection over a serial line. Dropping it ends the connection.
 #[derive(Debug)]
 pub struct Guest {
-    sender: http2::SendRequest<BoxBody<Bytes, Infallible>>,
+    sender: http2::SendRequest<Sent>,
     /// Sent with every request once set.
     pub session: Option<String>,
     _connection: JoinSet<()>,
@@ -141,16 +164,7 @@ impl Guest {
     /// # Errors
     /// The connection is gone.
     pub async fn send(&mut self, message: &Message) -> Result<Answer> {
-        let mut request = Request::builder()
-            .method(message.method)
-            .uri(format!("https://agentlab{}", message.path));
-        if let Some(session) = &self.session {
-            request = request.header("authorization", format!("Bearer {session}"));
-        }
-        for (name, value) in &message.headers {
-            request = request.header(*name, value);
-        }
-        let request = request.body(Full::new(message.body.clone()).boxed())?;
+        let request = self.request(message, Full::new(message.body.clone()).boxed())?;
         self.sender.ready().await?;
         let response = self.sender.send_request(request).await?;
         let status = response.status().as_u16();
@@ -160,6 +174,33 @@ impl Guest {
             .transpose()?;
         let body = response.into_body().collect().await?.to_bytes();
         Ok(Answer { status, offset, body })
+    }
+
+    fn request(&self, message: &Message, body: Sent) -> Result<Request<Sent>> {
+        let mut request = Request::builder()
+            .method(message.method)
+            .uri(format!("https://agentlab{}", message.path));
+        if let Some(session) = &self.session {
+            request = request.header("authorization", format!("Bearer {session}"));
+        }
+        for (name, value) in &message.headers {
+            request = request.header(*name, value);
+        }
+        Ok(request.body(body)?)
+    }
+
+    /// Sends a message that never ends, until there was `enough` of it, and breaks it off.
+    ///
+    /// # Errors
+    /// The connection is gone, or it was answered before.
+    pub async fn break_off(&mut self, message: &Message, enough: impl Future<Output = ()>) -> Result<()> {
+        let body = Endless(Some(message.body.clone())).boxed();
+        let request = self.request(message, body)?;
+        self.sender.ready().await?;
+        tokio::select! {
+            answer = self.sender.send_request(request) => bail!("answered with {}", answer?.status()),
+            () = enough => Ok(()),
+        }
     }
 
     /// A JSON message.

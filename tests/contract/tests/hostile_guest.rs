@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 
 pub(crate) struct Stage {
     pub(crate) lab: Lab,
-    visitors: Visitors,
+    pub(crate) visitors: Visitors,
 }
 
 /// A job and the guest that works on it.
@@ -23,15 +23,20 @@ pub(crate) struct Cast {
 
 impl Stage {
     pub(crate) fn set(more: &str) -> Self {
+        Self::of(
+            more,
+            "artifacts: {max_file_bytes: 1000, max_total_bytes: 2500, max_files: 4}\n",
+        )
+    }
+
+    /// With these lines in its configuration, and these in its profile.
+    pub(crate) fn of(more: &str, of_profile: &str) -> Self {
         let mut lab = Lab::prepare().unwrap();
         lab.configure(more).unwrap();
         let visitors = lab.visitors().unwrap();
-        lab.profile(
-            "demo.yaml",
-            "name: demo\ntemplate_vmid: 9000\nnetwork: {mode: \"off\"}\n\
-             artifacts: {max_file_bytes: 1000, max_total_bytes: 2500, max_files: 4}\n",
-        )
-        .unwrap();
+        let profile = "name: demo\ntemplate_vmid: 9000\nnetwork: {mode: \"off\"}\n";
+        lab.profile("demo.yaml", &format!("{profile}{of_profile}"))
+            .unwrap();
         lab.start().unwrap();
         Self { lab, visitors }
     }
@@ -85,13 +90,13 @@ impl Cast {
     }
 
     /// The last word, whose answer may be lost: the machine is taken down at once.
-    async fn hand_in(&mut self, report: &Value) {
+    pub(crate) async fn hand_in(&mut self, report: &Value) {
         if let Ok(answer) = self.guest.post(REPORT_PATH, report).await {
             assert_eq!(answer.status, 202, "{}", answer.text());
         }
     }
 
-    fn report(&self) -> Value {
+    pub(crate) fn report(&self) -> Value {
         json!({"version": 1, "job": self.job, "status": "completed", "exit_code": 0, "inner_sandbox": "none"})
     }
 }
