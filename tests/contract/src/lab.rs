@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -359,6 +359,24 @@ impl Running {
             if line.contains(words) {
                 return Ok(());
             }
+        }
+    }
+
+    /// Waits until it says these words beside its output.
+    ///
+    /// # Errors
+    /// It ends before.
+    pub fn wait_for_note(&mut self, words: &str) -> Result<()> {
+        loop {
+            let ended = self.child.try_wait()?.is_some();
+            let mut said = vec![0; 64 << 10];
+            let length = self.stderr.read_at(&mut said, 0)?;
+            let said = String::from_utf8_lossy(said.get(..length).unwrap_or_default()).into_owned();
+            if said.contains(words) {
+                return Ok(());
+            }
+            ensure!(!ended, "`{words}` was not said:\n{said}");
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 

@@ -24,3 +24,4 @@ mod shown;
 mod status;
 mod terminal;
 mod upload;
+mod workspace_wait;

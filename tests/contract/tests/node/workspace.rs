@@ -128,3 +128,74 @@ async fn a_daemon_that_dies_while_pve_copies_ends_with_one_copy() {
     assert!(volumes(&node).contains(&volume(&copy)));
     assert_eq!(node.operator().clients_machines(), [777]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_database_was_lost_a_check_names_the_volumes_and_they_are_adopted_with_what_is_on_them() {
+    let (node, mut lab) = lab_on(Version::V9).await;
+    lab.start().unwrap();
+    let made = lab
+        .json(&["workspace", "create", "work", "--size", "1G"])
+        .unwrap();
+    lab.json(&["workspace", "snapshot", "create", "work", "before"])
+        .unwrap();
+    let fork = lab.json(&["workspace", "fork", "work", "copy"]).unwrap();
+    let before = volumes(&node);
+    assert_eq!(lab.agentlab(&["workspace", "check"]).unwrap().code(), Some(0));
+    lab.stop().unwrap();
+    for entry in std::fs::read_dir(lab.path("data")).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with("agentlab.db")
+        {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    lab.start().unwrap();
+    let ran = lab.agentlab(&["workspace", "check", "--json"]).unwrap();
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+    let checked: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let findings = checked["findings"].as_array().unwrap();
+    assert!(
+        findings.len() == 2 && findings.iter().all(|one| one["kind"] == "orphan"),
+        "{checked}"
+    );
+    while !lab
+        .agentlab(&["status"])
+        .unwrap()
+        .stdout
+        .contains("Volumes without a workspace")
+    {
+        sleep(Duration::from_millis(20)).await;
+    }
+    // What was made anew keeps its hands off them.
+    assert_eq!(volumes(&node), before);
+    let volume = made["volume"].as_str().unwrap();
+    let adopted = lab.json(&["workspace", "adopt", "again", volume]).unwrap();
+    assert_eq!(
+        (&adopted["id"], &adopted["snapshots"][0]["name"]),
+        (&made["id"], &"before".into())
+    );
+    let (copy, of) = (fork["volume"].as_str().unwrap(), made["id"].as_str().unwrap());
+    lab.json(&["workspace", "adopt", "copy", copy, "--file-system", of])
+        .unwrap();
+    let ran = lab.agentlab(&["workspace", "check"]).unwrap();
+    assert_eq!(
+        (ran.code(), ran.stdout.trim()),
+        (Some(0), "2 workspaces are as recorded")
+    );
+    assert!(
+        !lab.agentlab(&["status"])
+            .unwrap()
+            .stdout
+            .contains("Volumes without")
+    );
+    for name in ["again", "copy"] {
+        lab.json(&["workspace", "delete", name, "--yes"]).unwrap();
+    }
+    assert_eq!(volumes(&node), Vec::<String>::new());
+    assert_eq!(node.audit().foreign_touched, Vec::<String>::new());
+}
