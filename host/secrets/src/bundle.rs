@@ -125,6 +125,13 @@ impl Bundle {
     }
 
     pub(crate) fn from_tree(root: Node, label: &str) -> Result<Self, SecretsError> {
+        if let Some(place) = root.overlong_key() {
+            let most = tree::LONGEST_KEY;
+            return Err(SecretsError::Damaged {
+                label: label.to_owned(),
+                reason: format!("holds a key of more than {most} bytes, at {place}"),
+            });
+        }
         let mut reader = Reader::default();
         let bundle = read(&mut reader, root);
         if reader.faults.is_empty() {

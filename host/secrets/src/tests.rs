@@ -7,7 +7,7 @@ use std::path::Path;
 
 use agentlab_protocol::secret::SecretText;
 
-use crate::{Bundle, Edit, Form, Git, SecretsError, Vault};
+use crate::{Bundle, Edit, Form, Git, SecretsError, Vault, tree};
 
 const CANARY: &str = "c4n4ry-0f-4-s3cr3t";
 const PRIVATE: &str =
@@ -160,6 +160,20 @@ fn json_is_read_like_yaml_with_characters_that_yaml_cannot_escape() {
             .to_string()
             .contains("`env` holds a key of 1 characters twice"),
         "{twice}"
+    );
+}
+
+#[test]
+fn a_key_that_could_not_be_written_again_is_refused_and_the_longest_one_can() {
+    let bundle = |length| format!("metadata: {{x: [{{\"{}\": 1}}]}}\n", "\\x01".repeat(length));
+    let written = Bundle::parse(bundle(tree::LONGEST_KEY).as_bytes(), "b")
+        .unwrap()
+        .emit();
+    assert_eq!(*Bundle::parse(written.as_bytes(), "b").unwrap().emit(), *written);
+    let refused = said(&Bundle::parse(bundle(tree::LONGEST_KEY + 1).as_bytes(), "b").unwrap_err());
+    assert!(
+        refused.contains("holds a key of more than 160 bytes, at line 1"),
+        "{refused}"
     );
 }
 

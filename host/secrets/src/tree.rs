@@ -93,6 +93,18 @@ impl Node {
         }
     }
 
+    /// A key of this node, or of one below, that is too long to be written.
+    pub(crate) fn overlong_key(&self) -> Option<Place> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find_map(|entry| {
+                let overlong = (entry.key.len() > LONGEST_KEY).then_some(entry.place);
+                overlong.or_else(|| entry.node.overlong_key())
+            }),
+            Value::List(items) => items.iter().find_map(Self::overlong_key),
+            Value::Null | Value::Scalar(..) => None,
+        }
+    }
+
     pub(crate) fn text(&self) -> Option<&SecretText> {
         match &self.value {
             Value::Scalar(_, text) => Some(text),
@@ -101,6 +113,8 @@ impl Node {
     }
 }
 
+/// YAML wants a key and its colon within 1024 characters of a line, and escaped a byte may take six.
+pub(crate) const LONGEST_KEY: usize = 160;
 /// Sequences and mappings inside each other; a bundle goes four deep, settings of an agent a little deeper.
 const MAX_DEPTH: usize = 32;
 /// Nobody writes a bundle with aliases; a text of nested ones must not fill the memory.
