@@ -29,7 +29,8 @@ pub(crate) fn row(seen: &Seen<'_>) -> Row {
         return Row::fail(
             CHECK,
             format!("no VM has the number {vmid}"),
-            "make a template, or name another number in `template_vmid` and in the profiles: docs/template.md",
+            "make a template (`agentlab-template build`, then `agentlab-template publish`), or name another number in \
+             `template_vmid` and in the profiles: docs/template.md",
         );
     };
     let config = match &seen.config {
@@ -94,8 +95,18 @@ fn lack(vmid: Vmid, config: &Value) -> Option<Row> {
             format!("qm rescan --vmid {vmid}"),
         );
     }
+    if let Some((key, what)) = of_host(config) {
+        return fail(
+            format!("hands {what} of its host to every sandbox, by its key {key}"),
+            format!("qm set {vmid} --delete {key}"),
+        );
+    }
     let agent = text(config, "agent").unwrap_or_default();
-    if !agent.split(',').any(|part| matches!(part, "1" | "enabled=1")) {
+    let is_enabled = |part: &str| {
+        let word = part.strip_prefix("enabled=").unwrap_or(part);
+        matches!(word, "1" | "on" | "yes" | "true")
+    };
+    if !agent.split(',').any(is_enabled) {
         return fail(
             "has its guest agent switched off".to_owned(),
             format!("qm set {vmid} --agent 1"),
@@ -118,6 +129,26 @@ fn lack(vmid: Vmid, config: &Value) -> Option<Row> {
         format!("has runner {runner}, and this release works with {RUNNER}"),
         "agentlab-template publish replaces it: docs/template.md".to_owned(),
     )
+}
+
+/// A key that gives guests something of the host's own, and what that is.
+fn of_host(config: &Value) -> Option<(&str, &'static str)> {
+    let mut entries = config.as_object().into_iter().flatten();
+    entries.find_map(|(key, value)| {
+        let kind = key.trim_end_matches(|letter: char| letter.is_ascii_digit());
+        let first = value.as_str()?.split(',').next()?;
+        let what = match kind {
+            "ivshmem" => "shared memory",
+            "hostpci" => "a PCI device",
+            "usb" if first != "spice" && first != "host=spice" => "a USB device",
+            "virtiofs" => "a directory",
+            "parallel" => "a parallel port",
+            "serial" if first != "socket" => "a serial port",
+            "ide" | "sata" | "scsi" if matches!(first, "cdrom" | "file=cdrom") => "the CD-ROM drive",
+            _ => return None,
+        };
+        Some((key.as_str(), what))
+    })
 }
 
 /// What works and costs something.

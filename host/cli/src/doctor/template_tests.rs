@@ -78,6 +78,23 @@ fn what_is_wrong_with_a_template_is_named() {
             "unknown size, scsi0",
         ),
         (with("agent", json!("0")), State::Fail, "guest agent"),
+        (
+            with("agent", json!("enabled=yes,fstrim_cloned_disks=1")),
+            State::Ok,
+            "is a template",
+        ),
+        (
+            with("hostpci0", json!("0000:01:00.0,pcie=1")),
+            State::Fail,
+            "a PCI device",
+        ),
+        (
+            with("virtiofs0", json!("dirid=homes")),
+            State::Fail,
+            "a directory",
+        ),
+        (with("usb0", json!("spice,usb3=1")), State::Ok, "is a template"),
+        (with("serial1", json!("/dev/ttyS0")), State::Fail, "a serial port"),
         (with("net0", json!(null)), State::Fail, "no NIC net0"),
         (
             with("net0", json!("virtio=BC:24:11:3E:F8:1A")),

@@ -272,9 +272,11 @@ pub(crate) fn forwarding(uplink: Option<&str>, path: &str) -> Row {
 pub(crate) fn profiles(config: &Config) -> Row {
     let dir = config.profiles_dir.display();
     match config.load_profiles() {
-        Ok(profiles) if profiles.is_empty() => {
-            Row::warn("profiles", format!("{dir} holds none"), "docs/runbook.md")
-        }
+        Ok(profiles) if profiles.is_empty() => Row::warn(
+            "profiles",
+            format!("{dir} holds none"),
+            format!("cp /usr/share/doc/agentlabd/examples/demo.yaml {dir}/, and change it to your needs"),
+        ),
         Ok(profiles) => {
             let names: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();
             Row::ok("profiles", names.join(", "))

@@ -167,6 +167,8 @@ impl OfTemplates {
         };
         for config in configs {
             all.storages.extend(look::disk_storages(config));
+            // Where the memory of clones would go; PVE asks for room there before it makes one.
+            all.storages.extend(look::text(config, "vmstatestorage"));
             let bridges = look::nics(config).filter_map(|(_, value)| look::option(value, "bridge"));
             all.bridges.extend(bridges.map(str::to_owned));
         }
