@@ -63,7 +63,11 @@ impl Client {
     }
 }
 
-async fn digest(path: &Path) -> std::io::Result<(String, u64)> {
+/// SHA-256 of a file, in hexadecimal, and its size.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn digest(path: &Path) -> std::io::Result<(String, u64)> {
     let mut file = File::open(path).await?;
     let mut hash = Sha256::new();
     let mut size = 0;

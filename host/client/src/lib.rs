@@ -27,6 +27,7 @@ mod workspace;
 use std::path::{Path, PathBuf};
 
 pub use agentlab_protocol::command::Frame as CommandFrame;
+pub use bundle::digest;
 pub use command::{Command, CommandInput, CommandOutput};
 pub use error::ClientError;
 pub use log::LogPage;

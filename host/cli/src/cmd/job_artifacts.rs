@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agentlab_api::{ArtifactView, JobId};
-use agentlab_client::ClientError;
+use agentlab_client::{ClientError, digest};
 use clap::{Args, Subcommand};
 
 use super::job_bundle;
@@ -37,6 +37,9 @@ struct Download {
     /// Directory to put them into, made if absent [default: one with the job's id as name]
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Also replace files that are there already and are others
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     which: Which,
 }
@@ -131,6 +134,9 @@ impl Download {
         } else {
             Some(Landing::open(&out)?)
         };
+        if let Some(landing) = landing.as_ref().filter(|_| !self.force) {
+            refuse_replacing(landing, &artifacts, &places).await?;
+        }
         for (artifact, place) in artifacts.iter().zip(&places) {
             if let Some(landing) = &landing {
                 fetch(context, &self.job, artifact, landing, place).await?;
@@ -202,6 +208,37 @@ fn unwritten(error: ClientError, path: &Path) -> CommandError {
     } else {
         error.into()
     }
+}
+
+/// Files of the operator's own are not replaced unasked: the names were a guest's to choose. What was fetched before may be
+/// fetched again.
+async fn refuse_replacing(
+    landing: &Landing,
+    artifacts: &[ArtifactView],
+    places: &[Place],
+) -> Result<(), CommandError> {
+    for (artifact, place) in artifacts.iter().zip(places) {
+        let path = landing.shown(place);
+        if std::fs::symlink_metadata(&path).is_err() {
+            continue;
+        }
+        // Nothing else is opened: of some kinds one would wait for ever.
+        let is_file = std::fs::metadata(&path).is_ok_and(|seen| seen.is_file());
+        let is_same = is_file
+            && digest(&path)
+                .await
+                .is_ok_and(|(sha256, _)| sha256 == artifact.sha256);
+        if !is_same {
+            return Err(CommandError::Refused {
+                message: format!(
+                    "{} is there already and is another one; nothing was written",
+                    path.display()
+                ),
+                hint: Some("`--out DIR` writes elsewhere, `--force` replaces it".to_owned()),
+            });
+        }
+    }
+    Ok(())
 }
 
 async fn fetch(

@@ -90,6 +90,32 @@ fn artifacts_are_chosen_by_path_by_name_and_by_age() {
 }
 
 #[test]
+fn a_file_that_is_there_already_is_not_replaced_unasked() {
+    let daemon = a_job_with_artifacts();
+    let out = daemon.dir.path().join("out");
+    let own = out.join("files/b/x.txt");
+    std::fs::create_dir_all(own.parent().unwrap()).unwrap();
+    std::fs::write(&own, "mine").unwrap();
+    let download = |more: &[&str]| {
+        let whole = [&["job", "artifacts", "download", ID, "--out", "out"], more].concat();
+        daemon.run(&whole)
+    };
+    let ran = download(&[]);
+    assert!(
+        ran.code == 5
+            && ran.stderr.contains("out/files/b/x.txt is there already")
+            && ran.stderr.contains("--force"),
+        "{ran:?}"
+    );
+    assert_eq!(std::fs::read_to_string(&own).unwrap(), "mine");
+    assert!(!out.join("files/a").exists(), "not even the others were written");
+    assert_eq!(download(&["--force"]).code, 0);
+    assert_ne!(std::fs::read_to_string(&own).unwrap(), "mine");
+    // What it wrote itself it may write again.
+    assert_eq!(download(&[]).code, 0);
+}
+
+#[test]
 #[expect(
     clippy::disallowed_methods,
     reason = "a test may wait for a shell that ends at once"
