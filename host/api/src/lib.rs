@@ -45,7 +45,7 @@ pub use sandbox::{
     SandboxView, StepView,
 };
 pub use secret::{SSH_KEY_TYPES, SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
-pub use status::{BackendStatus, StatusView, TemplateView};
+pub use status::{BackendStatus, BackendTrouble, BackendTroubleKind, StatusView, TemplateView};
 pub use workspace::{
     WorkspaceAdopt, WorkspaceAttach, WorkspaceCheck, WorkspaceFinding, WorkspaceFindingKind, WorkspaceFork,
     WorkspaceId, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,

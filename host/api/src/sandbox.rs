@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{ErrorCode, JobId, NetworkMode, SandboxId, Vmid, WorkspaceId};
+use crate::{BackendTrouble, ErrorCode, JobId, NetworkMode, SandboxId, Vmid, WorkspaceId};
 
 /// Where a sandbox stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -207,6 +207,10 @@ pub struct SandboxView {
     /// The workspace it has, or is about to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<WorkspaceId>,
+    /// Why this may not be how it is: nothing is concluded while the hypervisor is in trouble. In the answer for one
+    /// sandbox only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_trouble: Option<BackendTrouble>,
 }
 
 /// Sandboxes, newest first.
@@ -217,4 +221,7 @@ pub struct SandboxList {
     /// Pass as `cursor` for the next page; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+    /// Why they may not be as they are shown: nothing is concluded while the hypervisor is in trouble.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_trouble: Option<BackendTrouble>,
 }

@@ -20,6 +20,27 @@ pub struct TemplateView {
     pub runner_version: String,
 }
 
+/// What is wrong with the hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendTroubleKind {
+    /// It does not answer: what is shown of sandboxes is what was known last.
+    Unreachable,
+    /// It answers and makes no change, as a cluster without quorum does: what runs goes on, what is asked for waits.
+    TakesNoChanges,
+}
+
+/// A state of the hypervisor in which nothing is concluded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendTrouble {
+    /// Which.
+    pub kind: BackendTroubleKind,
+    /// When it was first noticed.
+    pub since: Timestamp,
+    /// In the hypervisor's own words, or in those of the way to it.
+    pub reason: String,
+}
+
 /// The hypervisor as the daemon sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendStatus {
@@ -35,6 +56,9 @@ pub struct BackendStatus {
     pub accelerator_reason: Option<String>,
     /// Templates it can clone.
     pub templates: Vec<TemplateView>,
+    /// Absent while all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<BackendTrouble>,
 }
 
 /// Answer of `GET /v1/status`.

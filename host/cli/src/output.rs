@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use agentlab_api::{JobState, SandboxState};
+use agentlab_api::{BackendTrouble, BackendTroubleKind, JobState, SandboxState};
 use anstyle::Style;
 use jiff::{Timestamp, Unit};
 
@@ -195,6 +195,25 @@ pub(crate) fn ago(moment: Timestamp) -> String {
         3600..86_400 => format!("{} h ago", seconds / 3600),
         _ => format!("{} d ago", seconds / 86_400),
     }
+}
+
+/// What the hypervisor's trouble means for what is shown beside it.
+pub(crate) fn in_trouble(trouble: &BackendTrouble) -> String {
+    let (what, so) = match trouble.kind {
+        BackendTroubleKind::Unreachable => (
+            "cannot be reached",
+            "what is shown of sandboxes is what was known then",
+        ),
+        BackendTroubleKind::TakesNoChanges => {
+            ("takes no changes", "what runs goes on, what is asked for waits")
+        }
+    };
+    let since = time(trouble.since);
+    format!(
+        "the back end {what} since {since} ({}): {so}; {}",
+        ago(trouble.since),
+        trouble.reason
+    )
 }
 
 /// RFC 3339 in UTC, whole seconds.

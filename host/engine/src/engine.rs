@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Problem, Profile, SandboxId, SandboxView, Vmid};
+use agentlab_api::{BackendTrouble, ErrorCode, Problem, Profile, SandboxId, SandboxView, Vmid};
 use agentlab_store::{SandboxPage, SandboxRecord, Store, StoreError};
 use tokio::time::timeout;
 
@@ -170,7 +170,17 @@ impl Engine {
     /// # Errors
     /// There is none.
     pub async fn sandbox(&self, selector: &str) -> Result<SandboxView, Problem> {
-        self.select(selector).await.map(|record| record.view())
+        let record = self.select(selector).await?;
+        Ok(SandboxView {
+            backend_trouble: self.backend_trouble(),
+            ..record.view()
+        })
+    }
+
+    /// Why what is shown of sandboxes may not be how they are.
+    #[must_use]
+    pub fn backend_trouble(&self) -> Option<BackendTrouble> {
+        self.shared.condition.trouble()
     }
 
     /// Whether nothing more happens to a sandbox by itself: it is kept on purpose, or nothing of it is left outside

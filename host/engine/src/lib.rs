@@ -12,6 +12,7 @@
     reason = "a problem is the answer to a caller, made at most once per request"
 )]
 
+mod condition;
 mod engine;
 mod event;
 mod glimpse;

@@ -92,7 +92,7 @@ async fn once(shared: &Arc<Shared>, suspects: &mut HashSet<Vmid>) {
     };
     match machines {
         Ok(Ok(machines)) => {
-            crate::recover::reached(shared);
+            crate::recover::reached(shared).await;
             compare(shared, &machines, &records).await;
             remove_orphans(shared, &machines, &records).await;
         }

@@ -16,7 +16,6 @@ use crate::sandbox::machine::State;
 use crate::sandbox::perform::{chain, failure};
 use crate::shared::Shared;
 
-const UNREACHABLE: &str = "The back end cannot be reached";
 /// Jobs looked at for bundles that nobody needs any more.
 const RECENT: u32 = 200;
 
@@ -25,7 +24,7 @@ pub(crate) async fn adopt(shared: &Shared, patience: Duration) -> Result<bool, B
     match timeout(patience, shared.backend.adopt()).await {
         Ok(Ok(machines)) => {
             tracing::info!(machines = machines.len(), "back end adopted");
-            reached(shared);
+            reached(shared).await;
             Ok(true)
         }
         Ok(Err(error)) if error.is_transient() => {
@@ -43,12 +42,20 @@ pub(crate) async fn adopt(shared: &Shared, patience: Duration) -> Result<bool, B
 /// Says once that the hypervisor does not answer.
 pub(crate) fn unreached(shared: &Shared, reason: &str) -> bool {
     tracing::warn!(%reason, "back end unreachable; nothing is concluded");
-    shared.clear(UNREACHABLE);
-    shared.raise(&format!("{UNREACHABLE}: {reason}"))
+    shared.condition.unreached(shared.now(), reason)
 }
 
-pub(crate) fn reached(shared: &Shared) {
-    shared.clear(UNREACHABLE);
+/// Says once that it answers again.
+pub(crate) async fn reached(shared: &Shared) {
+    if !shared.condition.reached() {
+        return;
+    }
+    let text = "The back end can be reached again";
+    tracing::info!("{text}");
+    let told = vec![event::host_alarm(text.to_owned())];
+    if let Err(error) = shared.journal.commit(Point::Told, told).await {
+        tracing::error!(error = %chain(&error), "the end of an alarm could not be recorded");
+    }
 }
 
 /// Gives every live record a driver. Only records are read here; the drivers do the slow part.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::condition::Condition;
 use crate::glimpse::Glimpses;
 use crate::idle::Use;
 use crate::journal::Journal;
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     occupied: Mutex<HashMap<SandboxId, usize>>,
     pub(crate) glimpses: Glimpses,
     alarms: Mutex<BTreeSet<String>>,
+    pub(crate) condition: Condition,
     /// Bundles of ended jobs, and since when.
     unneeded: Mutex<HashMap<String, Instant>>,
     /// Ended jobs whose files have not been compared with their records since.
@@ -188,6 +190,7 @@ impl Shared {
             occupied: Mutex::default(),
             glimpses: Glimpses::default(),
             alarms: Mutex::default(),
+            condition: Condition::default(),
             unneeded: Mutex::default(),
             unswept: Mutex::default(),
             bundles: tokio::sync::Mutex::new(()),
@@ -340,6 +343,7 @@ impl Shared {
         self.journal
             .trouble()
             .into_iter()
+            .chain(self.condition.alarms())
             .chain(standing.iter().cloned())
             .collect()
     }

@@ -61,31 +61,37 @@ impl Engine {
             shared.store.live_tokens(shared.clock.now()),
         );
         let (counts, free) = (counts.map_err(failed)?, free.map_err(failed)?);
-        let mut alarms = shared.alarms();
+        let seen = match &glimpse {
+            Glimpse::Now(seen) => Some(seen.clone()),
+            Glimpse::Failed(_) => shared.glimpses.last(),
+            Glimpse::Late(last) => last.clone(),
+        };
+        let mut alarms = match &glimpse {
+            Glimpse::Now(_) => Vec::new(),
+            Glimpse::Failed(error) if error.is_transient() => {
+                crate::recover::unreached(shared, &chain(&**error));
+                Vec::new()
+            }
+            Glimpse::Failed(error) => vec![chain(&**error)],
+            Glimpse::Late(_) => vec![format!(
+                "The back end has not answered for {} s or more; it is shown as it was last",
+                PATIENCE.as_secs()
+            )],
+        };
+        alarms.extend(shared.alarms());
         alarms.extend(shared.left_behind());
         if free < shared.settings.artifact_disk_floor {
             alarms.push(format!(
                 "Only {free} bytes are free for artifacts; uploads are refused"
             ));
         }
-        let seen = match glimpse {
-            Glimpse::Now(seen) => Some(seen),
-            Glimpse::Failed(error) => {
-                alarms.push(chain(&*error));
-                shared.glimpses.last()
-            }
-            Glimpse::Late(last) => {
-                alarms.push(format!(
-                    "The back end has not answered for {} s or more; it is shown as it was last",
-                    PATIENCE.as_secs()
-                ));
-                last
-            }
-        };
         Ok(StatusView {
             version: shared.settings.daemon_version.clone(),
             started_at: shared.started_at,
-            backend: backend(seen.as_ref()),
+            backend: BackendStatus {
+                trouble: shared.condition.trouble(),
+                ..backend(seen.as_ref())
+            },
             sandboxes: counts.sandboxes,
             jobs: counts.jobs,
             artifact_free_bytes: free,
@@ -103,6 +109,7 @@ fn backend(seen: Option<&Arc<Seen>>) -> BackendStatus {
             accelerator: None,
             accelerator_reason: None,
             templates: Vec::new(),
+            trouble: None,
         };
     };
     let templates = seen.templates.iter().map(|template| TemplateView {
@@ -120,5 +127,6 @@ fn backend(seen: Option<&Arc<Seen>>) -> BackendStatus {
         accelerator: seen.info.accelerator.clone(),
         accelerator_reason: seen.info.accelerator_reason.clone(),
         templates: templates.collect(),
+        trouble: None,
     }
 }

@@ -97,6 +97,7 @@ impl SandboxRecord {
             left_behind: self.left_behind.clone(),
             created_at: self.created_at,
             updated_at: self.updated_at,
+            backend_trouble: None,
         }
     }
 }

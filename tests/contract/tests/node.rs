@@ -1,5 +1,6 @@
 //! `agentlab doctor` and the daemon's program against a stand-in of a Proxmox VE node, over TLS.
 
+mod condition;
 mod workspace;
 
 use std::os::unix::fs::PermissionsExt;

@@ -210,6 +210,23 @@ mod tests {
         Ok(())
     }
 
+    /// Whoever works there when its lease is about to end is told, and renews it from another terminal.
+    fn who_works_there_is_told_that_the_lease_ends(lab: &Lab, vmid: &str) -> Result<()> {
+        let renew = |ttl| lab.agentlab(&["sandbox", "lease", "renew", "--ttl", ttl, vmid]);
+        ensure!(renew("4m")?.code() == Some(0), "the lease could not be cut short");
+        let ran = lab.agentlab(&["exec", vmid, "--", "sleep", "4"])?;
+        let told = format!("`agentlab sandbox lease renew {vmid} --ttl 2h`");
+        ensure!(ran.code() == Some(0) && ran.stderr.contains(&told), "{}", ran.stderr);
+        let mut terminal = Terminal::begin(&lab.command(&["attach", vmid]))?;
+        terminal.wait_for("warning: the lease of")?;
+        ensure!(renew("2h")?.code() == Some(0), "the lease could not be renewed");
+        terminal.press("exit 0\r")?;
+        ensure!(terminal.finish()?.status.code() == Some(0), "the session did not go on");
+        let view = lab.json(&["sandbox", "show", vmid])?;
+        ensure!(view["state"] == "RUNNING", "{view:#}");
+        Ok(())
+    }
+
     /// Whether so many processes of a guest are what a pattern says, in the end. The pattern must not match itself.
     fn counted(lab: &Lab, vmid: &str, pattern: &str, wanted: &str) -> Result<bool> {
         let look =
@@ -270,7 +287,8 @@ mod tests {
         ensure!(
             counted(lab, vmid, "sleep 471[2]|sleep 471[1]|journalct[l]", "0")?,
             "something outlived its operator"
-        );
+            a_command_ends_with_its_operator(&lab, &vmid)?;
+            who_works_there_is_told_that_the_lease_ends(&lab, &vmid)?;
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exec::{User, ended, gone};
+use super::lease_watch;
 use crate::error::CommandError;
 use crate::{CommandResult, Context};
 
@@ -73,17 +74,20 @@ impl Attach {
         };
         let (input, mut output) = context.client.command(&self.sandbox, &request).await?.split();
         let raw = Raw::begin()?;
-        let last = tokio::select! {
-            last = pour(&mut output) => last,
-            () = type_in(&input) => Ok(None),
-            () = follow_size(&input) => Ok(None),
+        let session = async {
+            let last = tokio::select! {
+                last = pour(&mut output) => last,
+                () = type_in(&input) => Ok(None),
+                () = follow_size(&input) => Ok(None),
+            };
+            drop(raw);
+            context.printer.line("")?;
+            match last? {
+                Some(frame) => ended(frame),
+                None => Ok(crate::ExitStatus::Success),
+            }
         };
-        drop(raw);
-        context.printer.line("")?;
-        match last? {
-            Some(frame) => ended(frame),
-            None => Ok(crate::ExitStatus::Success),
-        }
+        lease_watch::beside(context, &self.sandbox, true, session).await
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::cp_tree;
 use super::exec::{User, feed, gone};
+use super::lease_watch;
 use crate::error::CommandError;
 use crate::output::size;
 use crate::terminal::escape;
@@ -61,10 +62,27 @@ impl<'a> Place<'a> {
             _ => Self::Here(Path::new(text)),
         }
     }
+
+    fn sandbox(self) -> Option<&'a str> {
+        match self {
+            Self::Here(_) => None,
+            Self::Guest { sandbox, .. } => Some(sandbox),
+        }
+    }
 }
 
 impl Cp {
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        let places = [self.source.clone(), self.target.clone()];
+        let copy = self.copy(context);
+        let mut places = places.iter().map(|place| Place::parse(place));
+        match places.find_map(Place::sandbox) {
+            Some(sandbox) => lease_watch::beside(context, sandbox, false, copy).await,
+            None => copy.await,
+        }
+    }
+
+    async fn copy(self, context: &Context) -> CommandResult {
         match (Place::parse(&self.source), Place::parse(&self.target)) {
             (Place::Here(from), Place::Guest { sandbox, path }) if self.recursive => {
                 cp_tree::send(context, from, (sandbox, path), self.user).await

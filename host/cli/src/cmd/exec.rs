@@ -7,6 +7,7 @@ use agentlab_client::{CommandFrame, CommandInput, CommandOutput};
 use clap::{Args, ValueEnum};
 use tokio::io::AsyncReadExt as _;
 
+use super::lease_watch;
 use crate::error::CommandError;
 use crate::printer::Printer;
 use crate::terminal::Flowing;
@@ -67,6 +68,11 @@ impl Exec {
     }
 
     pub(crate) async fn run(self, context: &Context) -> CommandResult {
+        let sandbox = self.sandbox.clone();
+        lease_watch::beside(context, &sandbox, false, self.execute(context)).await
+    }
+
+    async fn execute(self, context: &Context) -> CommandResult {
         let request = CommandRequest {
             words: self.words,
             user: self.user.into(),

@@ -14,6 +14,7 @@ mod job_bundle;
 mod job_prune;
 mod job_review;
 mod job_run;
+mod lease_watch;
 mod logs;
 mod profile;
 mod program;

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::sandbox_change;
 use crate::error::CommandError;
-use crate::output::{Cell, Fields, Table, ago, between, cell, duration, sandbox_style, time};
+use crate::output::{Cell, Fields, Table, ago, between, cell, duration, in_trouble, sandbox_style, time};
 use crate::printer::DIM;
 use crate::terminal::{escape, escape_lines};
 use crate::{CommandResult, Context, ExitStatus};
@@ -137,6 +137,9 @@ impl List {
             ]);
         }
         context.printer.write(&table.render())?;
+        if let Some(trouble) = &list.backend_trouble {
+            context.printer.warning(&in_trouble(trouble));
+        }
         if list.sandboxes.is_empty() && self.cursor.is_none() {
             context
                 .printer
@@ -280,6 +283,7 @@ pub(super) fn show(context: &Context, view: &SandboxView) -> Result<(), CommandE
         .add_some(
             "left behind",
             (!view.left_behind.is_empty()).then(|| view.left_behind.join("\n")),
-        );
+        )
+        .add_some("back end", view.backend_trouble.as_ref().map(in_trouble));
     context.printer.write(&fields.render())
 }

@@ -5,7 +5,7 @@ use agentlab_client::ClientError;
 use agentlab_config::BackendKind;
 
 use super::row::Row;
-use crate::output::size;
+use crate::output::{in_trouble, size};
 
 /// Less is soon used up by a single job.
 const LITTLE_ROOM: u64 = 5 << 30;
@@ -27,7 +27,10 @@ pub(crate) fn rows(status: &Result<StatusView, ClientError>, wanted: BackendKind
         BackendKind::Proxmox => "proxmox",
         BackendKind::Shell => "shell",
     };
-    if backend.kind == expected {
+    if let Some(trouble) = &backend.trouble {
+        let next = "is the node up, its API reachable, its cluster quorate (`pvecm status`)? Nothing is concluded meanwhile";
+        rows.push(Row::fail("back end", in_trouble(trouble), next));
+    } else if backend.kind == expected {
         rows.push(Row::ok(
             "back end",
             format!("{} {}", backend.kind, backend.version),
@@ -110,6 +113,7 @@ mod tests {
                 accelerator: accelerator.map(str::to_owned),
                 accelerator_reason: Some("a probe VM did not run under KVM".to_owned()),
                 templates,
+                trouble: None,
             },
             sandboxes: std::collections::BTreeMap::new(),
             jobs: std::collections::BTreeMap::new(),

@@ -60,6 +60,10 @@ pub(super) async fn list(
     if let Some(cursor) = next {
         sandboxes.push_str(&format!(r#","next_cursor":"{cursor}""#));
     }
+    if let Some(trouble) = edge.engine.backend_trouble() {
+        let trouble = serde_json::json!(trouble);
+        sandboxes.push_str(&format!(r#","backend_trouble":{trouble}"#));
+    }
     sandboxes.push('}');
     Ok(([(header::CONTENT_TYPE, "application/json")], sandboxes))
 }

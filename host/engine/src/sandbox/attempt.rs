@@ -23,7 +23,6 @@ use crate::shared::Shared;
 const TURN: Duration = Duration::from_millis(500);
 /// Tries of a step whose answer was lost.
 const TRIES: u32 = 3;
-const STUCK: &str = "The back end takes no changes";
 
 /// Does one step. The deadline covers one try.
 pub(crate) async fn step(shared: Arc<Shared>, step: Step, kit: Kit) -> Result<Produced, StepError> {
@@ -143,11 +142,10 @@ fn changes(step: Step) -> bool {
 /// A cluster without quorum answers every question and takes no change; operators see why in the status.
 pub(super) fn takes_no_changes(shared: &Shared, error: &BackendError) {
     if matches!(error, BackendError::Unreachable { .. }) {
-        shared.clear(STUCK);
-        shared.raise(&format!("{STUCK}: {}", chain(error)));
+        shared.condition.takes_no_changes(shared.now(), &chain(error));
     }
 }
 
 pub(super) fn takes_changes(shared: &Shared) {
-    shared.clear(STUCK);
+    shared.condition.takes_changes();
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 /// A node with two storages, and the configuration of a daemon that keeps volumes there.
-async fn lab_on(version: Version) -> (PveSim, Lab) {
+pub(super) async fn lab_on(version: Version) -> (PveSim, Lab) {
     let mut setup = Setup::lab(version, Scale(0.02));
     setup.storages.push(("fast".to_owned(), Plugin::LvmThin, false));
     setup
