@@ -214,6 +214,21 @@ echo "the agent is user $(id -un)"
     }
 
     #[test]
+    fn an_agent_that_neither_prints_nor_computes_is_told_of_and_its_job_goes_on() -> Result<()> {
+        if !vm_tier() {
+            return Ok(());
+        }
+        let lab = Lab::start_with(&profiles(), "agent_stuck_after: 5s\nheartbeat_seconds: 2\n")?;
+        let id = started(&lab, "mkfifo go; read word < go; rm go")?;
+        lab.wait_for_log(&id, Duration::from_secs(300), "has neither printed nor computed")?;
+        let go = lab.agentlab(&["exec", "1000", "--", "sh", "-c", "echo go > go"])?;
+        ensure!(go.code() == Some(0), "{go:?}");
+        let job = lab.wait_for_job(&id, Duration::from_secs(300), |job| job.state.is_final())?;
+        ensure!(job.state == JobState::Completed, "{job:#?}");
+        lab.nothing_is_left()
+    }
+
+    #[test]
     fn failures_of_the_agent_come_back_with_code_deadline_and_artifacts() -> Result<()> {
         if !vm_tier() {
             return Ok(());
