@@ -3,13 +3,12 @@
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixListener;
     use std::os::unix::process::ExitStatusExt;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
 
+    use agentlab_testkit::idle_daemon;
     use serde_json::{Value, json};
 
     const BEFORE: &str = "# ours\nlog_level: warn # why\nmax_sandboxes: 3\n";
@@ -326,33 +325,6 @@ mod tests {
             self.set("probed", &whole(&vec![said(probe, &Value::Null); 11]).to_string());
         }
 
-        /// A daemon that has no sandboxes. It ends with the test's process.
-        fn daemon(&self) {
-            let listener = UnixListener::bind(self.path("socket")).unwrap();
-            std::thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let mut stream = stream.unwrap();
-                    let mut head = [0; 4096];
-                    let length = stream.read(&mut head).unwrap();
-                    let body = if String::from_utf8_lossy(&head[..length]).starts_with("GET /v1/status ") {
-                        json!({
-                            "version": "0.1.0", "started_at": "2026-01-01T00:00:00Z",
-                            "backend": { "kind": "proxmox", "version": "8.4.21", "templates": [] },
-                            "sandboxes": {}, "jobs": {}, "artifact_free_bytes": 1_u64 << 40, "alarms": [],
-                        })
-                    } else {
-                        json!({ "sandboxes": [] })
-                    };
-                    let body = body.to_string();
-                    let head = format!(
-                        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-                        body.len()
-                    );
-                    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-                }
-            });
-        }
-
         fn doctor(&self) -> (Option<i32>, Vec<(String, String, String)>) {
             let ran = self.run(&["doctor", "--json"]);
             let document: Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -370,7 +342,7 @@ mod tests {
     fn doctor_passes_a_node_that_is_well_and_names_what_is_not() {
         let node = Node::bare("8");
         assert_eq!(node.run(&["init", "--apply"]).code, Some(0));
-        node.daemon();
+        idle_daemon(&node.path("socket"), "8.4.21").unwrap();
         node.set("firewall", "{}");
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/permissions-8.json");
         let mut permissions: Value = serde_json::from_str(&fs::read_to_string(fixtures).unwrap()).unwrap();

@@ -1,12 +1,10 @@
 //! What `agentlab doctor` says of a node where everything is that can spoil a sandbox, seen through the daemon's token over
 //! TLS. No secret that a machine or a configuration holds is ever part of it.
 
-use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::Command;
 
+use agentlab_testkit::idle_daemon;
 use agentlab_tests_contract::run;
 use pve_sim::{Plugin, PveSim, Request, Scale, Setup, Version};
 use serde_json::{Value, json};
@@ -15,33 +13,6 @@ use serde_json::{Value, json};
 const CANARY: &str = "Q0FOQVJZLWNhbmFyeS1jYW5hcnk";
 
 const QUICK: Scale = Scale(0.01);
-
-/// A daemon that knows no sandbox. It ends with the test's process.
-fn daemon(socket: &Path) {
-    let listener = UnixListener::bind(socket).unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut head = [0; 4096];
-            let length = stream.read(&mut head).unwrap();
-            let body = if String::from_utf8_lossy(&head[..length]).starts_with("GET /v1/status ") {
-                json!({
-                    "version": "0.1.0", "started_at": "2026-01-01T00:00:00Z",
-                    "backend": { "kind": "proxmox", "version": "9.2.11", "templates": [] },
-                    "sandboxes": {}, "jobs": {}, "artifact_free_bytes": 1_u64 << 40, "alarms": [],
-                })
-            } else {
-                json!({ "sandboxes": [] })
-            };
-            let body = body.to_string();
-            let head = format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-                body.len()
-            );
-            stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-        }
-    });
-}
 
 /// Check, state, and what is said and to be done.
 type Row = (String, String, String);
@@ -60,7 +31,7 @@ fn doctor(node: &PveSim, fingerprint: &str) -> Vec<Row> {
     std::fs::write(&config, text).unwrap();
     std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o600)).unwrap();
     let socket = dir.path().join("socket");
-    daemon(&socket);
+    idle_daemon(&socket, "9.2.11").unwrap();
     let program = std::env::current_exe().unwrap();
     let program = program.ancestors().nth(2).unwrap().join("agentlab");
     let mut command = Command::new(program);

@@ -8,6 +8,7 @@
 //!       ── agentlab(..)    the CLI as a user runs it
 //! ```
 
+mod idle_daemon;
 mod internet;
 mod lab;
 mod leftovers;
@@ -19,6 +20,7 @@ mod requirement;
 mod template;
 mod terminal;
 
+pub use idle_daemon::idle_daemon;
 pub use internet::Internet;
 pub use lab::{Lab, Ran};
 pub use login::{LOGIN_VMID, ORIGIN_ADDRESS, SshServer, login_image};
