@@ -166,6 +166,38 @@ fn a_file_where_the_socket_belongs_is_left_alone() {
 }
 
 #[test]
+fn a_file_where_the_data_belongs_is_named_with_the_key_that_moves_it() {
+    let lab = harmless();
+    std::fs::write(lab.path("data"), "precious").unwrap();
+    let ran = start(&lab);
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+    let data = lab.path("data").display().to_string();
+    assert!(
+        ran.stderr.contains(&format!("hint: {data} must be a directory")),
+        "{ran:?}"
+    );
+    assert!(ran.stderr.contains("set data_dir"), "{ran:?}");
+    assert_eq!(std::fs::read(lab.path("data")).unwrap(), b"precious");
+}
+
+#[test]
+fn an_empty_name_is_called_empty() {
+    let lab = Lab::started().unwrap();
+    for words in [
+        ["sandbox", "show", ""],
+        ["sandbox", "destroy", ""],
+        ["profile", "show", ""],
+    ] {
+        let ran = lab.agentlab(&words).unwrap();
+        assert_eq!(ran.code(), Some(1), "{words:?}: {ran:?}");
+        assert!(
+            ran.stderr.contains("hint: a name or id in it is empty"),
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
 fn a_template_that_is_missing_or_carries_another_runner_is_refused_before_anything_is_made() {
     let mut lab = Lab::prepare().unwrap();
     lab.profile(
