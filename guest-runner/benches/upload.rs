@@ -59,9 +59,12 @@ fn main() -> Result<()> {
     println!("artifact of 1 GiB, median of {ROUNDS}:");
     println!("  cp and sha256sum        {:8.0} MiB/s", speed(plain));
     println!("  hashed and handed over  {:8.0} MiB/s", speed(handed));
-    println!("  ratio                   {:8.2}", speed(handed) / speed(plain));
     println!(
-        "  peak RSS of the sender  {:8.2} MB",
+        "  ratio                   {:8.2}      budget 0.70",
+        speed(handed) / speed(plain)
+    );
+    println!(
+        "  peak RSS of the sender  {:8.2} MB   budget 12 MB",
         f64::from(memory[ROUNDS / 2]) / 1024.0
     );
     Ok(())
