@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use agentlab_api::{JobState, SandboxState};
+use agentlab_api::{JobState, JobView, SandboxState};
 use agentlab_protocol::message::ReportStatus;
 
 use super::lab::{Lab, request};
-use crate::Tunable;
+use crate::{GuestRefusal, Tunable};
 
 /// Everything that has ended is old.
 fn forget_at_once(lab: &Lab) {
@@ -114,4 +114,72 @@ async fn a_dry_run_names_what_a_prune_takes() {
         assert_eq!(lab.engine().job(&old.id).await.is_ok(), dry_run);
     }
     assert_eq!(prune(false).await.unwrap().count, 0);
+}
+
+const ANNOUNCED: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// Sends a part of a file, which is all that ever comes over this connection.
+async fn break_off(lab: &Lab, job: &JobView) {
+    let files = lab.store.files();
+    let hold = files.hold(ANNOUNCED).unwrap();
+    let mut incoming = files
+        .continue_artifact(&hold, (&job.id, "files/a"), 0, 100)
+        .await
+        .unwrap();
+    incoming.write(b"a part").await.unwrap();
+    incoming.keep().await;
+}
+
+async fn has_part(lab: &Lab, job: &JobView) -> bool {
+    let kept = lab.store.files().kept_of_artifact(&job.id, "files/a", ANNOUNCED);
+    kept.await.unwrap() > 0
+}
+
+#[tokio::test]
+async fn what_broke_off_waits_for_an_hour_and_for_no_longer_than_its_job() {
+    let mut lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    break_off(&lab, &job).await;
+    let in_minutes = async |minutes: i64| {
+        let now = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(minutes);
+        crate::retention::interrupted(&lab.engine().shared, now)
+            .await
+            .unwrap()
+    };
+    assert_eq!((in_minutes(58).await, has_part(&lab, &job).await), (0, true));
+    assert_eq!((in_minutes(62).await, has_part(&lab, &job).await), (1, false));
+
+    break_off(&lab, &job).await;
+    lab.restart().await;
+    assert!(
+        has_part(&lab, &job).await,
+        "a daemon that begins does not end a job"
+    );
+    guest
+        .report(&lab, &job, ReportStatus::Completed, Some(0))
+        .await
+        .unwrap();
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    while has_part(&lab, &job).await {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_broke_off_gives_way_where_the_disk_is_too_full() {
+    let mut lab = Lab::new().await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    break_off(&lab, &job).await;
+    lab.stop().await;
+    lab.settings.artifact_disk_floor = u64::MAX;
+    lab.start().await;
+    assert!(has_part(&lab, &job).await);
+    let refused = guest.upload(&lab, "files/b", b"bytes").await;
+    assert!(
+        matches!(refused, Err(GuestRefusal::Unavailable(_))),
+        "{refused:?}"
+    );
+    assert!(!has_part(&lab, &job).await);
 }
