@@ -47,6 +47,10 @@ async fn a_copy_that_pve_began_after_its_daemon_had_died_is_swept_and_nobody_els
             late_copy(&client, &volume, line, 1997).await;
             assert!(sim.operator().create_foreign(1996));
             sim.operator().configure(1996, "name", Some("agentlab-copy"));
+            // What cannot go yet holds up nothing.
+            sim.operator().configure(1999, "lock", Some("backup"));
+            start().take_volume_snapshot(&volume, "meanwhile").await.unwrap();
+            sim.operator().configure(1999, "lock", None);
             let next = start();
             if at_start {
                 next.settle_volumes().await.unwrap();

@@ -148,26 +148,39 @@ impl<W: Wire> Pve<W> {
     }
 
     /// Destroys machines in which a copy was made that nobody fetched: PVE began it after its daemon had died, and after
-    /// the next one had looked. Its line, whole, proves what it is; one that is being made or runs is left alone.
+    /// the next one had looked. One that cannot go now goes with a later look, and holds up nothing else.
     pub(super) async fn sweep_copies(&self, action: &'static str, owner: &Owner) -> Attempt<()> {
         for vmid in self.named(COPY).await? {
             let _turn = self.turn(vmid).await;
-            let Found::Here(record) = self.find(action, vmid).await? else {
-                continue;
-            };
-            let is_left = is_copy(&record, owner.record.vmid)
-                && !record.is_being_made()
-                && self.power(&record).await? == Power::Stopped;
-            if !is_left {
-                continue;
+            match self.sweep_copy(action, owner, vmid).await {
+                Ok(()) => {}
+                Err(Trouble::Refused(refusal)) => {
+                    tracing::warn!(%vmid, %refusal, "copy that nobody fetched not destroyed yet");
+                }
+                Err(Trouble::Ours(error)) => {
+                    tracing::warn!(%vmid, %error, "copy that nobody fetched not destroyed yet");
+                }
             }
-            tracing::warn!(%vmid, "a copy of a volume that nobody fetched; destroying its machine");
-            if record.is_protected() {
-                self.set(&record, vec![pair("protection", 0)]).await?;
-            }
-            self.change(&record.node, Change::Destroy { vmid }).await?;
         }
         Ok(())
+    }
+
+    /// Its line, whole, proves what it is; one that is being made or runs is left alone.
+    async fn sweep_copy(&self, action: &'static str, owner: &Owner, vmid: Vmid) -> Attempt<()> {
+        let Found::Here(record) = self.find(action, vmid).await? else {
+            return Ok(());
+        };
+        let is_left = is_copy(&record, owner.record.vmid)
+            && !record.is_being_made()
+            && self.power(&record).await? == Power::Stopped;
+        if !is_left {
+            return Ok(());
+        }
+        tracing::warn!(%vmid, "a copy of a volume that nobody fetched; destroying its machine");
+        if record.is_protected() {
+            self.set(&record, vec![pair("protection", 0)]).await?;
+        }
+        Ok(self.change(&record.node, Change::Destroy { vmid }).await?)
     }
 
     /// As every volume operation begins, with none to follow.
