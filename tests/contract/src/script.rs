@@ -11,6 +11,8 @@
 //!   hang                   goes on when the host asks for an end, never otherwise
 //!   exit CODE              the agent ends with this status
 //!   no-clone TEXT          git said TEXT instead of cloning
+//!   fail CAUSE             the runner says that this is why it failed
+//!   late                   the agent outlives its deadline
 //!   power-off              the machine stops under the job
 //!   flood MIB              so much output
 //!   bad-report             first reports somebody else's job, which must be refused
@@ -67,6 +69,9 @@ enum End {
     Exit(u8),
     Cancelled,
     NoClone(String),
+    /// For this cause, in the runner's word.
+    Failed(String),
+    Late,
     /// There is nobody left to report.
     Gone,
 }
@@ -179,6 +184,8 @@ impl Script {
                 }
                 "exit" => return Ok(End::Exit(rest.parse()?)),
                 "no-clone" => return Ok(End::NoClone(rest.to_owned())),
+                "fail" => return Ok(End::Failed(rest.to_owned())),
+                "late" => return Ok(End::Late),
                 "power-off" => {
                     self.fake.stop(self.vmid);
                     return Ok(End::Gone);
@@ -355,6 +362,13 @@ fn report(job: &str, end: &End) -> Value {
             report["failed_phase"] = json!("repository");
             report["message"] = json!(words);
         }
+        End::Failed(cause) => {
+            report["status"] = json!("failed");
+            report["failed_phase"] = json!("agent");
+            report["cause"] = json!(cause);
+            report["message"] = json!("in the runner's words");
+        }
+        End::Late => report["status"] = json!("timeout"),
         End::Gone => {}
     }
     report

@@ -58,6 +58,45 @@ fn a_job_whose_lease_ends_times_out_for_that_and_keeps_what_it_made() {
 }
 
 #[test]
+fn each_way_to_fail_has_its_code_in_the_api_and_says_so_to_whoever_follows() {
+    let lab = Lab::started().unwrap();
+    for (task, state, code) in [
+        ("no-clone fatal: gone", "FAILED", "repository_unavailable"),
+        ("fail clone", "FAILED", "repository_unavailable"),
+        ("exit 3", "FAILED", "agent_failed"),
+        ("fail agent_exit", "FAILED", "agent_failed"),
+        ("late", "TIMEOUT", "agent_timeout"),
+        ("fail oom", "FAILED", "out_of_memory"),
+        ("fail disk_full", "FAILED", "guest_disk_full"),
+        ("fail policy", "FAILED", "policy_unenforced"),
+        ("fail workspace", "FAILED", "workspace_unusable"),
+        ("fail lost", "FAILED", "sandbox_lost"),
+        ("power-off", "FAILED", "sandbox_lost"),
+    ] {
+        let job = lab.detached(task).unwrap();
+        let ended = lab.finished(&job).unwrap();
+        assert_eq!(
+            (&ended["state"], &ended["failure"]["code"]),
+            (&state.into(), &code.into()),
+            "{task}"
+        );
+        let told = lab.agentlab(&["job", "logs", &job]).unwrap().stdout;
+        assert!(told.contains(&format!("is {state}")), "{task}: {told}");
+    }
+    let job = lab.detached("print begun\nhang").unwrap();
+    let mut following = lab.begin(&["job", "logs", "-f", &job]).unwrap();
+    following.wait_for("begun").unwrap();
+    let cancelled = lab.agentlab(&["job", "cancel", &job]).unwrap();
+    assert_eq!(cancelled.code(), Some(0), "{cancelled:?}");
+    following.finish().unwrap();
+    let ended = lab.finished(&job).unwrap();
+    assert_eq!(
+        (&ended["state"], &ended["failure"]["code"]),
+        (&"CANCELLED".into(), &"cancelled".into())
+    );
+}
+
+#[test]
 fn ctrl_c_detaches_and_says_how_to_follow_again_and_the_job_goes_on() {
     let lab = Lab::started().unwrap();
     let go = lab.path("go").display().to_string();
