@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agentlab_api::{ErrorCode, SandboxId, SandboxState, Vmid, WorkspaceRebind, WorkspaceView};
 use agentlab_backend::fake::{Call, Fake};
-use agentlab_backend::{Power, Volumes};
+use agentlab_backend::{BackendError, Power, Volumes};
 use agentlab_protocol::message::Phase;
 use agentlab_protocol::seed::Seed;
 use agentlab_protocol::workspace::WorkspaceNews;
@@ -195,6 +195,55 @@ async fn an_old_sandbox_that_is_to_be_kept_stays_stopped_without_the_workspace()
     tokio::select! {
         () = guests.play(&lab) => {}
         () = life => {}
+    }
+}
+
+/// What a hypervisor says that will not do something, however often it is asked.
+fn no(action: &'static str) -> BackendError {
+    BackendError::Refused {
+        action,
+        vmid: vmid(1001),
+        reason: "it will not".to_owned(),
+        hint: None,
+    }
+}
+
+#[tokio::test]
+async fn whichever_step_of_the_new_sandbox_fails_the_old_one_has_the_disk_and_runs() {
+    // The last two are those of its second start, when it has been given the disk.
+    for step in [
+        Call::CloneTemplate,
+        Call::Configure,
+        Call::PlaceSeed,
+        Call::PowerOn,
+        Call::AttachVolume,
+        Call::GrowVolume,
+    ] {
+        let lab = lab_with_workspace().await;
+        let old = held(&lab, Some(NAME)).await;
+        let life = async {
+            let record = until(&lab, old, SandboxState::Running).await;
+            let volume = lab.engine().workspace(NAME).await.unwrap().volume.unwrap();
+            lab.backend.fail_next(step, no("step"));
+            lab.engine().rebind_workspace(NAME, to_new(false)).await.unwrap();
+            let view = timeout(PATIENCE, rebound(&lab)).await.unwrap();
+            assert_eq!(view.sandbox, Some(old), "{step:?}");
+            let why = view.trouble.unwrap_or_default();
+            assert!(why.contains("it will not"), "{step:?}: {why}");
+            lab.until("nothing is left of the new one", || {
+                lab.backend.stamp(vmid(1001)).is_none()
+            })
+            .await;
+            let now = until(&lab, old, SandboxState::Running).await;
+            assert_eq!((now.workspace, now.vmid), (record.workspace, record.vmid));
+            assert_eq!(lab.backend.holder(&volume), Some(record.vmid), "{step:?}");
+            assert_eq!(lab.backend.volume(&volume), Some((1, WRITTEN)), "{step:?}");
+        };
+        let guests = Guests::default();
+        tokio::select! {
+            () = guests.play(&lab) => {}
+            () = life => {}
+        }
     }
 }
 
