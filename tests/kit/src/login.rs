@@ -12,6 +12,14 @@ pub const LOGIN_VMID: u32 = 9021;
 /// Where git servers of tests are, as its guests trust one: a public address of no rule's.
 pub const ORIGIN_ADDRESS: &str = "45.76.0.1";
 
+/// Stands where Tailscale would: says in `/run/tailscale` what it was begun with, and joins nothing.
+const TAILSCALE: &str = r#"#!/bin/sh
+mkdir -m 700 /run/tailscale && cd /run/tailscale || exit 1
+tr '\0' '\n' < /proc/$$/environ > environment
+printf '%s\n' "$@" > arguments
+for one in "$@"; do case "$one" in --auth-key=file:*) stat -c '%a %U' "${one#*file:}" > owner; cat "${one#*file:}" > key;; esac; done
+"#;
+
 /// Builds the image, if no earlier run has. Its git trusts `identity` alone.
 ///
 /// # Errors
@@ -27,6 +35,7 @@ pub fn login_image(identity: &Identity) -> Result<PathBuf> {
         "name = \"login\"\nvmid = {LOGIN_VMID}\nsuite = \"trixie\"\nsize_mb = 2048\n\
          packages = [\"bubblewrap\", \"ca-certificates\", \"git\", \"openssh-server\", \"sudo\"]\n\
          kept_units = {rest}\n\
+         [[files]]\npath = \"/usr/local/bin/tailscale\"\nmode = \"0755\"\ncontent = \'\'\'{TAILSCALE}\'\'\'\n\
          [[files]]\npath = \"/etc/ssl/certs/ca-certificates.crt\"\ncontent = \"\"\"\n{}\"\"\"\n",
         identity.certificate
     );
