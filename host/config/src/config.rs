@@ -47,7 +47,7 @@ pub struct Config {
     pub bootstrap_listen: SocketAddrV4,
     /// Where guests fetch and upload files; on the bridge address.
     pub artifact_listen: SocketAddrV4,
-    /// From request until the VM is powered on.
+    /// How long a step that makes a VM may take, before its guest begins.
     pub provisioning_timeout: Duration,
     /// From power-on until the runner has redeemed its token.
     pub boot_timeout: Duration,

@@ -31,7 +31,7 @@ pub struct Settings {
     pub artifacts: SocketAddrV4,
     /// SHA-256 of the SubjectPublicKeyInfo both listeners show.
     pub spki_sha256: [u8; 32],
-    /// Bound on one try of a step that makes a VM; clone and power-on count from their turn.
+    /// Bound on one try of a step that makes a VM; power-on counts from its turn.
     pub provisioning_timeout: Duration,
     /// From power-on to the guest's first word.
     pub boot_timeout: Duration,
