@@ -210,40 +210,42 @@ fn no(action: &'static str) -> BackendError {
 
 #[tokio::test]
 async fn whichever_step_of_the_new_sandbox_fails_the_old_one_has_the_disk_and_runs() {
-    // The last two are those of its second start, when it has been given the disk.
-    for step in [
-        Call::CloneTemplate,
-        Call::Configure,
-        Call::PlaceSeed,
-        Call::PowerOn,
-        Call::AttachVolume,
-        Call::GrowVolume,
-    ] {
-        let lab = lab_with_workspace().await;
-        let old = held(&lab, Some(NAME)).await;
-        let life = async {
-            let record = until(&lab, old, SandboxState::Running).await;
-            let volume = lab.engine().workspace(NAME).await.unwrap().volume.unwrap();
-            lab.backend.fail_next(step, no("step"));
-            lab.engine().rebind_workspace(NAME, to_new(false)).await.unwrap();
-            let view = timeout(PATIENCE, rebound(&lab)).await.unwrap();
-            assert_eq!(view.sandbox, Some(old), "{step:?}");
-            let why = view.trouble.unwrap_or_default();
-            assert!(why.contains("it will not"), "{step:?}: {why}");
-            lab.until("nothing is left of the new one", || {
-                lab.backend.stamp(vmid(1001)).is_none()
-            })
-            .await;
-            let now = until(&lab, old, SandboxState::Running).await;
-            assert_eq!((now.workspace, now.vmid), (record.workspace, record.vmid));
-            assert_eq!(lab.backend.holder(&volume), Some(record.vmid), "{step:?}");
-            assert_eq!(lab.backend.volume(&volume), Some((1, WRITTEN)), "{step:?}");
-        };
-        let guests = Guests::default();
-        tokio::select! {
-            () = guests.play(&lab) => {}
-            () = life => {}
-        }
+    tokio::join!(
+        put_back_after(Call::CloneTemplate),
+        put_back_after(Call::Configure),
+        put_back_after(Call::PlaceSeed),
+        put_back_after(Call::PowerOn),
+        // Those of its second start, when it is given the disk.
+        put_back_after(Call::AttachVolume),
+        put_back_after(Call::GrowVolume),
+    );
+}
+
+async fn put_back_after(step: Call) {
+    let lab = lab_with_workspace().await;
+    let old = held(&lab, Some(NAME)).await;
+    let life = async {
+        let record = until(&lab, old, SandboxState::Running).await;
+        let volume = lab.engine().workspace(NAME).await.unwrap().volume.unwrap();
+        lab.backend.fail_next(step, no("step"));
+        lab.engine().rebind_workspace(NAME, to_new(false)).await.unwrap();
+        let view = timeout(PATIENCE, rebound(&lab)).await.unwrap();
+        assert_eq!(view.sandbox, Some(old), "{step:?}");
+        let why = view.trouble.unwrap_or_default();
+        assert!(why.contains("it will not"), "{step:?}: {why}");
+        lab.until("nothing is left of the new one", || {
+            lab.backend.stamp(vmid(1001)).is_none()
+        })
+        .await;
+        let now = until(&lab, old, SandboxState::Running).await;
+        assert_eq!((now.workspace, now.vmid), (record.workspace, record.vmid));
+        assert_eq!(lab.backend.holder(&volume), Some(record.vmid), "{step:?}");
+        assert_eq!(lab.backend.volume(&volume), Some((1, WRITTEN)), "{step:?}");
+    };
+    let guests = Guests::default();
+    tokio::select! {
+        () = guests.play(&lab) => {}
+        () = life => {}
     }
 }
 
