@@ -287,8 +287,7 @@ mod tests {
         ensure!(
             counted(lab, vmid, "sleep 471[2]|sleep 471[1]|journalct[l]", "0")?,
             "something outlived its operator"
-            a_command_ends_with_its_operator(&lab, &vmid)?;
-            who_works_there_is_told_that_the_lease_ends(&lab, &vmid)?;
+        );
         Ok(())
     }
 
@@ -306,6 +305,7 @@ mod tests {
             files_come_back_unchanged(&lab, &vmid)?;
             directories_come_back_without_what_a_guest_adds(&lab, &vmid)?;
             a_command_ends_with_its_operator(&lab, &vmid)?;
+            who_works_there_is_told_that_the_lease_ends(&lab, &vmid)?;
             a_terminal_has_its_size_and_its_code(&lab, &vmid)?;
             ctrl_c_ends_a_command_and_what_is_followed(&lab, &vmid)?;
 
