@@ -216,12 +216,19 @@ mod tests {
         ensure!(renew("4m")?.code() == Some(0), "the lease could not be cut short");
         let ran = lab.agentlab(&["exec", vmid, "--", "sleep", "4"])?;
         let told = format!("`agentlab sandbox lease renew {vmid} --ttl 2h`");
-        ensure!(ran.code() == Some(0) && ran.stderr.contains(&told), "{}", ran.stderr);
+        ensure!(
+            ran.code() == Some(0) && ran.stderr.contains(&told),
+            "{}",
+            ran.stderr
+        );
         let mut terminal = Terminal::begin(&lab.command(&["attach", vmid]))?;
         terminal.wait_for("warning: the lease of")?;
         ensure!(renew("2h")?.code() == Some(0), "the lease could not be renewed");
         terminal.press("exit 0\r")?;
-        ensure!(terminal.finish()?.status.code() == Some(0), "the session did not go on");
+        ensure!(
+            terminal.finish()?.status.code() == Some(0),
+            "the session did not go on"
+        );
         let view = lab.json(&["sandbox", "show", vmid])?;
         ensure!(view["state"] == "RUNNING", "{view:#}");
         Ok(())
