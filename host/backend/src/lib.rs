@@ -15,6 +15,8 @@
 mod error;
 mod machine;
 mod task;
+#[cfg(any(feature = "proxmox", feature = "qemu", feature = "shell"))]
+mod turns;
 
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -64,9 +66,9 @@ pub trait Machines: Send + Sync {
     /// Returns once the hypervisor runs it, not when the guest answers. Running already is success.
     async fn power_on(&self, vmid: Vmid, stamp: &Stamp, with: PowerOn) -> Result<()>;
 
-    /// How many machines wait before this one for their turn to start, while its power-on waits for its own. `None`
+    /// How many machines wait before this one for their turn, while its clone or its power-on waits for its own. `None`
     /// when it does not wait. Asked often, and answered at once.
-    fn starts_before(&self, _vmid: Vmid) -> Option<usize> {
+    fn waits_behind(&self, _vmid: Vmid) -> Option<usize> {
         None
     }
 

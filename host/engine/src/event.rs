@@ -65,15 +65,15 @@ pub(crate) fn step(
 }
 
 /// Its start waits for others.
-pub(crate) fn waits_for_turn(record: &SandboxRecord, ahead: usize) -> Write {
+pub(crate) fn waits_for_turn(record: &SandboxRecord, step: Step, ahead: usize) -> Write {
     let others = match ahead {
         0 => "it is the next".to_owned(),
         1 => "1 other waits before it".to_owned(),
         ahead => format!("{ahead} others wait before it"),
     };
-    let message = format!("{} waits for its turn, {others}", Step::PowerOn);
+    let message = format!("{step} waits for its turn, {others}");
     let data = json!({
-        "step": Step::PowerOn.as_str(), "outcome": "waiting", "ahead": ahead, "vmid": record.vmid,
+        "step": step.as_str(), "outcome": "waiting", "ahead": ahead, "vmid": record.vmid,
     });
     event(EventKind::SandboxStep, record, message, data)
 }

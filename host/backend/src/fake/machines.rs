@@ -165,7 +165,7 @@ impl Machines for Fake {
         .await
     }
 
-    fn starts_before(&self, vmid: Vmid) -> Option<usize> {
+    fn waits_behind(&self, vmid: Vmid) -> Option<usize> {
         self.world().line.get(&vmid).copied()
     }
 

@@ -172,8 +172,8 @@ impl Fake {
         self.world().capabilities = capabilities;
     }
 
-    /// Lets a machine wait for its start behind so many others, or no longer. A call that hangs makes it wait.
-    pub fn set_starts_before(&self, vmid: Vmid, ahead: Option<usize>) {
+    /// Lets a machine wait for its turn behind so many others, or no longer. A call that hangs makes it wait.
+    pub fn set_waits_behind(&self, vmid: Vmid, ahead: Option<usize>) {
         let mut world = self.world();
         match ahead {
             Some(ahead) => drop(world.line.insert(vmid, ahead)),

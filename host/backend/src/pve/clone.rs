@@ -195,8 +195,7 @@ impl<W: Wire> Pve<W> {
     ) -> std::result::Result<(), Refusal> {
         let storage = template.root_disk().map(|disk| disk.storage().to_owned());
         let turns = self.storage_turns(&storage.unwrap_or_default());
-        // Never closed.
-        let _turn = turns.acquire().await;
+        let _turn = turns.take(spec.vmid).await;
         let mut answer = Err(Refusal::new(Kind::Other, "no way to clone is configured"));
         for full in self.fullness() {
             answer = self.make(spec, template, placement, *full).await;

@@ -216,6 +216,12 @@ impl<W: Wire> Machines for Pve<W> {
         self.patiently("clone", spec.vmid, || self.clone_once(spec)).await
     }
 
+    fn waits_behind(&self, vmid: Vmid) -> Option<usize> {
+        self.all_storage_turns()
+            .values()
+            .find_map(|turns| turns.before(vmid))
+    }
+
     async fn configure(&self, vmid: Vmid, stamp: &Stamp, shape: &Shape) -> Result<()> {
         let _turn = self.turn(vmid).await;
         self.patiently("configure", vmid, || self.configure_once(vmid, stamp, shape))

@@ -47,9 +47,10 @@ use std::time::Duration;
 use agentlab_api::{ChannelKind, Vmid};
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
+use crate::turns::Turns;
 use crate::{
     Backend, BackendError, BackendInfo, BegunTask, ByteStream, Capabilities, Channels, Machine, Power,
     Result, Stamp, TaskEnd, TaskId, TaskLedger, Tasks,
@@ -89,7 +90,7 @@ pub(crate) struct Pve<W> {
     version: OnceCell<Version>,
     /// Held by whoever changes the machine.
     turns: Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>,
-    storages: Mutex<HashMap<String, Arc<Semaphore>>>,
+    storages: Mutex<HashMap<String, Arc<Turns>>>,
     /// Clones that were asked for and of which nobody knows. A machine joins its pool when it is whole, and until then we
     /// may not see it.
     begun: Mutex<HashSet<Vmid>>,
@@ -211,11 +212,15 @@ impl<W: Wire> Pve<W> {
         self.clones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn storage_turns(&self, storage: &str) -> Arc<Semaphore> {
-        let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
+    fn all_storage_turns(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Turns>>> {
+        self.storages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn storage_turns(&self, storage: &str) -> Arc<Turns> {
+        let mut storages = self.all_storage_turns();
         let turns = storages.entry(storage.to_owned());
         turns
-            .or_insert_with(|| Arc::new(Semaphore::new(self.options.clones_per_storage)))
+            .or_insert_with(|| Arc::new(Turns::new(self.options.clones_per_storage)))
             .clone()
     }
 
@@ -224,7 +229,8 @@ impl<W: Wire> Pve<W> {
     where
         F: Future<Output = std::result::Result<T, Trouble>>,
     {
-        let began = Instant::now();
+        // From the first refusal on: the attempt itself may have waited long for its turn.
+        let mut held_up: Option<Instant> = None;
         let patience = |refusal: &Refusal| match refusal.kind == Kind::BeingMade {
             true => self.options.clone_patience,
             false => self.options.lock_patience,
@@ -234,7 +240,8 @@ impl<W: Wire> Pve<W> {
             match attempt().await {
                 Ok(done) => return Ok(done),
                 Err(Trouble::Refused(refusal))
-                    if refusal.is_busy() && began.elapsed() < patience(&refusal) =>
+                    if refusal.is_busy()
+                        && held_up.get_or_insert_with(Instant::now).elapsed() < patience(&refusal) =>
                 {
                     tracing::debug!(%vmid, action, %refusal, "waiting for others");
                     sleep(with_jitter(wait)).await;

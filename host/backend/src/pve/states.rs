@@ -204,8 +204,7 @@ impl<W: Wire> Pve<W> {
             values,
         };
         let turns = self.storage_turns(storage_of(of));
-        // Never closed.
-        let _turn = turns.acquire().await;
+        let _turn = turns.take(machine).await;
         let patience = self.options.clone_patience;
         self.carry_out(&owner.record.node, &clone, patience)
             .await

@@ -216,8 +216,8 @@ impl Machines for Qemu {
         .await
     }
 
-    fn starts_before(&self, vmid: Vmid) -> Option<usize> {
-        self.line().iter().position(|waiting| *waiting == vmid)
+    fn waits_behind(&self, vmid: Vmid) -> Option<usize> {
+        self.starts.before(vmid)
     }
 
     /// Waits its turn behind other starting machines, first come first served, for as long as that takes.
@@ -226,7 +226,7 @@ impl Machines for Qemu {
         if self.power(&machine, "power_on").await? == Power::Running {
             return Ok(());
         }
-        let permit = self.take_turn(vmid).await?;
+        let start = self.starts.take(vmid).await;
         let vm = self.vm(vmid);
         let _turn = vm.operation.lock().await;
         // Read again: while waiting it may have been destroyed, or powered on by another.
@@ -236,7 +236,7 @@ impl Machines for Qemu {
             None => None,
         };
         match status {
-            None => self.start(&vm, &machine, with, permit).await,
+            None => self.start(&vm, &machine, with, start).await,
             Some(Status::Running) => Ok(()),
             Some(Status::Paused) => Err(BackendError::Refused {
                 action: "power_on",
@@ -247,7 +247,7 @@ impl Machines for Qemu {
             // Left by a start that was cut off: with that start's cable, and a seed that may be outdated.
             Some(Status::Prelaunch) => {
                 self.stop(&vm, &machine, "power_on").await?;
-                self.start(&vm, &machine, with, permit).await
+                self.start(&vm, &machine, with, start).await
             }
         }
     }

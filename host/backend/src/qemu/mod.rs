@@ -3,12 +3,12 @@
 //! ```text
 //!   Qemu ─┬─ template   what can be cloned (read only)
 //!         ├─ record     a directory per machine: stamp, overlay, seed, sockets
-//!         ├─ start      permit -> command + launch (own uid, descriptors only, seccomp) -> QMP `cont`
+//!         ├─ start      turn -> command + launch (own uid, descriptors only, seccomp) -> QMP `cont`
 //!         ├─ machines   the trait's calls, each compared with the stamp first
 //!         ├─ guest      seed, channels, console
 //!         ├─ vsock      the channel that is a device: who has one, and who is speaking over it
 //!         ├─ volumes    disks that outlive the machines they are attached to
-//!         └─ watch      one task per running machine: reaps it, cuts its logs, gives its start permit back
+//!         └─ watch      one task per running machine: reaps it, cuts its logs, gives its turn back
 //! ```
 //!
 //! Nothing about a machine lives in this process alone: all of it is in the machine's directory and in the kernel's
@@ -36,7 +36,7 @@ mod volumes;
 mod vsock;
 mod watch;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -46,10 +46,10 @@ use std::time::Duration;
 use agentlab_api::{ChannelKind, Vmid};
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::turns::{Turn, Turns};
 use crate::{
     Agents, Backend, BackendError, BackendInfo, Capabilities, Machine, Result, Snapshots, Storage, Tasks,
 };
@@ -149,10 +149,8 @@ pub struct Qemu {
     /// Held while a guest is run to find out about the accelerator.
     probing: tokio::sync::Mutex<()>,
     /// First come, first started.
-    starts: Arc<Semaphore>,
+    starts: Turns,
     concurrent_starts: usize,
-    /// Who waits for a start, in order.
-    line: Mutex<VecDeque<Vmid>>,
     vms: Mutex<HashMap<Vmid, Arc<Vm>>>,
     /// Held while a uid is chosen and recorded.
     allocation: tokio::sync::Mutex<()>,
@@ -273,9 +271,8 @@ impl Qemu {
             prober,
             verdict: Mutex::new(verdict),
             probing: tokio::sync::Mutex::default(),
-            starts: Arc::new(Semaphore::new(concurrent_starts)),
+            starts: Turns::new(concurrent_starts),
             concurrent_starts,
-            line: Mutex::default(),
             vms: Mutex::default(),
             allocation: tokio::sync::Mutex::default(),
             watchers: Mutex::default(),
@@ -322,12 +319,7 @@ impl Qemu {
     }
 
     /// Looks after a running machine until it ends.
-    fn watch(
-        &self,
-        machine: &MachineDir,
-        process: process::Process,
-        permit: Option<tokio::sync::OwnedSemaphorePermit>,
-    ) {
+    fn watch(&self, machine: &MachineDir, process: process::Process, turn: Option<Turn>) {
         let vsock = self.vsock.door(machine).unwrap_or_else(|error| {
             tracing::warn!(vmid = %machine.record.vmid, %error, "Its vsock device has nobody to speak to");
             None
@@ -336,7 +328,7 @@ impl Qemu {
             vm: self.vm(machine.record.vmid),
             machine: machine.clone(),
             process,
-            permit,
+            turn,
             vsock,
         };
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,23 +1,20 @@
 //! From a stopped machine's directory to a running QEMU.
 //!
 //! ```text
-//!   permit ─► open files, make sockets ─► launch (paused) + process.json ─► QMP: block_resize, cont ─► running
+//!   turn ─► open files, make sockets ─► launch (paused) + process.json ─► QMP: block_resize, cont ─► running
 //!                                         one blocking piece: a caller that gives up cannot part the two
 //! ```
 //!
 //! A start that fails leaves no process. One that was cut off leaves a paused QEMU, which power-off, destroy and the
 //! next power-on of the same machine kill: it holds what that start was given.
 
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentlab_api::Vmid;
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::accelerator::Accelerator;
@@ -29,6 +26,7 @@ use super::record::{CHANNEL_SOCKET, MachineDir, QMP_SOCKET, ShapeRecord, storage
 use super::template::TemplateFiles;
 use super::vsock::Plug;
 use super::{Qemu, Vm, blocking, log, probe, sockets, unreachable};
+use crate::turns::Turn;
 use crate::{BackendError, PowerOn, Result};
 
 /// From exec to the monitor's greeting, on a host that has other things to do.
@@ -71,25 +69,8 @@ impl Qemu {
         .await
     }
 
-    pub(super) fn line(&self) -> MutexGuard<'_, VecDeque<Vmid>> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until it may start: first come, first served.
-    pub(super) async fn take_turn(&self, vmid: Vmid) -> Result<OwnedSemaphorePermit> {
-        let _in_line = InLine::behind_all(self, vmid);
-        let permit = self.starts.clone().acquire_owned().await;
-        permit.map_err(|_| unreachable(START, "the back end is closing".to_owned()))
-    }
-
     /// Starts a stopped machine. The caller holds the machine's operation lock.
-    pub(super) async fn start(
-        &self,
-        vm: &Vm,
-        machine: &MachineDir,
-        with: PowerOn,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<()> {
+    pub(super) async fn start(&self, vm: &Vm, machine: &MachineDir, with: PowerOn, turn: Turn) -> Result<()> {
         let launch = self.plan(machine, with).await?;
         let recorded = machine.clone();
         let process = blocking(move || launch_and_record(launch, &recorded)).await?;
@@ -97,7 +78,7 @@ impl Qemu {
             return Err(self.explain(machine, None).await);
         };
         self.let_go_or_end(vm, machine, &process).await?;
-        self.watch(machine, process, Some(permit));
+        self.watch(machine, process, Some(turn));
         Ok(())
     }
 
@@ -266,28 +247,6 @@ impl Qemu {
         vm.channel.cut();
         let machine = machine.clone();
         blocking(move || machine.clear_runtime()).await
-    }
-}
-
-/// A place in the line, left when dropped, also by a caller that gives up.
-struct InLine<'a> {
-    qemu: &'a Qemu,
-    vmid: Vmid,
-}
-
-impl<'a> InLine<'a> {
-    fn behind_all(qemu: &'a Qemu, vmid: Vmid) -> Self {
-        qemu.line().push_back(vmid);
-        Self { qemu, vmid }
-    }
-}
-
-impl Drop for InLine<'_> {
-    fn drop(&mut self) {
-        let mut line = self.qemu.line();
-        if let Some(place) = line.iter().position(|waiting| *waiting == self.vmid) {
-            line.remove(place);
-        }
     }
 }
 

@@ -1,18 +1,18 @@
-//! Looks after one running machine: gives its start permit back, cuts its logs, reaps it, says why it ended.
+//! Looks after one running machine: gives its turn to start back, cuts its logs, reaps it, says why it ended.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::process::Process;
 use super::record::MachineDir;
 use super::vsock::Door;
 use super::{Vm, log};
+use crate::turns::Turn;
 
-/// A booting guest takes a whole core under TCG; more of them than cores only wait for each other. The permit is
+/// A booting guest takes a whole core under TCG; more of them than cores only wait for each other. The turn is
 /// held until the guest's runner opens its channel, or for this long where there is no runner.
 const BOOT_WINDOW: Duration = Duration::from_secs(20);
 const WHILE_BOOTING: Duration = Duration::from_millis(250);
@@ -23,7 +23,7 @@ pub(super) struct Watched {
     pub(super) vm: Arc<Vm>,
     pub(super) machine: MachineDir,
     pub(super) process: Process,
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) turn: Option<Turn>,
     /// Where its connections over vsock arrive, if they come by a socket.
     pub(super) vsock: Option<Door>,
 }
@@ -39,7 +39,7 @@ impl Watched {
             std::future::pending::<Infallible>().await
         };
         let mut arrivals = std::pin::pin!(arrivals);
-        let mut tick = interval(if self.permit.is_some() {
+        let mut tick = interval(if self.turn.is_some() {
             WHILE_BOOTING
         } else {
             AFTERWARDS
@@ -54,8 +54,8 @@ impl Watched {
                 never = arrivals.as_mut() => match never {},
                 _ = tick.tick() => {}
             }
-            if self.permit.is_some() && self.has_booted(started).await {
-                self.permit = None;
+            if self.turn.is_some() && self.has_booted(started).await {
+                self.turn = None;
                 tick = interval(AFTERWARDS);
                 tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             }

@@ -87,7 +87,7 @@ fn overdue(step: Step, message: String) -> Failure {
     }
 }
 
-/// Bounds one try of a step. Waiting for a turn to start does not count, and is told once.
+/// Bounds one try of a step. Waiting for a turn, to be cloned or to start, does not count, and is told once.
 async fn in_turn<T>(
     shared: &Shared,
     step: Step,
@@ -95,7 +95,7 @@ async fn in_turn<T>(
     deadline: Duration,
     work: impl Future<Output = T>,
 ) -> Result<T, Elapsed> {
-    if step != Step::PowerOn {
+    if !matches!(step, Step::Clone | Step::PowerOn) {
         return timeout(deadline, work).await;
     }
     let mut work = std::pin::pin!(work);
@@ -105,11 +105,11 @@ async fn in_turn<T>(
         let look = until.min(Instant::now() + TURN);
         match timeout_at(look, work.as_mut()).await {
             Ok(done) => return Ok(done),
-            Err(elapsed) => match shared.backend.starts_before(record.vmid) {
+            Err(elapsed) => match shared.backend.waits_behind(record.vmid) {
                 Some(ahead) => {
                     until = Instant::now() + deadline;
                     if !std::mem::replace(&mut told, true) {
-                        tell(shared, record, event::waits_for_turn(record, ahead)).await;
+                        tell(shared, record, event::waits_for_turn(record, step, ahead)).await;
                     }
                 }
                 None if Instant::now() >= until => return Err(elapsed),

@@ -152,22 +152,29 @@ async fn a_raised_bound_starts_who_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_machine_that_waits_for_its_turn_to_start_says_so_and_is_not_too_late() {
+async fn a_machine_that_waits_for_its_turn_says_so_and_is_not_too_late() {
+    for (call, step) in [(Call::CloneTemplate, "Clone"), (Call::PowerOn, "PowerOn")] {
+        waits_for_its_turn(call, step).await;
+    }
+}
+
+async fn waits_for_its_turn(call: Call, step: &str) {
     let lab = Lab::new().await;
     let vmid = vmid(1000);
-    let hang = lab.backend.hang_next(Call::PowerOn);
-    lab.backend.set_starts_before(vmid, Some(2));
+    let hang = lab.backend.hang_next(call);
+    lab.backend.set_waits_behind(vmid, Some(2));
     let job = lab.run().await;
     hang.reached().await;
-    // Much longer than a power-on may take.
+    // Much longer than it may take.
     tokio::time::sleep(10 * lab.settings.provisioning_timeout).await;
     assert_eq!(lab.sandbox(&job).await.state, SandboxState::Provisioning);
     let told = lab.messages(&job).await;
-    let waits = |said: &&String| said.contains("PowerOn waits for its turn, 2 others wait before it");
+    let waits =
+        |said: &&String| said.contains(&format!("{step} waits for its turn, 2 others wait before it"));
     assert_eq!(told.iter().filter(waits).count(), 1, "{told:#?}");
 
-    // Its turn has come, and still it does not start.
-    lab.backend.set_starts_before(vmid, None);
+    // Its turn has come, and still nothing comes of it.
+    lab.backend.set_waits_behind(vmid, None);
     lab.until_job(&job, JobState::Failed).await;
     drop(hang);
 }
