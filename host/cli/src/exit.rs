@@ -187,8 +187,8 @@ mod tests {
             (ErrorCode::Forbidden, 4),
             (ErrorCode::StateConflict, 5),
             (ErrorCode::DaemonUnreachable, 6),
-            (ErrorCode::GuestSilent, 7),
             (ErrorCode::ProvisioningTimeout, 7),
+            (ErrorCode::GuestSilent, 7),
             (ErrorCode::TemplateUnavailable, 1),
             (ErrorCode::Internal, 1),
         ] {

@@ -1,8 +1,9 @@
 //! `/v1/workspaces`. A selector is a UUID or a name.
 
 use agentlab_api::{
-    WorkspaceAdopt, WorkspaceAttach, WorkspaceCheck, WorkspaceFork, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest,
-    WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceState, WorkspaceView,
+    WorkspaceAdopt, WorkspaceAttach, WorkspaceCheck, WorkspaceFork, WorkspaceList, WorkspaceMove,
+    WorkspaceRebind, WorkspaceRequest, WorkspaceResize, WorkspaceSnapshotRequest, WorkspaceState,
+    WorkspaceView,
 };
 use axum::Json as JsonAnswer;
 use axum::extract::{Path, State};
