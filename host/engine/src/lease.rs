@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// How long before its end a warning is given.
 pub(crate) const WARNING: Duration = Duration::from_secs(300);
 
+/// Over for longer than this when a process begins, and the clock is doubted rather than the lease.
+const DOUBT: Duration = Duration::from_secs(24 * 3600);
+
 /// One sandbox's lease.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lease {
@@ -17,6 +20,8 @@ pub(crate) struct Lease {
     warn_at: Option<Instant>,
     /// Nobody is warned, and nothing ends, until it is taken up again.
     is_idle: bool,
+    /// Its end is believed only if the wall clock says the same by then.
+    is_doubtful: bool,
 }
 
 /// What the clock says.
@@ -35,7 +40,38 @@ impl Lease {
             ends_at,
             warn_at: ends_at.filter(|_| !warned).map(before),
             is_idle: false,
+            is_doubtful: false,
         }
+    }
+
+    /// Of a sandbox that an earlier process left. Hosts boot with clocks that are years off and are set soon after: nothing
+    /// lasts longer than it was made for, and what has been over for very long ends after a warning, if it is still over.
+    pub(crate) fn resume(
+        expires_at: Option<Timestamp>,
+        warned: bool,
+        made_at: Timestamp,
+        wall: Timestamp,
+        now: Instant,
+    ) -> Self {
+        if expires_at.is_some_and(|end| until(end, wall) > DOUBT) {
+            return Self {
+                ends_at: Some(now + WARNING),
+                warn_at: Some(now),
+                is_idle: false,
+                is_doubtful: true,
+            };
+        }
+        Self::begin(expires_at, warned, wall.max(made_at), now)
+    }
+
+    /// Whether [`Self::confirm`] has to be asked before it ends anything.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.is_doubtful
+    }
+
+    /// The clock had time to be set: over it is, or it has as long as there is left.
+    pub(crate) fn confirm(&mut self, expires_at: Option<Timestamp>, wall: Timestamp, now: Instant) {
+        *self = Self::begin(expires_at, false, wall, now);
     }
 
     /// When to look again.
@@ -123,6 +159,34 @@ mod tests {
             Lease::begin(Some(at(5)), false, at(9), Instant::now()).due(Instant::now()),
             Due::Expired
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_years_off_when_a_process_begins_ends_nothing() {
+        const YEARS: i64 = 10 * 365 * 86_400;
+        let resume = |wall| Lease::resume(Some(at(9000)), true, at(1800), at(wall), Instant::now());
+        let mut lease = resume(YEARS);
+        assert_eq!(lease.due(Instant::now()), Due::Warn { left: WARNING });
+        lease.warned();
+        tokio::time::sleep_until(lease.wake_at().unwrap()).await;
+        assert_eq!(
+            (lease.due(Instant::now()), lease.is_doubtful()),
+            (Due::Expired, true)
+        );
+
+        // The clock was set, and then was not.
+        lease.confirm(Some(at(9000)), at(5400), Instant::now());
+        let left = lease.wake_at().unwrap() - Instant::now();
+        assert_eq!(
+            (left, lease.is_doubtful()),
+            (Duration::from_secs(3600) - WARNING, false)
+        );
+        lease.confirm(Some(at(9000)), at(YEARS), Instant::now());
+        assert_eq!(lease.due(Instant::now()), Due::Expired);
+
+        let left = resume(-YEARS).wake_at().unwrap() - Instant::now();
+        assert_eq!(left, Duration::from_secs(7200));
+        assert_eq!(resume(9001).due(Instant::now()), Due::Expired);
     }
 
     #[tokio::test(start_paused = true)]

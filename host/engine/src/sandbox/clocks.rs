@@ -47,9 +47,13 @@ pub(crate) struct Clocks {
 
 impl Clocks {
     pub(crate) fn begin(record: &SandboxRecord, shared: &Shared, resumed: bool) -> Self {
-        // A new lease is whole, whatever has happened to the wall clock since it was written down.
-        let wall = if resumed { shared.now() } else { record.created_at };
-        let lease = Lease::begin(record.lease_expires_at, record.lease_warned, wall, Instant::now());
+        let (end, warned, now) = (record.lease_expires_at, record.lease_warned, Instant::now());
+        let lease = if resumed {
+            Lease::resume(end, warned, record.created_at, shared.now(), now)
+        } else {
+            // A new lease is whole, whatever has happened to the wall clock since it was written down.
+            Lease::begin(end, warned, record.created_at, now)
+        };
         Self {
             lease,
             lease_grace: None,

@@ -312,6 +312,10 @@ impl Driver {
                     }
                 }
             }
+            lease::Due::Expired if self.clocks.lease.is_doubtful() => {
+                let (end, wall) = (self.record.lease_expires_at, self.shared.now());
+                self.clocks.lease.confirm(end, wall, Instant::now());
+            }
             lease::Due::Expired if self.may_hand_over() => {
                 tracing::info!(vmid = %self.record.vmid, "lease over; its job is asked to end");
                 self.clocks.lease_ran_out(&self.shared.settings);

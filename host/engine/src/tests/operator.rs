@@ -8,6 +8,7 @@ use agentlab_api::{ErrorCode, JobState, PruneRequest, SandboxRequest, SandboxSta
 use agentlab_backend::fake::Call;
 use agentlab_backend::{BackendError, Power};
 use agentlab_store::SandboxRecord;
+use jiff::SignedDuration;
 use tokio::time::sleep;
 
 use super::lab::{Lab, vmid};
@@ -229,6 +230,32 @@ async fn a_renewed_lease_begins_anew_with_its_warning() {
     let problem = engine.renew_lease(&view.id.to_string(), 60).await.unwrap_err();
     assert_eq!(problem.code, ErrorCode::StateConflict);
     assert_eq!(problem.hint.as_deref(), Some("allowed now: show"));
+    lab.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_boots_with_a_clock_that_is_years_off_ends_no_lease() {
+    let clock = WallClock::new();
+    clock.process_begins();
+    let mut lab = Lab::stopped().await;
+    lab.settings.reconcile_interval = Duration::from_secs(60);
+    lab.clock = Arc::new(clock.clone());
+    lab.start().await;
+    let view = held(&lab).await;
+    change(&lab, Request::Stop).await;
+    lab.engine().renew_lease(ONE, 60).await.unwrap();
+
+    for years in [10, -10] {
+        lab.stop().await;
+        clock.jump_to(SignedDuration::from_hours(years * 365 * 24));
+        lab.start().await;
+        sleep(Duration::from_secs(60)).await;
+        clock.jump_to(SignedDuration::ZERO);
+        sleep(Duration::from_secs(10 * 60)).await;
+        assert_eq!(record(&lab, &view).await.state, SandboxState::Stopped, "{years}");
+    }
+    sleep(Duration::from_secs(51 * 60)).await;
+    until(&lab, &view, SandboxState::Destroyed).await;
     lab.assert_empty().await;
 }
 
