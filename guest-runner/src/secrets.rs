@@ -45,6 +45,12 @@ pub enum SecretsError {
         /// The kernel's words.
         source: io::Error,
     },
+    /// The tmpfs is full: no more of a disk would help.
+    #[error(
+        "Secrets do not fit: {0} cannot be written, the tmpfs that keeps secrets and task in memory holds {size} MiB",
+        size = TMPFS_BYTES >> 20
+    )]
+    Full(PathBuf),
     /// A name that no shell can export.
     #[error("`{0}` cannot be the name of an environment variable: letters, digits and underscores only")]
     Name(String),
@@ -134,10 +140,15 @@ impl SecretDir {
     /// The kernel refused, or the new file turned out not to be on a tmpfs.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, SecretsError> {
         let path = self.path.join(name);
-        let failed = |source: io::Error| SecretsError::Io {
-            action: "writing",
-            path: path.clone(),
-            source,
+        let failed = |source: io::Error| {
+            if source.kind() == io::ErrorKind::StorageFull {
+                return SecretsError::Full(path.clone());
+            }
+            SecretsError::Io {
+                action: "writing",
+                path: path.clone(),
+                source,
+            }
         };
         match rustix::fs::unlinkat(&self.directory, name, rustix::fs::AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}

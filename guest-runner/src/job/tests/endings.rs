@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agentlab_protocol::message::{FailureCause, Phase, ReportStatus, Stream};
+use agentlab_protocol::secret::SecretText;
 
 use super::Lab;
 use crate::requirement::skipped_without_root;
@@ -260,23 +261,34 @@ async fn two_hundred_thousand_files_are_bounded_counted_and_reported() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_into_the_tmpfs_ends_the_job_before_its_agent_in_the_kernels_words() {
+async fn what_does_not_fit_into_the_tmpfs_ends_the_job_before_its_agent_and_is_not_taken_for_a_full_disk() {
     if skipped_without_root() {
         return;
     }
-    let mut lab = Lab::new("echo never").await;
-    lab.order.task = format!("echo never {}", "x".repeat(17 << 20));
-    let report = lab.run().await;
-    assert_eq!(
-        (report.status, report.failed_phase),
-        (ReportStatus::Failed, Some(Phase::Idle))
-    );
-    let words = report.message.unwrap();
-    assert!(
-        words.contains("run/task") && words.contains("No space left on device"),
-        "{words}"
-    );
-    assert!(!lab.host.text(Stream::Stdout).contains("never"));
-    let left = std::fs::read_dir(&lab.layout.run).unwrap().count();
-    assert_eq!(left, 0, "something is left of the secrets");
+    let large = "x".repeat(17 << 20);
+    for name in ["task", "claude-settings.json"] {
+        let mut lab = Lab::new("echo never").await;
+        if name == "task" {
+            lab.order.task = format!("echo never {large}");
+        } else {
+            lab.answer.claude_settings = Some(SecretText::new(large.clone()));
+        }
+        let report = lab.run().await;
+        assert_eq!(
+            (report.status, report.failed_phase, report.cause),
+            (
+                ReportStatus::Failed,
+                Some(Phase::Idle),
+                Some(FailureCause::Policy)
+            )
+        );
+        let words = report.message.unwrap();
+        assert!(
+            words.contains(&format!("run/{name}")) && words.contains("tmpfs") && words.contains("16 MiB"),
+            "{words}"
+        );
+        assert!(!lab.host.text(Stream::Stdout).contains("never"));
+        let left = std::fs::read_dir(&lab.layout.run).unwrap().count();
+        assert_eq!(left, 0, "something is left of the secrets");
+    }
 }
