@@ -1,5 +1,7 @@
 //! `agentlab secrets`, and what a sandbox is given: what its profile names, and nothing else anywhere.
 
+mod snippet;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

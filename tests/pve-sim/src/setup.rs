@@ -1,6 +1,7 @@
 //! A stand-in as a test finds it: one node, a template, a pool, and a token that may do what ours may.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub struct Setup {
     pub template: BTreeMap<String, String>,
     /// Volumes that were there before: identifier, owner, bytes.
     pub volumes: Vec<(String, u32, u64)>,
+    /// Where the snippets of `local` lie as files; absent: there are those that an operator adds.
+    pub snippets_dir: Option<PathBuf>,
     /// What the node gets from addresses on the Internet, should it be told to fetch something.
     pub downloads: BTreeMap<String, Bytes>,
     /// The pool of the client's machines, with its comment.
@@ -135,6 +138,7 @@ impl Setup {
                 .map(|&(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
             volumes: Vec::new(),
+            snippets_dir: None,
             downloads: BTreeMap::new(),
             pool: ("agentlab".into(), None),
             privileges: common.iter().chain(agent).map(|&name| name.to_owned()).collect(),
@@ -161,6 +165,7 @@ impl Setup {
             storages: BTreeMap::new(),
             volumes: BTreeMap::new(),
             snippets: BTreeSet::new(),
+            snippets_dir: self.snippets_dir.clone(),
             imports: BTreeMap::new(),
             downloads: self.downloads.clone(),
             pools: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! What the hypervisor holds: nodes, machines, volumes, pools, tasks. Plain data; nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -206,6 +207,8 @@ pub(crate) struct World {
     pub(crate) storages: BTreeMap<String, Storage>,
     pub(crate) volumes: BTreeMap<String, Volume>,
     pub(crate) snippets: BTreeSet<String>,
+    /// Those of `local`, as files.
+    pub(crate) snippets_dir: Option<PathBuf>,
     pub(crate) imports: BTreeMap<String, Import>,
     /// What the node gets from addresses on the Internet.
     pub(crate) downloads: BTreeMap<String, Bytes>,
@@ -238,6 +241,15 @@ impl World {
     /// Wall clock, in seconds since 1970.
     pub(crate) fn seconds(&self) -> u64 {
         (EPOCH + self.now.as_secs()).saturating_add_signed(self.clock_offset)
+    }
+
+    /// Whether a snippet is there, as a word of an operator's or as a file.
+    pub(crate) fn has_snippet(&self, volid: &str) -> bool {
+        let file = self
+            .snippets_dir
+            .as_ref()
+            .zip(volid.strip_prefix("local:snippets/"));
+        self.snippets.contains(volid) || file.is_some_and(|(dir, name)| dir.join(name).is_file())
     }
 
     pub(crate) fn pid(&mut self) -> u32 {

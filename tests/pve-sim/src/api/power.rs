@@ -146,7 +146,7 @@ fn volumes_are_there(world: &World, vmid: u32) -> Result<(), String> {
         .flat_map(|value| value.split(','))
     {
         let snippet = part.split_once('=').map_or(part, |(_, volid)| volid);
-        if !world.snippets.contains(snippet) {
+        if !world.has_snippet(snippet) {
             return Err(format!("volume '{snippet}' does not exist"));
         }
     }
