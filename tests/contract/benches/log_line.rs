@@ -23,8 +23,8 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::time::timeout;
 
 const LINES: usize = 200;
-/// Each line is printed alone, as by an agent that works between its words.
-const SCRIPT: &str = "for line in $(seq 200); do date +%s%N; sleep 0.03; done";
+/// Some lines come right behind another, which is on its way already, and some alone.
+const SCRIPT: &str = "for line in $(seq 200); do date +%s%N; sleep 0.0$((line % 5)); done";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A machine as the template makes one, of which nothing is on this one's disk.
 const MACHINE: &str = "--die-with-parent --unshare-pid --cap-add ALL --tmpfs / --ro-bind /usr /usr --ro-bind /etc /etc \

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -111,7 +111,7 @@ impl Gate {
 }
 
 async fn join_tcp(
-    runner: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    runner: &mut TcpStream,
     host: SocketAddrV4,
     address: Ipv4Addr,
     tally: &Tally,
@@ -119,6 +119,9 @@ async fn join_tcp(
     let socket = TcpSocket::new_v4()?;
     socket.bind((address, 0).into())?;
     let mut host = socket.connect(host.into()).await?;
+    // As both ends have it: a gate is not what holds a small message back.
+    runner.set_nodelay(true)?;
+    host.set_nodelay(true)?;
     tally.pass(runner, &mut host).await?;
     host.shutdown().await
 }
