@@ -119,9 +119,6 @@ async fn join_tcp(
     let socket = TcpSocket::new_v4()?;
     socket.bind((address, 0).into())?;
     let mut host = socket.connect(host.into()).await?;
-    // As both ends have it: a gate is not what holds a small message back.
-    runner.set_nodelay(true)?;
-    host.set_nodelay(true)?;
     tally.pass(runner, &mut host).await?;
     host.shutdown().await
 }
