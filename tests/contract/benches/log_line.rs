@@ -6,8 +6,9 @@
 //!   sh ───────────────────────────────────────────────────────────────────────────► here
 //! ```
 //! The runner is the static program, in a bubblewrap of its own: it ends every process of its agent's user, and empties
-//! directories that the host may have too. Its connections go over a gate, which gives them the sandbox's address.
-//! Needs root, `agentlabd-fake` and `agentlab` beside this program, and what `packaging/build-runner` makes.
+//! directories that the host may have too. All of it is in a network namespace where the sandbox's address is the one
+//! that connections of loopback come from. Needs root, `agentlabd-fake` and `agentlab` beside this program, and what
+//! `packaging/build-runner` makes.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,10 +19,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agentlab_protocol::seed::{Seed, SeedChannel};
 use agentlab_testkit::{root_tier, runner_path};
-use agentlab_tests_contract::{Gate, Lab, Visitors};
+use agentlab_tests_contract::{Lab, run};
 use anyhow::{Context as _, Result, ensure};
 use tokio::time::timeout;
 
+/// Tells this program that it is in its namespace.
+const INSIDE: &str = "--inside";
 const LINES: usize = 200;
 /// Some lines come right behind another, which is on its way already, and some alone.
 const SCRIPT: &str = "for line in $(seq 200); do date +%s%N; sleep 0.0$((line % 5)); done";
@@ -37,6 +40,16 @@ fn main() -> Result<()> {
     if !root_tier() {
         return Ok(());
     }
+    if !std::env::args().any(|argument| argument == INSIDE) {
+        let mut again = Command::new("unshare");
+        again
+            .args(["--net", "--"])
+            .arg(std::env::current_exe()?)
+            .arg(INSIDE);
+        ensure!(again.status()?.success(), "{again:?} failed");
+        return Ok(());
+    }
+    ip("link set lo up")?;
     let mut pipe = Command::new("sh");
     pipe.args(["-c", SCRIPT]).stdin(Stdio::null());
     let pipe = Late::of(&mut pipe)?;
@@ -60,7 +73,9 @@ fn followed() -> Result<Late> {
     lab.start()?;
     let ran = lab.agentlab(&lab.job(SCRIPT, &["--detach"])?)?;
     ensure!(ran.code() == Some(0), "{ran:?}\n{}", lab.log());
-    let (seed, _gates) = runtime.block_on(booted(&visitors))?;
+    let booted = runtime.block_on(async { timeout(PATIENCE, visitors.next()).await });
+    let (mut seed, _line) = booted.context("no machine was powered on")??;
+    seed.channels = vec![SeedChannel::Tls];
     let _guest = Guest::boot(&lab, &seed)?;
     let job = ran.stdout.trim();
     let mut follow = lab.command(&["job", "logs", "--follow", "--plain", job]);
@@ -71,17 +86,12 @@ fn followed() -> Result<Late> {
     })
 }
 
-/// The seed of the machine that is powered on, with ways that come from its address.
-async fn booted(visitors: &Visitors) -> Result<(Seed, [Gate; 2])> {
-    let (mut seed, _line) = timeout(PATIENCE, visitors.next())
-        .await
-        .context("no machine was powered on")??;
-    seed.channels = vec![SeedChannel::Tls];
-    let (bootstrap, port) = Gate::before(seed.bootstrap, seed.address).await?;
-    seed.bootstrap = port;
-    let (artifacts, port) = Gate::before(seed.artifacts, seed.address).await?;
-    seed.artifacts = port;
-    Ok((seed, [bootstrap, artifacts]))
+fn ip(words: &str) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(words.split(' '));
+    let ran = run(command)?;
+    ensure!(ran.code() == Some(0), "ip {words}: {}", ran.stderr);
+    Ok(())
 }
 
 /// The runner as a process; ends when dropped.
@@ -89,6 +99,10 @@ struct Guest(Child);
 
 impl Guest {
     fn boot(lab: &Lab, seed: &Seed) -> Result<Self> {
+        ip(&format!(
+            "route replace local 127.0.0.1 dev lo table local src {}",
+            seed.address
+        ))?;
         let carrier = lab.path("carrier");
         fs::create_dir(&carrier)?;
         fs::write(carrier.join("seed"), seed.encode()?)?;
