@@ -61,17 +61,21 @@ impl Workspaces {
     }
 
     /// A task has ended, well or not.
-    pub(crate) fn ended(&self, refused: Option<(WorkspaceId, Problem)>) {
-        let mut refusals = crate::shared::lock(&self.refusals);
-        refusals.extend(refused);
-        // Nobody may have waited for some.
-        let surplus = refusals.len().saturating_sub(64);
-        refusals.drain(..surplus);
-        drop(refusals);
+    pub(crate) fn ended(&self) {
         self.done.send_replace(());
     }
 
-    fn take_refusal(&self, id: WorkspaceId) -> Option<Problem> {
+    /// Said before it is recorded, so that whoever finds the task gone finds the reason.
+    pub(crate) fn refuse(&self, id: WorkspaceId, problem: Problem) {
+        let mut refusals = crate::shared::lock(&self.refusals);
+        refusals.push((id, problem));
+        // Nobody may have waited for some.
+        let surplus = refusals.len().saturating_sub(64);
+        refusals.drain(..surplus);
+    }
+
+    /// Why the last task of a workspace came to nothing, once.
+    pub(crate) fn take_refusal(&self, id: WorkspaceId) -> Option<Problem> {
         let mut refusals = crate::shared::lock(&self.refusals);
         let at = refusals.iter().position(|(of, _)| *of == id)?;
         Some(refusals.remove(at).1)
@@ -318,7 +322,7 @@ impl Engine {
     pub(crate) async fn begin_workspace(&self, record: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
         self.record_workspace(&record, "is requested").await?;
         tracing::info!(workspace = %record.id, name = record.name, "workspace requested");
-        self.finished(record.id).await
+        self.finished(record).await
     }
 
     /// Records what is to be done with a workspace that nobody has, and waits a while for it.
@@ -336,7 +340,7 @@ impl Engine {
         };
         self.record_workspace(&record, "is to be changed").await?;
         drop(alone);
-        self.finished(record.id).await
+        self.finished(record).await
     }
 
     pub(crate) async fn record_workspace(&self, record: &WorkspaceRecord, what: &str) -> Result<(), Problem> {
@@ -344,6 +348,8 @@ impl Engine {
             Write::Workspace(Box::new(record.clone())),
             event::workspace(record, None, what),
         ];
+        // Of an earlier task, whose caller went away.
+        drop(self.shared.workspaces.take_refusal(record.id));
         let written = self.shared.journal.commit(Point::Workspace, writes).await;
         match written {
             Ok(_) => {
@@ -358,32 +364,22 @@ impl Engine {
     }
 
     /// Waits until a workspace has no task, but not for ever: then it is shown as it is. One that is gone is shown as
-    /// it was last.
-    async fn finished(&self, id: WorkspaceId) -> Result<WorkspaceView, Problem> {
+    /// it was `last`.
+    async fn finished(&self, mut last: WorkspaceRecord) -> Result<WorkspaceView, Problem> {
         let shared = &self.shared;
         let until = Instant::now() + WAIT;
         let mut done = shared.workspaces.done.subscribe();
-        let mut last: Option<WorkspaceRecord> = None;
         loop {
             done.mark_unchanged();
-            if let Some(problem) = shared.workspaces.take_refusal(id) {
+            let now = shared.store.workspace(last.id).await;
+            let now = now.map_err(|error| store_problem(&error))?;
+            let is_over = now.as_ref().is_none_or(|record| record.task.is_none());
+            if is_over && let Some(problem) = shared.workspaces.take_refusal(last.id) {
                 return Err(problem);
             }
-            let now = shared.store.workspace(id).await;
-            match now.map_err(|error| store_problem(&error))? {
-                Some(record) if record.task.is_none() => return view_of(shared, record).await,
-                Some(record) => last = Some(record),
-                None => {
-                    return match last.take() {
-                        Some(record) => view_of(shared, record).await,
-                        None => Err(Problem::new(ErrorCode::NotFound, "The workspace is gone")),
-                    };
-                }
-            }
-            if timeout_at(until, done.changed()).await.is_err()
-                && let Some(record) = last.take()
-            {
-                return view_of(shared, record).await;
+            last = now.unwrap_or(last);
+            if is_over || timeout_at(until, done.changed()).await.is_err() {
+                return view_of(shared, last).await;
             }
         }
     }

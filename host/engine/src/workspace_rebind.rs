@@ -268,7 +268,7 @@ async fn done(shared: &Shared, workspace: WorkspaceRecord, rebind: &Rebind) -> R
         ..workspace
     };
     commit(shared, workspace, what).await?;
-    shared.workspaces.ended(None);
+    shared.workspaces.ended();
     Ok(())
 }
 

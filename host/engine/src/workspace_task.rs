@@ -103,7 +103,7 @@ async fn once(
     match perform(shared, &record, &task).await {
         Ok(volume) => {
             record_done(shared, record, task, volume).await?;
-            shared.workspaces.ended(None);
+            shared.workspaces.ended();
             Ok(true)
         }
         Err(error) if error.is_transient() || task == WorkspaceTask::Delete => {
@@ -121,8 +121,13 @@ async fn once(
             let failure = backend_failure("Workspace", &error);
             let mut problem = Problem::new(failure.code, failure.message).with_stage(failure.stage);
             problem.hint = failure.hint.or_else(|| hint_of(&error));
-            record_refused(shared, record, task, &problem.detail).await?;
-            shared.workspaces.ended(Some((id, problem)));
+            let reason = problem.detail.clone();
+            shared.workspaces.refuse(id, problem);
+            if let Err(error) = record_refused(shared, record, task, &reason).await {
+                drop(shared.workspaces.take_refusal(id));
+                return Err(error);
+            }
+            shared.workspaces.ended();
             Ok(true)
         }
     }
