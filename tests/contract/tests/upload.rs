@@ -145,6 +145,10 @@ fn check_stored(lab: &Lab, job: &str, bytes: &[u8]) {
     let list = lab.json(&["job", "artifacts", job]).unwrap();
     assert_eq!(list["artifacts"][0]["sha256"], sum(bytes), "{list:#}");
     assert_eq!(list["artifacts"].as_array().unwrap().len(), 1, "{list:#}");
+}
+
+/// That nothing waits to be continued.
+fn check_no_part(lab: &Lab, job: &str) {
     let waiting = std::fs::read_dir(lab.path("data/partial").join(job));
     assert_eq!(waiting.map_or(0, Iterator::count), 0, "a part is left");
 }
@@ -159,6 +163,7 @@ async fn an_upload_cut_ten_times_over_tls_sends_only_what_had_not_arrived() {
     gate.cut(10).await;
     check_sent_once(&gate, &stage.bytes, 10);
     check_stored(&stage.lab, &stage.job, &stage.bytes);
+    check_no_part(&stage.lab, &stage.job);
     // An answer that was lost: all of it is there, and nothing of it is sent.
     let before = gate.passed();
     put(&link, NAME, &stage.file, &stage.bytes).await.unwrap();
@@ -187,6 +192,7 @@ async fn an_upload_goes_on_over_the_serial_line_and_after_the_daemon_was_killed(
     // A killed daemon loses what it had in memory of one connection more.
     check_sent_once(&gate, &stage.bytes, 4);
     check_stored(&stage.lab, &stage.job, &stage.bytes);
+    check_no_part(&stage.lab, &stage.job);
 }
 
 #[tokio::test]
@@ -205,6 +211,7 @@ async fn the_runner_that_follows_a_killed_one_sends_the_rest() {
     put(&second, NAME, &stage.file, &stage.bytes).await.unwrap();
     check_sent_once(&gate, &stage.bytes, 2);
     check_stored(&stage.lab, &stage.job, &stage.bytes);
+    check_no_part(&stage.lab, &stage.job);
 }
 
 #[tokio::test]
@@ -229,5 +236,6 @@ async fn two_uploads_of_one_name_end_as_one_file() {
         matches!(refused, LinkError::Refused { status: 409, .. }),
         "{refused}"
     );
+    // The other one may have broken off first, and what came of it waits until the job ends.
     check_stored(&stage.lab, &stage.job, stored);
 }
