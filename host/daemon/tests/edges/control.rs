@@ -48,6 +48,7 @@ fn whole_body(path: &str) -> Value {
         Some("renew") => json!({"ttl_minutes": 60}),
         Some("resize") => json!({"size_gb": 8}),
         Some("attach") => json!({"sandbox": "4711"}),
+        Some("adopt") => json!({"volume": "of-nobody"}),
         Some("snapshots" | "fork") => json!({"name": "another"}),
         Some("move") => json!({"storage": "fast"}),
         Some("rebind") => json!({"profile": "demo"}),
