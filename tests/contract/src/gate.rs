@@ -47,11 +47,11 @@ impl Gate {
         let counted = tally.clone();
         serving.spawn(async move {
             let mut connections = JoinSet::new();
-            while let Ok((mut runner, _)) = listener.accept().await {
+            while let Ok((runner, _)) = listener.accept().await {
                 let tally = counted.clone();
                 connections.spawn(async move {
                     // A connection that fails is one more that the runner has lost.
-                    let _ = join_tcp(&mut runner, host, address, &tally).await;
+                    let _ = join_tcp(runner, host, address, &tally).await;
                 });
             }
         });
@@ -111,7 +111,7 @@ impl Gate {
 }
 
 async fn join_tcp(
-    runner: &mut TcpStream,
+    mut runner: TcpStream,
     host: SocketAddrV4,
     address: Ipv4Addr,
     tally: &Tally,
@@ -119,8 +119,12 @@ async fn join_tcp(
     let socket = TcpSocket::new_v4()?;
     socket.bind((address, 0).into())?;
     let mut host = socket.connect(host.into()).await?;
-    tally.pass(runner, &mut host).await?;
-    host.shutdown().await
+    tally.pass(&mut runner, &mut host).await?;
+    drop(runner);
+    host.shutdown().await?;
+    // With a word of the host's unread, closing would be a reset, which takes what passed out of the host's hands again.
+    tokio::io::copy(&mut host, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 /// Who ended a connection; a cut looks like the runner's end.
