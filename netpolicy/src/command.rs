@@ -122,7 +122,7 @@ fn apply(
     as_json: bool,
     output: &mut Vec<u8>,
 ) -> Result<Outcome> {
-    let Writer::Me(_lock) = operate::writer(&places.lock_dir)? else {
+    let Writer::Me(mut lock) = operate::writer(&places.lock_dir)? else {
         anyhow::ensure!(
             given.is_empty(),
             "the daemon writes the policy, from /etc/agentlab/config.yaml: change it there and restart agentlabd"
@@ -133,7 +133,7 @@ fn apply(
     let mut observer = Observer::open()?;
     let standing = observer.host()?;
     let host = given.policy(standing.as_ref())?;
-    let foreign = observer.foreign_bridge(&host)?;
+    let foreign = observer.foreign_bridge(&host, lock.bridge())?;
     if !foreign.is_empty() && !force {
         let words: Vec<String> = foreign.iter().map(ToString::to_string).collect();
         anyhow::bail!(
@@ -145,6 +145,7 @@ fn apply(
     }
     let drifts = observer.drift(&host)?;
     let mut enforcer = Enforcer::start(host.clone())?;
+    lock.note_bridge(enforcer.bridge_link()?)?;
     enforcer.restore(&StoredPorts::new(&places.state_dir))?;
     let ports = enforcer.attached()?.len();
     let files = if persist {

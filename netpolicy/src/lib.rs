@@ -49,8 +49,8 @@ pub use intent::{
 pub(crate) use kernel::host_settings;
 #[cfg(feature = "kernel")]
 pub use kernel::{
-    Denial, EnforceError, Enforcer, LOCK_DIRECTORY, LinkHint, LinkNews, LinkWatch, NotTheWriter, Observer,
-    PortChange, RefusalWatch, STATE_DIRECTORY, StoredPorts, WriterLock, create_tap,
+    BridgeLink, Denial, EnforceError, Enforcer, LOCK_DIRECTORY, LinkHint, LinkNews, LinkWatch, NotTheWriter,
+    Observer, PortChange, RefusalWatch, STATE_DIRECTORY, StoredPorts, WriterLock, create_tap,
 };
 pub use name::{IfName, IfNameError};
 pub use order::{Done, ORDER_PATH, Order};

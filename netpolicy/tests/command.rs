@@ -41,6 +41,18 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
+    fn ip(lines: &[&str]) {
+        for line in lines {
+            assert_eq!(run("ip", &line.split(' ').collect::<Vec<_>>()).0, 0, "{line}");
+        }
+    }
+
+    const FOREIGN_BRIDGE: [&str; 3] = [
+        "link add vmbr1 type bridge stp_state 1",
+        "link add eth1 type veth peer name eth2",
+        "link set eth1 master vmbr1",
+    ];
+
     /// From here on this test's own thread, and what it starts, live in a network of their own.
     fn in_network_with_uplink() {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -250,13 +262,9 @@ mod tests {
             return;
         }
         in_network_with_uplink();
-        for line in [
-            "link add vmbr1 type bridge stp_state 1",
-            "link add eth1 type veth peer name eth2",
-            "link set eth1 master vmbr1",
-        ] {
-            assert_eq!(run("ip", &line.split(' ').collect::<Vec<_>>()).0, 0, "{line}");
-        }
+        // A number of a network is used again when it is gone, and this test has run before.
+        let _ = std::fs::remove_dir_all(places());
+        ip(&FOREIGN_BRIDGE);
         let (status, _, words) = net(&["apply", "--uplink", "wan0"]);
         for part in ["made by somebody else", "has STP on", "port eth1", "--force"] {
             assert!(status == 2 && words.contains(part), "{part}: {status} {words}");
@@ -277,6 +285,14 @@ mod tests {
             ["@ chain inet agentlab nat", "- (a rule of counter, immediate)"],
             "{text}"
         );
+        // Flushed while nobody looks, it is ours still; made anew by somebody else, it is not.
+        assert_eq!(run("nft", &["flush", "ruleset"]).0, 0);
+        let (status, _, words) = net(&["apply", "--uplink", "wan0"]);
+        assert_eq!(status, 0, "{words}");
+        assert_eq!(run("nft", &["flush", "ruleset"]).0, 0);
+        ip(&["link del vmbr1", "link del eth1"]);
+        ip(&FOREIGN_BRIDGE);
+        assert_eq!(net(&["apply", "--uplink", "wan0"]).0, 2);
     }
 
     #[test]

@@ -62,16 +62,20 @@ struct Watched {
     own: OwnNetworks,
     /// Guests in `allowlist`, and what the names of their lists open.
     listed: BTreeMap<Ipv4Addr, BTreeMap<String, Ports>>,
+    lock: Option<policy::WriterLock>,
 }
 
 impl Watched {
     fn new(
         enforcer: Enforcer,
+        mut lock: Option<policy::WriterLock>,
         finder: UnboundedSender<Disturbance>,
         teller: UnboundedSender<Denied>,
     ) -> Self {
+        writer::note_bridge(lock.as_mut(), &enforcer);
         Self {
             enforcer,
+            lock,
             finder,
             teller,
             denials: Denials::default(),
@@ -86,6 +90,7 @@ impl Watched {
     fn look(&mut self) {
         let found = self.enforcer.verify();
         self.looked = Instant::now();
+        writer::note_bridge(self.lock.as_mut(), &self.enforcer);
         let was_broken = std::mem::replace(&mut self.is_broken, found.is_err());
         let disturbance = match found {
             Ok(drifts) if drifts.is_empty() => was_broken.then_some(Disturbance::Whole),
@@ -169,7 +174,6 @@ pub struct EnforcedNetwork {
     /// Where sandboxes in `allowlist` may go.
     lists: std::sync::Mutex<BTreeMap<Vmid, Vec<AllowEntry>>>,
     _watch: Watch,
-    _lock: Option<policy::WriterLock>,
 }
 
 impl EnforcedNetwork {
@@ -212,7 +216,7 @@ impl EnforcedNetwork {
                     writer::restore(&mut enforcer);
                     // Nobody waits any more when the daemon is stopped meanwhile; the queue is gone too then.
                     let _ = started.send(Ok(()));
-                    work(Watched::new(enforcer, finder, teller), &tasks);
+                    work(Watched::new(enforcer, lock, finder, teller), &tasks);
                 }
                 Err(error) => {
                     let _ = started.send(Err(chain(&error)));
@@ -222,7 +226,6 @@ impl EnforcedNetwork {
         match outcome.await {
             Ok(Ok(())) => Ok(Self {
                 hypervisor_makes_taps: config.backend != BackendKind::Qemu,
-                _lock: lock,
                 _watch: Watch::start(queue.clone(), links, refusals, ears)
                     .map_err(|error| StartError::Network(format!("links cannot be watched: {error}")))?,
                 // The bridge has its address by now.

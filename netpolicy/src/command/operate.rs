@@ -141,9 +141,10 @@ pub(super) fn perform(
     output: &mut Vec<u8>,
 ) -> Result<()> {
     let (done, by_daemon) = match writer(&places.lock_dir)? {
-        Writer::Me(_lock) => {
+        Writer::Me(mut lock) => {
             let host = given.policy(Observer::open()?.host()?.as_ref())?;
             let mut enforcer = Enforcer::start(host)?;
+            lock.note_bridge(enforcer.bridge_link()?)?;
             (enforcer.obey(order, &StoredPorts::new(&places.state_dir))?, false)
         }
         Writer::Daemon(socket) => (ask(&socket, order)?, true),
@@ -174,7 +175,7 @@ pub(super) fn perform(
 /// Who writes.
 pub(super) enum Writer {
     /// This process, for as long as it keeps the lock.
-    Me(#[allow(dead_code, reason = "kept for as long as it is the writer")] Option<WriterLock>),
+    Me(WriterLock),
     /// The daemon behind this socket.
     Daemon(PathBuf),
 }
@@ -184,7 +185,7 @@ pub(super) fn writer(directory: &Path) -> Result<Writer> {
     let mut turn = 0;
     loop {
         match WriterLock::take(directory, None) {
-            Ok(lock) => return Ok(Writer::Me(Some(lock))),
+            Ok(lock) => return Ok(Writer::Me(lock)),
             Err(NotTheWriter::Taken {
                 socket: Some(socket), ..
             }) => return Ok(Writer::Daemon(socket)),

@@ -24,6 +24,7 @@ use super::observer::{Denial, Observer};
 use super::standing::Standing;
 use super::sysctl;
 use super::tap;
+use super::writer::BridgeLink;
 use crate::binding::{Binding, Elements};
 use crate::plan::{check_port, check_room, plan, skeleton};
 use crate::{Drift, GuestPort, HostPolicy, IfName, Intent, PlanError, Ruleset, Trust, check_host};
@@ -337,6 +338,14 @@ impl Enforcer {
         self.bindings.values().filter_map(|binding| match binding {
             Binding::Known(port) => Some(port),
             Binding::SealedName(_) => None,
+        })
+    }
+
+    /// The bridge as it is now, for [`crate::WriterLock::note_bridge`].
+    pub fn bridge_link(&self) -> Result<BridgeLink, EnforceError> {
+        Ok(BridgeLink {
+            name: self.host.bridge.name.clone(),
+            index: self.bridge()?.index,
         })
     }
 

@@ -31,4 +31,4 @@ pub use refusals::RefusalWatch;
 pub(crate) use sysctl::host_settings;
 pub use tap::create_tap;
 pub use watch::{LinkHint, LinkNews, LinkWatch};
-pub use writer::{LOCK_DIRECTORY, NotTheWriter, STATE_DIRECTORY, StoredPorts, WriterLock};
+pub use writer::{BridgeLink, LOCK_DIRECTORY, NotTheWriter, STATE_DIRECTORY, StoredPorts, WriterLock};

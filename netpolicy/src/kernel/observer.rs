@@ -13,6 +13,7 @@ use super::links::{self, Links};
 use super::socket::NetfilterSocket;
 use super::standing::{self, FAMILIES, Standing};
 use super::sysctl;
+use super::writer::BridgeLink;
 use crate::binding::Binding;
 use crate::plan::{plan, skeleton};
 use crate::ruleset::{Element, Value};
@@ -91,12 +92,18 @@ impl Observer {
         Ok(difference::lines(&ruleset, &expected, &reading.standing))
     }
 
-    /// What would change of a bridge that somebody else made: one that is there while no policy of ours is.
-    pub fn foreign_bridge(&mut self, host: &HostPolicy) -> Result<Vec<Drift>, EnforceError> {
-        let ours = self
+    /// What would change of a bridge that somebody else made: one that is there while no policy of ours is, nor is it
+    /// the one that the policy was `last` made for. Somebody may have flushed that.
+    pub fn foreign_bridge(
+        &mut self,
+        host: &HostPolicy,
+        last: Option<&BridgeLink>,
+    ) -> Result<Vec<Drift>, EnforceError> {
+        let stands = self
             .host()?
             .is_some_and(|standing| standing.bridge.name == host.bridge.name);
-        if ours || self.links.find(&host.bridge.name)?.is_none() {
+        let there = self.bridge_link(&host.bridge.name)?;
+        if stands || there.is_none() || there.as_ref() == last {
             return Ok(Vec::new());
         }
         let mut drifts = self.links.bridge_drift(&host.bridge)?;
@@ -107,6 +114,15 @@ impl Observer {
             ));
         }
         Ok(drifts)
+    }
+
+    /// The link of this name, where there is one.
+    pub(crate) fn bridge_link(&self, name: &IfName) -> Result<Option<BridgeLink>, EnforceError> {
+        let link = self.links.find(name)?;
+        Ok(link.map(|link| BridgeLink {
+            name: name.clone(),
+            index: link.index,
+        }))
     }
 
     /// The policy that stands, without its ports: read from the rules, and the prefix from the bridge. `None` when none

@@ -1,17 +1,19 @@
 //! One writer at a time for each network namespace.
 //!
 //! ```text
-//!   /run/agentlab-net/<namespace>.lock   held (flock) by whoever writes the policy: pid, and a daemon's control socket
+//!   /run/agentlab-net/<namespace>.lock   held (flock) by whoever writes the policy: pid, a daemon's control socket, and
+//!                                        the bridge that the policy was last made for
 //!   /var/lib/agentlab-net/ports.json     what operators bound; written by the holder of the lock only
 //! ```
-//! The lock is given back by the kernel however its holder ends.
+//! The lock is given back by the kernel however its holder ends. The bridge outlives it, so that one whose policy somebody
+//! flushed is known to be ours although nothing in the kernel says so any more. It goes with a reboot, as bridges do.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::GuestPort;
+use crate::{GuestPort, IfName};
 
 /// Where locks are, where nobody says otherwise.
 pub const LOCK_DIRECTORY: &str = "/run/agentlab-net";
@@ -20,10 +22,31 @@ pub const STATE_DIRECTORY: &str = "/var/lib/agentlab-net";
 /// A holder's own words are short.
 const LONGEST: u64 = 4096;
 
+/// A bridge as the kernel knows it: one that is made anew under the same name is another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeLink {
+    /// What it is called.
+    pub name: IfName,
+    /// Its index among the links of its network namespace.
+    pub index: u32,
+}
+
+impl BridgeLink {
+    fn parse(line: &str) -> Option<Self> {
+        let (name, index) = line.split_once(' ')?;
+        Some(Self {
+            name: name.parse().ok()?,
+            index: index.parse().ok()?,
+        })
+    }
+}
+
 /// The right to write.
 #[derive(Debug)]
 pub struct WriterLock {
     file: File,
+    socket: String,
+    bridge: Option<BridgeLink>,
 }
 
 impl Drop for WriterLock {
@@ -84,7 +107,7 @@ impl WriterLock {
             path: path.clone(),
             source,
         };
-        let mut file = opened.map_err(failed)?;
+        let file = opened.map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -98,12 +121,44 @@ impl WriterLock {
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let socket = socket.map(|path| path.display().to_string()).unwrap_or_default();
-        file.set_len(0)
-            .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .and_then(|_| write!(file, "{}\n{socket}\n", std::process::id()))
-            .map_err(failed)?;
-        Ok(Self { file })
+        let mut text = Vec::new();
+        (&file).take(LONGEST).read_to_end(&mut text).map_err(failed)?;
+        let text = String::from_utf8_lossy(&text);
+        let mut lock = Self {
+            socket: socket.map(|path| path.display().to_string()).unwrap_or_default(),
+            bridge: text.lines().nth(2).and_then(BridgeLink::parse),
+            file,
+        };
+        lock.write().map_err(failed)?;
+        Ok(lock)
+    }
+
+    /// The bridge that the policy was last made for. It may be gone, or another may be called the same.
+    #[must_use]
+    pub fn bridge(&self) -> Option<&BridgeLink> {
+        self.bridge.as_ref()
+    }
+
+    /// Notes for which bridge the policy was made, where that is news.
+    ///
+    /// # Errors
+    /// The file of the lock cannot be written.
+    pub fn note_bridge(&mut self, bridge: BridgeLink) -> io::Result<()> {
+        if self.bridge.as_ref() == Some(&bridge) {
+            return Ok(());
+        }
+        self.bridge = Some(bridge);
+        self.write()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let mut text = format!("{}\n{}\n", std::process::id(), self.socket);
+        if let Some(BridgeLink { name, index }) = &self.bridge {
+            text.push_str(&format!("{name} {index}\n"));
+        }
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(text.as_bytes())
     }
 }
 
@@ -193,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_writer_and_it_says_where_it_can_be_asked() {
+    fn there_is_one_writer_that_says_where_it_can_be_asked_and_its_bridge_outlives_it() {
         let directory = directory("lock");
         let first = WriterLock::take(&directory, Some(Path::new("/run/a.sock"))).unwrap();
         let Err(NotTheWriter::Taken { pid, socket }) = WriterLock::take(&directory, None) else {
@@ -202,7 +257,25 @@ mod tests {
         assert_eq!(pid, std::process::id().to_string());
         assert_eq!(socket, Some(PathBuf::from("/run/a.sock")));
         drop(first);
-        drop(WriterLock::take(&directory, None).unwrap());
+        let mut second = WriterLock::take(&directory, None).unwrap();
+        assert_eq!(second.bridge(), None);
+        let bridge = BridgeLink {
+            name: "vmbr1".parse().unwrap(),
+            index: 7,
+        };
+        second.note_bridge(bridge.clone()).unwrap();
+        drop(second);
+        let third = WriterLock::take(&directory, Some(Path::new("/run/b.sock"))).unwrap();
+        assert_eq!(third.bridge(), Some(&bridge));
+        let Err(NotTheWriter::Taken { socket, .. }) = WriterLock::take(&directory, None) else {
+            panic!("there are two writers");
+        };
+        assert_eq!(socket, Some(PathBuf::from("/run/b.sock")));
+        drop(third);
+        assert_eq!(
+            WriterLock::take(&directory, None).unwrap().bridge(),
+            Some(&bridge)
+        );
         std::fs::remove_dir_all(directory).unwrap();
     }
 

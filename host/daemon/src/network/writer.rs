@@ -39,6 +39,19 @@ pub(super) fn restore(enforcer: &mut Enforcer) {
     }
 }
 
+/// Notes the bridge, which may have been made anew: a policy that is flushed while no daemon runs is put back on a bridge
+/// of ours only.
+pub(super) fn note_bridge(lock: Option<&mut WriterLock>, enforcer: &Enforcer) {
+    let Some(lock) = lock else { return };
+    let noted = enforcer
+        .bridge_link()
+        .map_err(|error| chain(&error))
+        .and_then(|bridge| lock.note_bridge(bridge).map_err(|error| chain(&error)));
+    if let Err(error) = noted {
+        tracing::warn!(%error, "The bridge is not noted as ours");
+    }
+}
+
 pub(super) fn obey(enforcer: &mut Enforcer, order: &Order) -> Result<Done, EnforceError> {
     enforcer.obey(order, &stored())
 }
