@@ -22,12 +22,15 @@ mod change;
 mod clone;
 mod firewall;
 mod machines;
+mod node;
 mod options;
 mod owner;
+mod owner_notes;
 mod placement;
 mod publish;
 mod record;
 mod refusal;
+mod remedy;
 mod seeds;
 mod shape;
 mod smbios;
@@ -62,6 +65,7 @@ pub(crate) use answer::{number, truth};
 #[cfg(test)]
 pub(crate) use change::PowerWord;
 pub(crate) use change::{Change, FirewallEdit, Read, Values, pair};
+use node::Version;
 pub use options::{CloneMode, PveOptions};
 pub use publish::{NewTemplate, Publication, Publisher};
 use record::Record;
@@ -73,13 +77,6 @@ pub(crate) use wire::{Begun, Ended, Upload, Wire};
 /// How long it is believed that a machine is still ours, where the change itself cannot carry a digest: others may take it
 /// over, and a node that is slow answers other questions late.
 const BELIEVED: Duration = Duration::from_secs(1);
-
-/// Version of a node.
-#[derive(Debug, Clone)]
-struct Version {
-    text: String,
-    major: u64,
-}
 
 /// A node, over one way or the other.
 #[derive(Debug)]
@@ -144,54 +141,6 @@ impl<W: Wire> Pve<W> {
             view: View::default(),
             options,
         }
-    }
-
-    /// The node machines are made on. A cluster has several, and the first of a list is any of them.
-    async fn node(&self) -> Result<&str> {
-        let find = async || {
-            if let Some(node) = &self.options.node {
-                return Ok(node.clone());
-            }
-            let action = "finding its node";
-            let answer = self
-                .wire
-                .read(&Read::new("/nodes"))
-                .await
-                .map_err(|refusal| refusal.into_unreachable(self.wire.kind(), action))?;
-            let nodes: Vec<String> = Fields::list(answer)
-                .unwrap_or_default()
-                .iter()
-                .filter_map(|node| node.text("node"))
-                .collect();
-            choose_node(nodes, host_name().as_deref()).map_err(|reason| BackendError::Unreachable {
-                backend: self.wire.kind(),
-                action,
-                reason,
-            })
-        };
-        let node = self.node.get_or_try_init(find).await?;
-        self.wire.at_home(node);
-        Ok(node)
-    }
-
-    async fn version(&self) -> Result<&Version> {
-        let read = async || {
-            let action = "reading its version";
-            let unreachable = |refusal: Refusal| refusal.into_unreachable(self.wire.kind(), action);
-            let answer = self
-                .wire
-                .read(&Read::new("/version"))
-                .await
-                .map_err(unreachable)?;
-            let text = Fields::of(answer).and_then(|fields| fields.text("version"));
-            let text = text.ok_or_else(|| unreachable(Refusal::unknown("the answer names no version")))?;
-            let major = text.split('.').next().and_then(|major| major.parse().ok());
-            Ok(Version {
-                major: major.unwrap_or(0),
-                text,
-            })
-        };
-        self.version.get_or_try_init(read).await
     }
 
     /// The machine's turn: one change at a time.
@@ -407,32 +356,6 @@ pub(crate) fn with_jitter(wait: Duration) -> Duration {
     wait.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
 }
 
-fn choose_node(mut nodes: Vec<String>, host: Option<&str>) -> std::result::Result<String, String> {
-    if let Some(host) = host
-        && let Some(node) = nodes.iter().find(|node| node.eq_ignore_ascii_case(host))
-    {
-        return Ok(node.clone());
-    }
-    match (nodes.pop(), nodes.is_empty()) {
-        (Some(only), true) => Ok(only),
-        (Some(last), false) => {
-            nodes.push(last);
-            nodes.sort();
-            Err(format!(
-                "the cluster has the nodes {}, and none of them is this host; name one with `proxmox_node`",
-                nodes.join(", ")
-            ))
-        }
-        (None, _) => Err("it names no node".to_owned()),
-    }
-}
-
-/// This host's name as a node would have it: without its domain.
-fn host_name() -> Option<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    name.trim().split('.').next().map(str::to_owned)
-}
-
 #[async_trait]
 impl<W: Wire> Channels for Pve<W> {
     fn channels(&self) -> &[ChannelKind] {
@@ -504,27 +427,5 @@ impl<W: Wire> Backend for Pve<W> {
             tracing::warn!(%error, "snippets could not be looked through");
         }
         Ok(machines)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::choose_node;
-
-    #[test]
-    fn a_node_is_chosen_by_name_and_never_by_its_place() {
-        let nodes = || vec!["pve2".to_owned(), "pve1".to_owned()];
-        assert_eq!(choose_node(nodes(), Some("pve1")), Ok("pve1".to_owned()));
-        assert_eq!(choose_node(nodes(), Some("PVE1")), Ok("pve1".to_owned()));
-        let refused = choose_node(nodes(), Some("laptop")).unwrap_err();
-        assert!(
-            refused.contains("pve1, pve2") && refused.contains("proxmox_node"),
-            "{refused}"
-        );
-        assert_eq!(
-            choose_node(vec!["only".into()], Some("laptop")),
-            Ok("only".to_owned())
-        );
-        assert!(choose_node(Vec::new(), None).is_err());
     }
 }

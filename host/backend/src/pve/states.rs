@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::change::{Change, Read, pair};
 use super::machines::Attempt;
-use super::owner::{COPY, Owner, UnderWay, copy_line, storage_of};
+use super::owner::{COPY, Owner, copy_line, storage_of};
+use super::owner_notes::UnderWay;
 use super::view::Found;
 use super::{Fields, Kind, Pve, Trouble, Wire, refused};
 use crate::{BackendError, Power};

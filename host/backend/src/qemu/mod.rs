@@ -32,6 +32,7 @@ mod record;
 mod sockets;
 mod start;
 mod template;
+mod volume_store;
 mod volumes;
 mod vsock;
 mod watch;
@@ -61,7 +62,7 @@ pub use qmp::converse;
 use record::{MachineDir, storage};
 use sockets::Line;
 use template::{StoredTemplate, TemplateStore};
-use volumes::VolumeStore;
+use volume_store::VolumeStore;
 use vsock::Vsock;
 
 const KIND: &str = "qemu";

@@ -1,7 +1,7 @@
 //! One suite for every back end: what the traits promise, asked of each of them.
 //!
 //! ```text
-//!   suite.rs      the promises, generic over a rig; disks.rs those of volumes and snapshots
+//!   suite.rs      the promises, generic over a rig; power.rs those of power, disks.rs and volumes.rs of what is kept
 //!   fake.rs       the rig of the fake                      always runs
 //!   proxmox.rs    the rig of the REST API                  always runs, against a stand-in
 //!   shell.rs      the rig of qm, pvesh and pvesm           always runs, against programs of its own
@@ -18,6 +18,8 @@ mod disks;
 mod fake;
 #[cfg(test)]
 mod genuine;
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod proxmox;
 #[cfg(test)]
