@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   machine, step, reserve                  pure decisions
-//!   driver ─ taken_up ─ asked ─ pursue ─ outcome ─ stopping ─ unwind ─ session     one task: inbox, clocks, commits
+//!   driver ─ taken_up ─ asked ─ pursue ─ outcome ─ stopping ─ unwind ─ redemption ─ session     one task: inbox, clocks, commits
 //!   attempt, perform, watch, spent                   calls to the back end and the network
 //! ```
 
@@ -17,6 +17,7 @@ pub mod machine;
 mod outcome;
 pub(crate) mod perform;
 mod pursue;
+mod redemption;
 pub(crate) mod reserve;
 pub(crate) mod session;
 mod spent;

@@ -4,6 +4,7 @@
 mod lab;
 mod process;
 mod story;
+mod story_guest;
 mod wires;
 mod workspace;
 mod workspace_check;
@@ -13,6 +14,7 @@ mod failure;
 mod guest;
 mod idle;
 mod job;
+mod lost;
 mod names;
 mod operator;
 mod overdue;
