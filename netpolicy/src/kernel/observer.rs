@@ -192,7 +192,8 @@ impl Observer {
     /// What an intent amounts to on this host: the plan, with what only this kernel and this moment can tell.
     pub fn ruleset_of(&mut self, intent: &Intent) -> Result<Ruleset, EnforceError> {
         let mut ruleset = plan(intent)?;
-        self.fit(&intent.host, &mut ruleset)?;
+        let names_bridges = self.names_bridges()?;
+        self.fit(&intent.host, &mut ruleset, names_bridges)?;
         Ok(ruleset)
     }
 
@@ -202,17 +203,45 @@ impl Observer {
         host: &HostPolicy,
         bindings: impl Iterator<Item = &'a Binding>,
     ) -> Result<Ruleset, EnforceError> {
+        let names_bridges = self.names_bridges()?;
+        self.ruleset_where(host, bindings, names_bridges)
+    }
+
+    /// The same for a kernel that has `meta ibrname`, or has it not; which one this is, is not asked.
+    fn ruleset_where<'a>(
+        &self,
+        host: &HostPolicy,
+        bindings: impl Iterator<Item = &'a Binding>,
+        names_bridges: bool,
+    ) -> Result<Ruleset, EnforceError> {
         let mut ruleset = skeleton(host);
         ruleset.insert(bindings.flat_map(Binding::list));
-        self.fit(host, &mut ruleset)?;
+        self.fit(host, &mut ruleset, names_bridges)?;
         Ok(ruleset)
+    }
+
+    /// Whether exactly what should stand for a host and the bindings read does. The kernel is not asked what it can do,
+    /// which takes it tens of milliseconds: rules of either kind will do, and the next comparison asks.
+    pub(crate) fn is_whole(&mut self, host: &HostPolicy, reading: &Reading) -> Result<bool, EnforceError> {
+        if reading.standing.tables.is_empty() {
+            return Ok(false);
+        }
+        for names_bridges in [true, false] {
+            let expected = self.ruleset_where(host, reading.bindings.iter(), names_bridges)?;
+            if Standing::of(&expected)?.drift(&reading.standing).is_empty() {
+                // It took these rules, so it has what they need; that it lacks something they do without is not said.
+                self.names_bridges = names_bridges.then_some(true);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Closes the bridge to frames between strangers, where the kernel can tell its bridges apart, and the networks
     /// that the host's addresses lie in. These come and go with the host's own configuration, so they are read anew
     /// whenever the policy is compared or replaced.
-    pub(crate) fn fit(&mut self, host: &HostPolicy, ruleset: &mut Ruleset) -> Result<(), EnforceError> {
-        if self.names_bridges()? {
+    fn fit(&self, host: &HostPolicy, ruleset: &mut Ruleset, names_bridges: bool) -> Result<(), EnforceError> {
+        if names_bridges {
             rules::close_to_strangers(ruleset, host);
         }
         if host.uplink.is_some() {

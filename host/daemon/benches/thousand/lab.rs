@@ -19,6 +19,43 @@ const QEMU: &str = "#!/bin/sh\necho 'QEMU emulator version 7.2.22'\n";
 pub(crate) struct Lab {
     dir: tempfile::TempDir,
     ready: UnixDatagram,
+    network: Network,
+}
+
+/// A network namespace that outlives the daemons in it.
+struct Network(Child);
+
+impl Network {
+    fn new() -> Result<Self> {
+        let mut child = Command::new("unshare")
+            .args(["--net", "--", "sh", "-c", "echo; exec sleep infinity"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("unshare --net")?;
+        let mut there = child.stdout.take().context("it has no output")?;
+        let network = Self(child);
+        there
+            .read_exact(&mut [0])
+            .context("unshare --net: this needs root")?;
+        Ok(network)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // It is a benchmark's, and only sleeps.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a daemon finds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Policy {
+    /// A namespace in which nothing stands yet.
+    None,
+    /// The policy of a daemon that was there before, or of `agentlab-net seal` at boot.
+    Standing,
 }
 
 impl Lab {
@@ -43,7 +80,8 @@ impl Lab {
         fs::set_permissions(at("config.yaml"), fs::Permissions::from_mode(0o600))?;
         let ready = UnixDatagram::bind(at("notify"))?;
         ready.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { dir, ready })
+        let network = Network::new()?;
+        Ok(Self { dir, ready, network })
     }
 
     pub(crate) fn config(&self) -> Result<Config> {
@@ -51,10 +89,21 @@ impl Lab {
     }
 
     /// The program itself.
-    pub(crate) fn start(&self) -> Result<Daemon> {
-        let mut command = Command::new("unshare");
+    pub(crate) fn start(&self, policy: Policy) -> Result<Daemon> {
+        let mut command = match policy {
+            Policy::None => {
+                let mut command = Command::new("unshare");
+                command.arg("--net");
+                command
+            }
+            Policy::Standing => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/proc/{}/ns/net", self.network.0.id()));
+                command
+            }
+        };
         command
-            .args(["--net", "--", env!("CARGO_BIN_EXE_agentlabd"), "--config"])
+            .args(["--", env!("CARGO_BIN_EXE_agentlabd"), "--config"])
             .arg(self.dir.path().join("config.yaml"));
         self.serving(command)
     }

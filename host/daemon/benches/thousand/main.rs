@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use lab::{Daemon, Lab};
+use lab::{Daemon, Lab, Policy};
 
 const STARTS: usize = 15;
 const REQUESTS: usize = 200;
@@ -43,7 +43,7 @@ fn main() -> Result<()> {
     section("agentlabd, no rows");
     let lab = Lab::new()?;
     starts(&lab)?;
-    let daemon = lab.start()?;
+    let daemon = lab.start(Policy::Standing)?;
     settle();
     memory(&daemon, "RSS, idle", 12.0)?;
     let command = lab.command()?;
@@ -57,7 +57,7 @@ fn main() -> Result<()> {
     section("agentlabd, 1000 rows that are over (950 destroyed, 50 failed)");
     rows::over(&lab)?;
     starts(&lab)?;
-    let daemon = lab.start()?;
+    let daemon = lab.start(Policy::Standing)?;
     measure(
         &daemon,
         "/v1/sandboxes?include_destroyed=true",
@@ -107,20 +107,27 @@ fn measure(daemon: &Daemon, path: &str, command: Option<&Path>, arguments: &[&st
 }
 
 fn starts(lab: &Lab) -> Result<()> {
-    let mut served = Vec::new();
-    let whole = median(STARTS, || {
-        let daemon = lab.start()?;
-        served.push(daemon.milliseconds()?);
-        Ok(())
-    })?;
-    served.sort_unstable();
-    let middle = served.get(served.len() / 2).copied().unwrap_or_default();
-    figure(
-        "start to serving, as the daemon logs it",
-        Duration::from_millis(middle),
-        "<= 30 ms",
-    );
-    figure("exec to READY=1, seen from outside", whole, "");
+    // Makes the policy stand that the others find.
+    drop(lab.start(Policy::Standing)?);
+    for (policy, where_it_starts) in [
+        (Policy::Standing, "policy stands"),
+        (Policy::None, "fresh network"),
+    ] {
+        let mut served = Vec::new();
+        let whole = median(STARTS, || {
+            let daemon = lab.start(policy)?;
+            served.push(daemon.milliseconds()?);
+            Ok(())
+        })?;
+        served.sort_unstable();
+        let middle = served.get(served.len() / 2).copied().unwrap_or_default();
+        figure(
+            &format!("start to serving, as the daemon logs it, {where_it_starts}"),
+            Duration::from_millis(middle),
+            "<= 30 ms",
+        );
+        figure("exec to READY=1, seen from outside", whole, "");
+    }
     Ok(())
 }
 

@@ -131,6 +131,7 @@ fn pair(number: u32) -> Result<(JobRecord, SandboxRecord)> {
             agent_milliseconds: 60_000,
             push: None,
             exposed_secrets: Vec::new(),
+            secrets_unsearched: None,
         }),
         failure: None,
         created_at,

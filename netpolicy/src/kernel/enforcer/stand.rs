@@ -16,18 +16,23 @@ pub(super) fn stand_or_seal(
     kernel: &mut Observer,
 ) -> Result<BTreeMap<IfName, Binding>, EnforceError> {
     let reading = kernel.read()?;
-    let expected = kernel.ruleset(host, reading.bindings.iter())?;
-    let wanted = Standing::of(&expected)?;
-    refuse_foreign_tables(&wanted, &reading.standing)?;
-    let drifts = wanted.drift(&reading.standing);
-    let Some(first) = drifts.first() else {
+    if kernel.is_whole(host, &reading)? {
         return Ok(reading
             .bindings
             .into_iter()
             .map(|binding| (binding.name().clone(), binding))
             .collect());
-    };
-    tracing::info!(%first, ports = reading.bindings.len(), "no policy to adopt, everything is sealed");
+    }
+    let expected = kernel.ruleset(host, reading.bindings.iter())?;
+    let wanted = Standing::of(&expected)?;
+    refuse_foreign_tables(&wanted, &reading.standing)?;
+    let drifts = wanted.drift(&reading.standing);
+    let first = drifts.first().map(ToString::to_string);
+    tracing::info!(
+        first,
+        ports = reading.bindings.len(),
+        "no policy to adopt, everything is sealed"
+    );
     let sealed = |binding| match binding {
         Binding::Known(port) => Some(GuestPort {
             trust: Trust::Sealed,
