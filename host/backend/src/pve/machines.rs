@@ -281,6 +281,9 @@ impl<W: Wire> Machines for Pve<W> {
         let done = self
             .patiently("destroy", vmid, || self.destroy_once(vmid, stamp))
             .await;
+        if done.is_ok() {
+            self.let_go(vmid, None).await;
+        }
         self.and_forget_snippet(vmid, stamp, done).await
     }
 

@@ -7,11 +7,12 @@ use async_trait::async_trait;
 
 use super::census::held_by;
 use super::change::{Change, Read, pair};
+use super::machines::absent_is_success;
 use super::owner::storage_of;
 use super::record::{Record, bytes, volume_owner};
 use super::view::Found;
 use super::{Fields, Held, Kind, Pve, Refusal, Trouble, Wire, refused};
-use crate::{BackendError, Result, Stamp, VolumeList, Volumes};
+use crate::{BackendError, Power, Result, Stamp, VolumeList, Volumes};
 
 /// Where a volume is put: at the first of these that its template left free. A guest knows it by its serial number.
 const SLOTS: std::ops::RangeInclusive<u8> = 1..=6;
@@ -61,13 +62,43 @@ impl<W: Wire> Pve<W> {
         let Some(holder) = known.get(volume).copied() else {
             return Ok(None);
         };
-        if let Found::Here(record) = self.find("look for volume", holder).await?
-            && slot_of(&record, volume).is_some()
-        {
+        let has_it = match self.find("look for volume", holder).await? {
+            Found::Here(record) => {
+                slot_of(&record, volume).is_some()
+                    || self
+                        .in_effect(&record)
+                        .await?
+                        .is_some_and(|now| slot_of(&now, volume).is_some())
+            }
+            // It may run with it still, whoever may not look at it any more.
+            Found::Hidden(refusal) => return Err(refusal.into()),
+            Found::Nothing | Found::Container => false,
+        };
+        if has_it {
             return Ok(Some(holder));
         }
         known.remove(volume);
         Ok(None)
+    }
+
+    /// The configuration that a machine runs with: what is changed of it may wait for its next start. `None` when it is
+    /// gone.
+    async fn in_effect(&self, record: &Record) -> std::result::Result<Option<Record>, Refusal> {
+        let now = Read::config(&record.node, record.vmid).with("current", 1);
+        let fields = match self.wire.read(&now).await {
+            Ok(answer) => Fields::of(answer),
+            Err(refusal) if refusal.kind == Kind::NoMachine => return Ok(None),
+            Err(refusal) => return Err(refusal),
+        };
+        let fields = fields.ok_or_else(|| Refusal::unknown("the answer holds no configuration"))?;
+        Ok(Some(Record::new(&record.node, record.vmid, fields)))
+    }
+
+    /// A machine has no volume of ours any more, or not this one.
+    pub(super) async fn let_go(&self, vmid: Vmid, volume: Option<&str>) {
+        if let Some(known) = self.holders.lock().await.as_mut() {
+            known.retain(|held, holder| *holder != vmid || volume.is_some_and(|volume| volume != held));
+        }
     }
 
     /// Volumes of ours in the machines of our range.
@@ -75,9 +106,18 @@ impl<W: Wire> Pve<W> {
         let (owner, _) = self.volume_place()?;
         let mut holders = Vec::new();
         for machine in self.list_all().await? {
-            if let Found::Here(record) = self.find("look for volumes", machine.vmid).await? {
-                holders.extend(held_by(&record, owner).map(|volume| (volume, machine.vmid)));
+            let Found::Here(record) = self.find("look for volumes", machine.vmid).await? else {
+                continue;
+            };
+            let mut held: Vec<String> = held_by(&record, owner).collect();
+            if machine.power != Power::Stopped
+                && let Some(now) = self.in_effect(&record).await?
+            {
+                held.extend(held_by(&now, owner));
+                held.sort();
+                held.dedup();
             }
+            holders.extend(held.into_iter().map(|volume| (volume, machine.vmid)));
         }
         Ok(holders)
     }
@@ -112,34 +152,35 @@ impl<W: Wire> Pve<W> {
         let Some(mut record) = self.ours_or_absent(ACTION, from, stamp).await? else {
             return Ok(());
         };
+        let mut answer = Ok(());
         if let Some(slot) = slot_of(&record, volume) {
             if record.is_protected() {
                 // PVE keeps the disks of such a machine where they are.
                 self.set(&record, vec![pair("protection", 0)]).await?;
                 record = self.ours(ACTION, from, stamp).await?;
             }
-            self.set(&record, vec![pair("delete", slot)]).await?;
+            answer = self.set(&record, vec![pair("delete", slot)]).await;
         }
-        // A guest that does not let go leaves the change for its next start, and PVE says yes all the same.
-        let now = Read::config(&record.node, from).with("current", 1);
-        let answer = self.wire.read(&now).await?;
-        let now = Record::new(&record.node, from, Fields::of(answer).unwrap_or_default());
-        match slot_of(&now, volume) {
-            None => Ok(()),
-            Some(slot) => {
-                let revert = Change::Set {
-                    vmid: from,
-                    values: vec![pair("revert", slot)],
-                };
-                self.change(&record.node, revert).await?;
-                Err(refused(
-                    ACTION,
-                    from,
-                    "its guest does not let go of the disk; unmount it there first",
-                )
-                .into())
+        let now = self.in_effect(&record).await?;
+        let Some(slot) = now.and_then(|now| slot_of(&now, volume)) else {
+            return Ok(());
+        };
+        match answer {
+            // It does not come out of a machine that runs, and PVE, which says so or says yes, has noted that it is to
+            // come out before the next start.
+            Ok(()) => {}
+            Err(refusal) if matches!(refusal.kind, Kind::Invalid(_)) => {
+                tracing::debug!(vmid = %from, %refusal, "disk not unplugged");
             }
+            Err(refusal) => return Err(refusal.into()),
         }
+        let revert = Change::Set {
+            vmid: from,
+            values: vec![pair("revert", slot)],
+        };
+        self.change(&record.node, revert).await?;
+        let reason = "its guest does not let go of the disk; unmount it there first";
+        Err(refused(ACTION, from, reason).into())
     }
 
     /// PVE grows what is attached to a machine, and nothing else.
@@ -278,10 +319,11 @@ impl<W: Wire> Volumes for Pve<W> {
         let done = self
             .patiently("detach volume", from, || self.detach_once(volume, from, stamp))
             .await;
-        match done {
-            Err(BackendError::NoSuchMachine { .. }) => Ok(()),
-            other => other,
+        let done = absent_is_success(done);
+        if done.is_ok() {
+            self.let_go(from, Some(volume)).await;
         }
+        done
     }
 
     async fn grow_volume(&self, volume: &str, at: Vmid, stamp: &Stamp, size_gb: u32) -> Result<()> {

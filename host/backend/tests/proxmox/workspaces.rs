@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_backend::proxmox::connect;
-use agentlab_backend::{Backend, BackendError};
-use pve_sim::{Plugin, PveSim, Scale, Setup, Version};
+use agentlab_backend::{Backend, BackendError, CloneSpec, PowerOn};
+use pve_sim::{Plugin, PveSim, Request, Scale, Setup, Version};
 
-use crate::lab::{options, spec, stamp, vmid};
+use crate::lab::{options, shape, spec, stamp, vmid};
 use crate::ownership::settings;
 
 const QUICK: Scale = Scale(0.01);
@@ -254,4 +254,123 @@ async fn every_volume_is_listed_by_the_name_it_was_made_under_whatever_pve_calls
     for (volume, ours) in [(&*made, true), ("local:9000/base-9000-disk-0.qcow2", false)] {
         assert_eq!(backend.owns_volume(volume), ours, "{volume}");
     }
+}
+
+/// Asks for a change as root, in the words of its call, and returns the status of the answer.
+async fn as_root(node: &PveSim, path: &str, body: &'static str) -> u16 {
+    let request = Request {
+        method: "PUT".into(),
+        path: path.into(),
+        authorization: Some(format!("PVEAPIToken={}", node.root_token())),
+        content_type: Some("application/json".into()),
+        body: body.into(),
+        ..Request::default()
+    };
+    node.answer(request).await.status
+}
+
+fn second() -> CloneSpec {
+    let mut second = spec();
+    second.vmid = vmid(1001);
+    second.name = "sandbox-1001".into();
+    second.stamp.nonce = "fedcba9876543210".repeat(2);
+    second
+}
+
+/// A machine that runs and has a volume, and a second one that is off.
+async fn a_volume_in_a_machine_that_runs(node: &PveSim, backend: &dyn Backend) -> String {
+    let volume = backend.create_volume("ws-1", 1).await.unwrap();
+    for spec in [spec(), second()] {
+        backend.clone_template(&spec).await.unwrap();
+        backend.configure(spec.vmid, &spec.stamp, &shape()).await.unwrap();
+    }
+    backend
+        .attach_volume(&volume, vmid(1000), &stamp())
+        .await
+        .unwrap();
+    backend
+        .power_on(vmid(1000), &stamp(), PowerOn { nic: None })
+        .await
+        .unwrap();
+    // PVE unplugs nothing of a running machine that it boots from, and notes that it is to go later.
+    node.operator().configure(1000, "boot", Some("order=scsi0;scsi1"));
+    volume
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_could_not_be_unplugged_is_still_there_after_the_next_start() {
+    for version in [Version::V8, Version::V9] {
+        let node = node_with(Plugin::Dir, version).await;
+        let backend = backend_on(&node, "local");
+        let volume = a_volume_in_a_machine_that_runs(&node, &*backend).await;
+        let answer = backend.detach_volume(&volume, vmid(1000), &stamp()).await;
+        assert!(
+            matches!(&answer, Err(BackendError::Refused { reason, .. }) if reason.contains("does not let go")),
+            "{answer:?}"
+        );
+        backend.power_off(vmid(1000), &stamp()).await.unwrap();
+        backend
+            .power_on(vmid(1000), &stamp(), PowerOn { nic: None })
+            .await
+            .unwrap();
+        let config = node.operator().config(1000).unwrap();
+        assert!(
+            config
+                .get("scsi1")
+                .is_some_and(|drive| drive.starts_with(&volume)),
+            "{config:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_its_machines_for_as_long_as_that_runs_with_it() {
+    let node = node_with(Plugin::Dir, Version::V9).await;
+    let knows = backend_on(&node, "local");
+    let volume = a_volume_in_a_machine_that_runs(&node, &*knows).await;
+    // Somebody takes it out by hand: from then on the configuration is without it, and the machine is not.
+    let config = format!("/nodes/{}/qemu/1000/config", node.node());
+    assert_eq!(as_root(&node, &config, r#"{"delete":"scsi1"}"#).await, 400);
+    let second = second();
+    for backend in [&knows, &backend_on(&node, "local")] {
+        let answer = backend.attach_volume(&volume, second.vmid, &second.stamp).await;
+        assert!(
+            matches!(&answer, Err(BackendError::Refused { reason, .. }) if reason.contains("VM 1000")),
+            "{answer:?}"
+        );
+    }
+    knows.power_off(vmid(1000), &stamp()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_left_the_pool_keeps_its_volume_and_one_that_is_gone_has_none() {
+    let node = node_with(Plugin::Dir, Version::V9).await;
+    let backend = backend_on(&node, "local");
+    let volume = a_volume_in_a_machine_that_runs(&node, &*backend).await;
+    assert_eq!(
+        as_root(&node, "/pools/agentlab", r#"{"vms":"1000","delete":1}"#).await,
+        200
+    );
+    let second = second();
+    for answer in [
+        backend.attach_volume(&volume, second.vmid, &second.stamp).await,
+        backend.destroy_volume(&volume).await,
+    ] {
+        assert!(
+            matches!(&answer, Err(BackendError::Refused { reason, .. }) if reason.contains("VM 1000")),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(as_root(&node, "/pools/agentlab", r#"{"vms":"1000"}"#).await, 200);
+    backend.destroy(vmid(1000), &stamp()).await.unwrap();
+    // Somebody else's machine under its number is none of ours.
+    assert!(node.operator().create_foreign(1000));
+    assert_eq!(
+        as_root(&node, "/pools/agentlab", r#"{"vms":"1000","delete":1}"#).await,
+        200
+    );
+    backend
+        .attach_volume(&volume, second.vmid, &second.stamp)
+        .await
+        .unwrap();
 }
