@@ -120,6 +120,24 @@ pub fn enforcer_on(host: &Namespace) -> Result<Enforcer> {
     host.enter(|| Ok(Enforcer::start(host_policy()?)?))?
 }
 
+/// A host with the policy and a port of each trust level, without cables.
+pub fn bound_host() -> Result<(Namespace, Enforcer)> {
+    let host = bare_host()?;
+    let mut enforcer = enforcer_on(&host)?;
+    let ports = one_of_each_trust()?;
+    host.enter(|| enforcer.bind_all(&ports))??;
+    Ok((host, enforcer))
+}
+
+/// The taps of ports of each trust level, on whichever host this thread is.
+pub fn attach_one_of_each(enforcer: &mut Enforcer) -> Result<Vec<Tap>> {
+    let ports = one_of_each_trust()?;
+    Ok(ports
+        .iter()
+        .map(|port| enforcer.attach(port))
+        .collect::<Result<_, _>>()?)
+}
+
 /// All that nft knows on a host, without counters.
 pub fn listing(host: &Namespace) -> Result<String> {
     host.run("nft", &["--stateless", "list", "ruleset"], "")

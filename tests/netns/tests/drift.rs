@@ -4,7 +4,7 @@
 mod tests {
     use agentlab_netpolicy::{Intent, Observer};
     use agentlab_tests_netns::lab::{
-        bare_host, enforcer_on, host_policy, listing, one_of_each_trust, skipped,
+        attach_one_of_each, bare_host, bound_host, enforcer_on, host_policy, listing, skipped,
     };
     use agentlab_tests_netns::namespace::Namespace;
 
@@ -80,11 +80,7 @@ mod tests {
         }
         let host = bare_host().unwrap();
         let mut enforcer = enforcer_on(&host).unwrap();
-        let _taps: Vec<_> = one_of_each_trust()
-            .unwrap()
-            .iter()
-            .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
-            .collect();
+        let _taps = host.enter(|| attach_one_of_each(&mut enforcer)).unwrap().unwrap();
         let sound = listing(&host).unwrap();
         for &(program, damage, object) in DAMAGES {
             if program == "sysctl" {
@@ -105,7 +101,13 @@ mod tests {
         }
     }
 
-    /// Chains and the handles of their rules, in every table of ours.
+    /// Whether a line of a listing is a rule, and not where a set or chain begins.
+    fn is_rule(line: &str) -> bool {
+        let opens = line.contains('{') || line.starts_with("set ");
+        !opens || line.ends_with('}') || line.contains(" { ip saddr ")
+    }
+
+    /// Commands that delete one rule each: all rules, in every table of ours.
     fn rules(host: &Namespace) -> Vec<String> {
         let mut found = Vec::new();
         for family in ["bridge", "arp", "inet"] {
@@ -116,15 +118,8 @@ mod tests {
             for line in listing.lines().map(str::trim) {
                 if let Some(rest) = line.strip_prefix("chain ") {
                     chain = rest.split(' ').next().unwrap().to_owned();
-                } else if let Some((_, handle)) = line.rsplit_once("# handle ")
-                    && !line.contains('{')
-                    && !line.starts_with("set ")
-                {
-                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
-                } else if let Some((_, handle)) = line.rsplit_once("} # handle ") {
-                    found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
-                } else if line.contains(" { ip saddr ")
-                    && let Some((_, handle)) = line.rsplit_once("# handle ")
+                } else if let Some((rule, handle)) = line.rsplit_once(" # handle ")
+                    && is_rule(rule)
                 {
                     found.push(format!("delete rule {family} agentlab {chain} handle {handle}"));
                 }
@@ -138,11 +133,7 @@ mod tests {
         if skipped() {
             return;
         }
-        let host = bare_host().unwrap();
-        let mut enforcer = enforcer_on(&host).unwrap();
-        host.enter(|| enforcer.bind_all(&one_of_each_trust().unwrap()))
-            .unwrap()
-            .unwrap();
+        let (host, mut enforcer) = bound_host().unwrap();
         let (sound, count) = (listing(&host).unwrap(), rules(&host).len());
         let intent = Intent {
             host: host_policy().unwrap(),

@@ -9,7 +9,8 @@ mod tests {
         EnforceError, Enforcer, GuestPort, IfName, Intent, Observer, PlanError, Protocol, Trust,
     };
     use agentlab_tests_netns::lab::{
-        bare_host, enforcer_on, host_policy, listing, one_of_each_trust, port, skipped,
+        attach_one_of_each, bare_host, bound_host, enforcer_on, host_policy, listing, one_of_each_trust,
+        port, skipped,
     };
     use agentlab_tests_netns::namespace::Namespace;
 
@@ -24,11 +25,7 @@ mod tests {
         }
         let (host, other) = (bare_host().unwrap(), Namespace::new().unwrap());
         let mut enforcer = enforcer_on(&host).unwrap();
-        let _taps: Vec<_> = one_of_each_trust()
-            .unwrap()
-            .iter()
-            .map(|port| host.enter(|| enforcer.attach(port)).unwrap().unwrap())
-            .collect();
+        let _taps = host.enter(|| attach_one_of_each(&mut enforcer)).unwrap().unwrap();
         let intent = Intent {
             host: host_policy().unwrap(),
             ports: one_of_each_trust().unwrap(),
@@ -227,11 +224,7 @@ mod tests {
     #[ignore = "run by another test, as a process of its own"]
     fn holds_a_policy_until_it_is_killed() {
         let mut enforcer = Enforcer::start(host_policy().unwrap()).unwrap();
-        let _taps: Vec<_> = one_of_each_trust()
-            .unwrap()
-            .iter()
-            .map(|port| enforcer.attach(port).unwrap())
-            .collect();
+        let _taps = attach_one_of_each(&mut enforcer).unwrap();
         println!("standing");
         std::thread::park();
     }
@@ -241,11 +234,7 @@ mod tests {
         if skipped() {
             return;
         }
-        let host = bare_host().unwrap();
-        let mut enforcer = enforcer_on(&host).unwrap();
-        host.enter(|| enforcer.bind_all(&one_of_each_trust().unwrap()))
-            .unwrap()
-            .unwrap();
+        let (host, enforcer) = bound_host().unwrap();
         drop(enforcer);
         host.run("nft", &["add", "rule", "inet", "agentlab", "input", "accept"], "")
             .unwrap();
@@ -314,11 +303,7 @@ mod tests {
         if skipped() {
             return;
         }
-        let host = bare_host().unwrap();
-        let mut enforcer = enforcer_on(&host).unwrap();
-        host.enter(|| enforcer.bind_all(&one_of_each_trust().unwrap()))
-            .unwrap()
-            .unwrap();
+        let (host, mut enforcer) = bound_host().unwrap();
         let before = listing(&host).unwrap();
         host.ip("link add tap1009i0 type bridge").unwrap();
         host.enter(|| {
