@@ -8,6 +8,14 @@ use crate::lab::{options, shape, spec, stamp, vmid};
 use crate::ownership::{backend, settings};
 
 const QUICK: Scale = Scale(0.01);
+/// A storage of each kind that differs in what it can.
+const EACH: [Plugin; 5] = [
+    Plugin::Dir,
+    Plugin::Zfs,
+    Plugin::LvmThin,
+    Plugin::Rbd,
+    Plugin::Lvm,
+];
 
 async fn node_with(plugin: Plugin) -> PveSim {
     let mut setup = Setup::lab(Version::V9, QUICK);
@@ -18,13 +26,7 @@ async fn node_with(plugin: Plugin) -> PveSim {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clone_is_linked_where_the_storage_can_and_full_where_it_cannot() {
-    for plugin in [
-        Plugin::Dir,
-        Plugin::Zfs,
-        Plugin::LvmThin,
-        Plugin::Rbd,
-        Plugin::Lvm,
-    ] {
+    for plugin in EACH {
         let node = node_with(plugin).await;
         let mut options = options();
         options.node = None;
@@ -59,13 +61,7 @@ async fn a_clone_is_linked_where_the_storage_can_and_full_where_it_cannot() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_asked_for_twice_is_one_whatever_its_storage_calls_it() {
-    for plugin in [
-        Plugin::Dir,
-        Plugin::Zfs,
-        Plugin::LvmThin,
-        Plugin::Rbd,
-        Plugin::Lvm,
-    ] {
+    for plugin in EACH {
         let node = node_with(plugin).await;
         let mut options = options();
         options.node = None;
