@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod command;
 pub mod frame;
+pub mod git_name;
 pub mod message;
 pub mod secret;
 pub mod seed;

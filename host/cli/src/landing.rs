@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use agentlab_protocol::git_name::{is_git_directory, seen_by_git};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -94,23 +95,6 @@ impl Place {
         path.push(&self.last);
         path
     }
-}
-
-/// What file systems that ignore some characters, and what follows a colon, make of a name.
-fn seen_by_git(part: &str) -> String {
-    let visible: String = part
-        .chars()
-        .filter(|c| {
-            !matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
-        })
-        .collect();
-    let name = visible.split(':').next().unwrap_or_default();
-    name.trim_end_matches(['.', ' ']).to_owned()
-}
-
-fn is_git_directory(part: &str) -> bool {
-    let name = seen_by_git(part);
-    name.eq_ignore_ascii_case(".git") || name.eq_ignore_ascii_case("git~1")
 }
 
 /// The directory of the operator's.

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::git_name::is_git_directory;
+
 /// Header of an artifact upload: lower-case hexadecimal SHA-256 of the whole file.
 pub const SHA256_HEADER: &str = "x-agentlab-sha256";
 /// Header of an artifact upload: an [`ArtifactRole`] word.
@@ -143,20 +145,6 @@ impl FromStr for ArtifactName {
         }
         Ok(Self(text.to_owned()))
     }
-}
-
-/// Whether some file system makes `.git` of a name: by ignoring case, what follows a colon, dots and spaces at the end
-/// or characters that nobody sees, or by its short form.
-fn is_git_directory(part: &str) -> bool {
-    let visible: String = part
-        .chars()
-        .filter(|c| {
-            !matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
-        })
-        .collect();
-    let name = visible.split(':').next().unwrap_or_default();
-    let name = name.trim_end_matches(['.', ' ']);
-    name.eq_ignore_ascii_case(".git") || name.eq_ignore_ascii_case("git~1")
 }
 
 impl TryFrom<String> for ArtifactName {
