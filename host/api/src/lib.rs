@@ -22,6 +22,7 @@ mod route;
 mod sandbox;
 mod secret;
 mod status;
+mod template;
 mod workspace;
 
 pub use allow::{AllowEntry, AllowError, AllowPorts, MOST_PORTS_OF_NAME};
@@ -46,6 +47,7 @@ pub use sandbox::{
 };
 pub use secret::{SSH_KEY_TYPES, SecretName, SecretNameError, is_environment_name, is_ssh_key_name};
 pub use status::{BackendStatus, BackendTrouble, BackendTroubleKind, StatusView, TemplateView};
+pub use template::{device_of_host, is_agent_enabled};
 pub use workspace::{
     WorkspaceAdopt, WorkspaceAttach, WorkspaceCheck, WorkspaceFinding, WorkspaceFindingKind, WorkspaceFork,
     WorkspaceId, WorkspaceList, WorkspaceMove, WorkspaceRebind, WorkspaceRequest, WorkspaceResize,

@@ -300,6 +300,12 @@ impl Record {
         })
     }
 
+    /// Every key with its value.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (String, String)> {
+        let keys = self.fields.keys();
+        keys.filter_map(|key| Some((key.to_owned(), self.fields.text(key)?)))
+    }
+
     /// Numbered keys of some kinds, such as `net0`, with their values.
     pub(crate) fn devices(&self, kinds: &'static [&str]) -> impl Iterator<Item = (String, String)> {
         let slots = self

@@ -1,7 +1,7 @@
 //! Whether a machine is a template that sandboxes can be made of. Asked before each clone: what is wrong with a template
 //! would else be found minutes later, in a guest that says nothing.
 
-use agentlab_api::Vmid;
+use agentlab_api::{Vmid, device_of_host, is_agent_enabled};
 
 use super::record::Record;
 
@@ -34,7 +34,7 @@ pub(super) fn check(record: &Record, bridge: &str) -> Result<(), Fault> {
         );
     }
     let agent = record.text("agent").unwrap_or_default();
-    if !agent.split(',').any(is_enabled) {
+    if !is_agent_enabled(&agent) {
         return fault(
             "its guest agent is switched off, by which guests are looked into and shut down",
             format!("`qm set {vmid} --agent 1`"),
@@ -53,36 +53,12 @@ pub(super) fn check(record: &Record, bridge: &str) -> Result<(), Fault> {
     }
 }
 
-/// The first part of `agent`, in each of the ways that PVE takes.
-fn is_enabled(part: &str) -> bool {
-    matches!(
-        part.strip_prefix("enabled=").unwrap_or(part),
-        "1" | "on" | "yes" | "true"
-    )
-}
-
 /// A key that gives guests something of the host's own, and what that is.
 fn of_host(record: &Record) -> Option<(String, &'static str)> {
-    if record.text("ivshmem").is_some() {
-        return Some(("ivshmem".to_owned(), "shared memory"));
-    }
-    let kinds = &[
-        "hostpci", "usb", "virtiofs", "parallel", "serial", "ide", "sata", "scsi",
-    ];
-    let mut devices = record.devices(kinds);
-    devices.find_map(|(slot, value)| {
-        let kind = slot.trim_end_matches(|letter: char| letter.is_ascii_digit());
-        let first = value.split(',').next().unwrap_or_default();
-        let what = match kind {
-            "hostpci" => "a PCI device",
-            "usb" if first != "spice" && first != "host=spice" => "a USB device",
-            "virtiofs" => "a directory",
-            "parallel" => "a parallel port",
-            "serial" if first != "socket" => "a serial port",
-            "ide" | "sata" | "scsi" if matches!(first, "cdrom" | "file=cdrom") => "the CD-ROM drive",
-            _ => return None,
-        };
-        Some((slot, what))
+    let mut entries = record.entries();
+    entries.find_map(|(key, value)| {
+        let what = device_of_host(&key, &value)?;
+        Some((key, what))
     })
 }
 

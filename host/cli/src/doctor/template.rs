@@ -1,7 +1,7 @@
 //! Whether a template can become sandboxes that work. What its clones are given anew does not matter: NICs, protection,
 //! start at boot, cloud-init's upgrades.
 
-use agentlab_api::Vmid;
+use agentlab_api::{Vmid, device_of_host, is_agent_enabled};
 use serde_json::Value;
 
 use super::row::Row;
@@ -102,11 +102,7 @@ fn lack(vmid: Vmid, config: &Value) -> Option<Row> {
         );
     }
     let agent = text(config, "agent").unwrap_or_default();
-    let is_enabled = |part: &str| {
-        let word = part.strip_prefix("enabled=").unwrap_or(part);
-        matches!(word, "1" | "on" | "yes" | "true")
-    };
-    if !agent.split(',').any(is_enabled) {
+    if !is_agent_enabled(&agent) {
         return fail(
             "has its guest agent switched off".to_owned(),
             format!("qm set {vmid} --agent 1"),
@@ -134,21 +130,7 @@ fn lack(vmid: Vmid, config: &Value) -> Option<Row> {
 /// A key that gives guests something of the host's own, and what that is.
 fn of_host(config: &Value) -> Option<(&str, &'static str)> {
     let mut entries = config.as_object().into_iter().flatten();
-    entries.find_map(|(key, value)| {
-        let kind = key.trim_end_matches(|letter: char| letter.is_ascii_digit());
-        let first = value.as_str()?.split(',').next()?;
-        let what = match kind {
-            "ivshmem" => "shared memory",
-            "hostpci" => "a PCI device",
-            "usb" if first != "spice" && first != "host=spice" => "a USB device",
-            "virtiofs" => "a directory",
-            "parallel" => "a parallel port",
-            "serial" if first != "socket" => "a serial port",
-            "ide" | "sata" | "scsi" if matches!(first, "cdrom" | "file=cdrom") => "the CD-ROM drive",
-            _ => return None,
-        };
-        Some((key.as_str(), what))
-    })
+    entries.find_map(|(key, value)| Some((key.as_str(), device_of_host(key, value.as_str()?)?)))
 }
 
 /// What works and costs something.
