@@ -15,7 +15,9 @@ pub use self::artifact::{
     OFFSET_HEADER, PATCH_NAME, REPORT_NAME, RESUMABLE_BYTES, ROLE_HEADER, SHA256_HEADER,
 };
 pub use self::order::{JobOrder, Order, PushOrder, Repository};
-pub use self::report::{ExposedSecret, FailureCause, PushResult, Report, ReportStatus, ReportedArtifact};
+pub use self::report::{
+    ExposedSecret, FailureCause, PushResult, Report, ReportStatus, ReportedArtifact, SecretSearch,
+};
 use crate::secret::SecretText;
 use crate::workspace::{WorkspaceNews, WorkspaceOrder};
 

@@ -45,6 +45,8 @@ pub(crate) struct Made {
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     pub(crate) head: Option<String>,
+    /// The commit the agent began at, if the repository still has it: what the commits are counted from.
+    pub(crate) base: Option<String>,
     pub(crate) commits: u32,
     pub(crate) uncommitted: bool,
     pub(crate) made: Vec<Made>,
@@ -204,6 +206,7 @@ impl<'a> Collector<'a> {
             );
             log.runner(&text);
         }
+        work.base = base.map(str::to_owned);
         let not_base = base.map(|base| format!("^{base}"));
         let range: Vec<&str> = std::iter::once(WORK_REF).chain(not_base.as_deref()).collect();
         let count = [&["rev-list", "--count"], range.as_slice()].concat();
@@ -250,7 +253,7 @@ impl<'a> Collector<'a> {
             added = self.finished(&git, &add).await?;
         }
         if let Some(done) = added.filter(|done| !done.status.success()) {
-            let words: String = done.stderr.trim().chars().take(400).collect();
+            let words = done.stderr.trim();
             work.left_out
                 .push(format!("{DIFF_NAME}: some files could not be read: {words}"));
         }

@@ -27,13 +27,15 @@ use crate::secrets::NamedSecret;
 
 /// More than anybody looks at one by one.
 const MOST: usize = 100;
+/// Longest path that is named, in characters.
+const LONGEST_PATH: usize = 300;
 /// Names and ids of what changed without being committed.
 const MOST_LISTED: usize = 16 << 20;
 
-/// Every place of the work where one of `secrets` stands and did not stand before.
+/// Places of the work where one of `secrets` stands and did not stand before: all of them, or the first [`MOST`]. An
+/// error: not all of the work could be read.
 pub(super) async fn find(
     work: &Work,
-    base: Option<&str>,
     secrets: &[NamedSecret],
     (layout, log): (&Layout, &JobLog),
 ) -> Result<Vec<ExposedSecret>, ProcessError> {
@@ -52,6 +54,7 @@ pub(super) async fn find(
     };
     let mut found = Vec::new();
     if work.commits > 0 {
+        let base = work.base.as_deref();
         let objects = search.committed(base).await?;
         found.extend(search.within(&objects, base, false).await?);
     }
@@ -130,13 +133,31 @@ impl Search<'_> {
         let all = self.log.needles();
         let mut suspects = Objects::new(vec![&all]);
         self.read(objects, &mut suspects).await?;
-        let suspects: Vec<Object> = suspects.found.into_keys().take(MOST).collect();
-        if suspects.is_empty() {
-            return Ok(Vec::new());
-        }
-        let named = self.named(&lines(&suspects)).await?;
-        let before = self.before(&suspects, base).await?;
+        let suspects: Vec<Object> = suspects.found.into_keys().collect();
         let mut found = BTreeSet::new();
+        for suspects in suspects.chunks(MOST) {
+            self.new_in(suspects, base, &mut found).await?;
+            if found.len() >= MOST {
+                break;
+            }
+        }
+        let exposed = |(path, secret): (String, String)| ExposedSecret {
+            secret,
+            uncommitted,
+            path: (!path.is_empty()).then(|| self.log.redact(&path).chars().take(LONGEST_PATH).collect()),
+        };
+        Ok(found.into_iter().map(exposed).collect())
+    }
+
+    /// Adds path and name of each secret in these objects that the base does not have at the same path.
+    async fn new_in(
+        &self,
+        suspects: &[Object],
+        base: Option<&str>,
+        found: &mut BTreeSet<(String, String)>,
+    ) -> Result<(), ProcessError> {
+        let named = self.named(&lines(suspects)).await?;
+        let before = self.before(suspects, base).await?;
         for (object, secrets) in named {
             let known = before.get(&object.path);
             for secret in secrets
@@ -148,12 +169,7 @@ impl Search<'_> {
                 }
             }
         }
-        let exposed = |(path, secret): (String, String)| ExposedSecret {
-            secret,
-            uncommitted,
-            path: (!path.is_empty()).then(|| self.log.redact(&path)),
-        };
-        Ok(found.into_iter().map(exposed).collect())
+        Ok(())
     }
 
     async fn named(&self, objects: &[u8]) -> Result<Named, ProcessError> {
@@ -204,13 +220,17 @@ impl Search<'_> {
     }
 }
 
+/// Mode of a commit of another repository, whose objects are not in this one.
+const SUBMODULE: &[u8] = b"160000";
+
 /// `git diff --raw -z` as `<id> <path>` lines, of what is there afterwards.
 fn changed_objects(raw: &[u8]) -> Vec<u8> {
     let mut fields = raw.split(|byte| *byte == 0);
     let mut lines = Vec::new();
     while let (Some(about), Some(path)) = (fields.next(), fields.next()) {
-        let id = about.split(|byte| *byte == b' ').nth(3).unwrap_or_default();
-        if id.iter().any(|digit| *digit != b'0') {
+        let mut words = about.split(|byte| *byte == b' ').skip(1);
+        let (mode, id) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
+        if mode != SUBMODULE && id.iter().any(|digit| *digit != b'0') {
             line(&mut lines, id, path);
         }
     }
@@ -227,7 +247,7 @@ fn tree_objects(list: &[u8]) -> Vec<u8> {
             halves.next().unwrap_or_default(),
         );
         let id = about.split(|byte| *byte == b' ').nth(2).unwrap_or_default();
-        if !id.is_empty() {
+        if !about.starts_with(SUBMODULE) && !id.is_empty() {
             line(&mut lines, id, path);
         }
     }
@@ -278,13 +298,13 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// An object that is missing says only so, and has no bytes.
-    fn begin(&mut self) {
+    fn begin(&mut self) -> io::Result<()> {
         let header = String::from_utf8_lossy(&std::mem::take(&mut self.header)).into_owned();
         let mut words = header.trim_end_matches('\n').splitn(4, ' ');
         let (id, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        // An object that is missing says only so, and has no bytes.
         let Some(size) = words.next().and_then(|size| size.parse::<u64>().ok()) else {
-            return;
+            return Err(io::Error::other(format!("object {id} cannot be read")));
         };
         let path = words.next().unwrap_or_default().to_owned();
         // A tree says the names of what has a path of its own.
@@ -306,6 +326,7 @@ impl<'a> Objects<'a> {
             left: size.saturating_add(1),
             redactors,
         });
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -333,7 +354,7 @@ impl Sink for Objects<'_> {
                 self.header.write_all(head)?;
                 chunk = rest;
                 if end.is_some() {
-                    self.begin();
+                    self.begin()?;
                 }
                 continue;
             };
@@ -350,5 +371,29 @@ impl Sink for Objects<'_> {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_is_missing_is_not_an_object_without_secrets() {
+        let needles = Arc::new(Needles::new(["s3cr3t-api-key"]));
+        let mut objects = Objects::new(vec![&needles]);
+        assert!(objects.take(b"12ab blob 5 a/b c\nhello\n34").is_ok());
+        assert!(objects.take(b"cd missing\n").is_err());
+    }
+
+    #[test]
+    fn commits_of_other_repositories_are_nobodys_objects() {
+        let changed =
+            b":100644 100644 aa bb M\0a b\0:000000 160000 00 cc A\0sub\0:100644 000000 dd 00 D\0gone\0";
+        assert_eq!(changed_objects(changed), b"bb a b\n");
+        assert_eq!(
+            tree_objects(b"160000 commit cc\tsub\0100644 blob bb\ta b\0"),
+            b"bb a b\n"
+        );
     }
 }

@@ -39,7 +39,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentlab_protocol::message::{
-    FailureCause, JobOrder, Phase, PushResult, RedeemAnswer, Report, ReportStatus, Repository, VERSION,
+    FailureCause, JobOrder, Phase, PushResult, RedeemAnswer, Report, ReportStatus, Repository, SecretSearch,
+    VERSION,
 };
 use agentlab_protocol::secret::SecretText;
 use agentlab_protocol::workspace::WorkspaceNews;
@@ -418,19 +419,21 @@ impl<H: HostLink> Job<'_, H> {
     /// Names in the report what of the work is a secret, and keeps such commits from going to an origin: as well as
     /// those of which nobody knows.
     async fn look_for_secrets(&self, report: &mut Report, work: &mut Work) {
-        let base = report.base_commit.as_deref();
-        match exposed::find(work, base, self.secrets, (self.layout, self.log)).await {
+        match exposed::find(work, self.secrets, (self.layout, self.log)).await {
             Ok(found) => {
                 for one in &found {
                     self.log.runner(&format!("ALARM: the work holds a secret: {one}"));
                 }
                 work.withheld = exposed::forbids_push(&found);
                 report.exposed_secrets = found;
+                report.secret_search = Some(SecretSearch::Complete);
             }
             Err(error) => {
                 let words = format!("ALARM: the work could not be searched for secrets: {error}");
                 self.log.runner(&words);
                 work.withheld = Some(words);
+                let reason = bounded(&self.log.redact(&error.to_string()));
+                report.secret_search = Some(SecretSearch::Incomplete { reason });
             }
         }
     }
@@ -488,6 +491,7 @@ fn empty_report(order: &JobOrder) -> Report {
         agent_milliseconds: 0,
         push: None,
         exposed_secrets: Vec::new(),
+        secret_search: None,
         artifacts: Vec::new(),
         left_out: Vec::new(),
         inner_sandbox: "none".to_owned(),

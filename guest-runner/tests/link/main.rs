@@ -64,6 +64,7 @@ mod tests {
             commits: 1,
             uncommitted: false,
             exposed_secrets: Vec::new(),
+            secret_search: None,
             agent_milliseconds: 5,
             push: None,
             artifacts: Vec::new(),

@@ -144,6 +144,7 @@ mod tests {
                 agent_milliseconds: 0,
                 push: None,
                 exposed_secrets: Vec::new(),
+                secrets_unsearched: None,
             }),
             failure: failure.map(|code| Failure {
                 code,

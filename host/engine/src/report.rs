@@ -3,7 +3,7 @@
 use agentlab_api::{ArtifactKind, ErrorCode, ExposedSecret, Failure, JobOutcome, JobState, PushOutcome};
 use agentlab_protocol::message::{
     ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, LOG_NAME, PATCH_NAME, Phase,
-    PushResult, REPORT_NAME, Report, ReportStatus,
+    PushResult, REPORT_NAME, Report, ReportStatus, SecretSearch,
 };
 use agentlab_store::{ArtifactRecord, JobRecord};
 
@@ -15,6 +15,8 @@ const MESSAGE: usize = 4000;
 const COMMITS: u32 = 1_000_000;
 /// More places with a secret than a guest may name.
 const EXPOSED: usize = 100;
+/// Why, where the guest says nothing.
+const UNSEARCHED: &str = "its runner does not say that it searched, as those of older templates do not";
 /// Longest name of a secret, and longest path, that is kept.
 const NAME: usize = 300;
 
@@ -60,6 +62,7 @@ pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord],
         agent_milliseconds: report.agent_milliseconds.min(longest),
         push: job.push.as_ref().and(report.push.as_ref()).map(push_outcome),
         exposed_secrets: exposed_secrets(report),
+        secrets_unsearched: secrets_unsearched(report),
     };
     let (state, mut failure) = verdict(report, job, stored);
     if let (Some(name), Some(failure)) = (lost_work(report, stored), failure.as_mut()) {
@@ -84,9 +87,24 @@ fn exposed_secrets(report: &Report) -> Vec<ExposedSecret> {
     .collect()
 }
 
+/// Why there may be more of them.
+fn secrets_unsearched(report: &Report) -> Option<String> {
+    match &report.secret_search {
+        Some(SecretSearch::Complete) => None,
+        Some(SecretSearch::Incomplete { reason }) => Some(clean_line(reason, MESSAGE)),
+        None => (report.commits > 0 || report.uncommitted).then(|| UNSEARCHED.to_owned()),
+    }
+}
+
 /// What an operator is to know at once of the work.
 pub(crate) fn alarm(outcome: &JobOutcome) -> Option<String> {
-    let (first, more) = outcome.exposed_secrets.split_first()?;
+    let Some((first, more)) = outcome.exposed_secrets.split_first() else {
+        let reason = outcome.secrets_unsearched.as_ref()?;
+        return Some(format!(
+            "The work was not searched to its end for secrets that the agent was given: {reason}. Look for them before you \
+             publish it"
+        ));
+    };
     let more = match more.len() {
         0 => String::new(),
         count => format!(", and {count} more"),
@@ -369,6 +387,7 @@ mod tests {
             agent_milliseconds: u64::MAX,
             push: None,
             exposed_secrets: vec![],
+            secret_search: Some(SecretSearch::Complete),
             artifacts: vec![],
             left_out: vec![],
             inner_sandbox: "bubblewrap".into(),
@@ -446,6 +465,23 @@ mod tests {
         assert_eq!(outcome.exposed_secrets.len(), EXPOSED);
         let text = alarm(&outcome).unwrap();
         assert!(text.contains("API_KEY in a [2J/.env, and 99 more."), "{text}");
+    }
+
+    #[test]
+    fn work_that_was_not_searched_to_its_end_for_secrets_is_never_taken_for_clear() {
+        let outcome = |search: Option<SecretSearch>, commits: u32| {
+            let mut said = report(ReportStatus::Completed, Some(0));
+            (said.secret_search, said.commits) = (search, commits);
+            judge(&said, &job(), &[], 1000).outcome.unwrap()
+        };
+        assert_eq!(outcome(Some(SecretSearch::Complete), 1).secrets_unsearched, None);
+        let reason = "git\u{1b}[2J\nfailed".to_owned();
+        let failed = outcome(Some(SecretSearch::Incomplete { reason }), 1);
+        assert_eq!(failed.secrets_unsearched.as_deref(), Some("git [2J failed"));
+        assert!(alarm(&failed).unwrap().contains("not searched to its end"));
+        let silent = outcome(None, 1);
+        assert_eq!(silent.secrets_unsearched.as_deref(), Some(UNSEARCHED));
+        assert_eq!(outcome(None, 0).secrets_unsearched, None, "there is no work");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!   write NAME TEXT        leaves files/NAME
 //!   commit FILE TEXT       replaces a file of the repository and commits that
 //!   expose NAME PATH       reports that this secret stands in this file of the commits
+//!   unsearched TEXT        reports that the work was not searched to its end, and why
 //!   await PATH             goes on once this file exists: how a test says go
 //!   hang                   goes on when the host asks for an end, never otherwise
 //!   exit CODE              the agent ends with this status
@@ -53,6 +54,7 @@ pub(crate) struct Script {
     work: Option<Work>,
     files: Vec<(String, String)>,
     exposed: Vec<Value>,
+    search: Value,
 }
 
 /// The repository as the agent has it.
@@ -88,6 +90,7 @@ impl Script {
             work: None,
             files: Vec::new(),
             exposed: Vec::new(),
+            search: json!({"result": "complete"}),
         }
     }
 
@@ -168,6 +171,7 @@ impl Script {
                     let (secret, path) = rest.split_once(' ').context("expose NAME PATH")?;
                     self.exposed.push(json!({"secret": secret, "path": path}));
                 }
+                "unsearched" => self.search = json!({"result": "incomplete", "reason": unescaped(rest)}),
                 "await" => {
                     while !Path::new(rest).exists() {
                         if self.beat("agent").await? {
@@ -208,6 +212,7 @@ impl Script {
         self.beat("upload").await?;
         let mut last = report(&self.job, end);
         last["exposed_secrets"] = json!(self.exposed);
+        last["secret_search"] = self.search.clone();
         if let Some(work) = &self.work {
             let (dir, base) = (work.repository.clone(), work.base.clone());
             let head = git(&dir, &["rev-parse", "HEAD"]).await?.trim().to_owned();

@@ -287,6 +287,39 @@ fn work_with_a_secret_in_it_is_shown_so_and_applied_only_when_that_is_allowed() 
 }
 
 #[test]
+fn work_that_was_not_searched_for_secrets_is_shown_so_and_applied_only_when_that_is_allowed() {
+    let lab = Lab::started().unwrap();
+    let job = worked(
+        &lab,
+        "commit sum.sh echo 5\nunsearched `git cat-file` failed: \\e[2J",
+    );
+    let say = |arguments: &[&str]| shown(&lab, &lab.agentlab(arguments).unwrap());
+    let apply = ["job", "apply", &job, "--repo", "repository"];
+    assert_shown!("apply-unsearched", say(&apply));
+    let review = ["job", "review", &job, "--repo", "repository"];
+    let strict = [&review[..], &["--strict", "--no-diff"]].concat();
+    let reviewed = lab.agentlab(&strict).unwrap();
+    assert_eq!(reviewed.code(), Some(1), "{reviewed:?}");
+    let last = reviewed.stdout.lines().last().unwrap();
+    assert!(
+        last.starts_with("NOT SEARCHED FOR SECRETS") && last.ends_with(": `git cat-file` failed:  [2J"),
+        "{last:?}"
+    );
+    let document = lab.json(&review).unwrap();
+    assert_eq!(
+        document["secrets_unsearched"], "`git cat-file` failed:  [2J",
+        "{document}"
+    );
+    let shown = lab.agentlab(&["job", "show", &job]).unwrap().stdout;
+    assert!(shown.contains("not searched to its end"), "{shown}");
+    let told = lab.agentlab(&["job", "logs", &job]).unwrap().stdout;
+    assert!(told.contains("The work was not searched to its end"), "{told}");
+    let allowed = [&apply[..], &["--allow-secrets"]].concat();
+    let ran = lab.agentlab(&allowed).unwrap();
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+}
+
+#[test]
 fn work_that_is_not_there_or_not_finished_is_not_applied() {
     let lab = Lab::started().unwrap();
     let apply = |job: &str, more: &[&str]| {

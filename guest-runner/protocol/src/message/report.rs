@@ -63,6 +63,9 @@ pub struct Report {
     /// Secrets of the job that stand in the work, at most 100 places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exposed_secrets: Vec<ExposedSecret>,
+    /// Whether those are all of them. Absent: nothing was collected, or the runner does not search.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_search: Option<SecretSearch>,
     /// Files uploaded before this report.
     #[serde(default)]
     pub artifacts: Vec<ReportedArtifact>,
@@ -86,6 +89,19 @@ pub struct ExposedSecret {
     /// It is in the uncommitted changes, not in the commits.
     #[serde(default)]
     pub uncommitted: bool,
+}
+
+/// How far the work was searched for [`ExposedSecret`]s.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case", deny_unknown_fields)]
+pub enum SecretSearch {
+    /// All of it.
+    Complete,
+    /// Not to its end, so that there may be more of them.
+    Incomplete {
+        /// Why, at most 4,000 characters, redacted.
+        reason: String,
+    },
 }
 
 impl fmt::Display for ExposedSecret {

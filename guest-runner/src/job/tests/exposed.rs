@@ -1,7 +1,8 @@
 //! Secrets that an agent writes into its work.
 
-use agentlab_protocol::message::ExposedSecret;
+use agentlab_protocol::message::{ExposedSecret, Report, SecretSearch, Stream};
 
+use super::agents::install;
 use super::{Lab, shell};
 use crate::requirement::skipped_without_root;
 
@@ -11,6 +12,10 @@ fn exposed(path: Option<&str>, uncommitted: bool) -> ExposedSecret {
         path: path.map(str::to_owned),
         uncommitted,
     }
+}
+
+fn was_searched(report: &Report) -> bool {
+    report.secret_search == Some(SecretSearch::Complete)
 }
 
 #[tokio::test]
@@ -38,12 +43,13 @@ async fn a_secret_in_the_work_is_named_with_its_file_and_the_work_stays_as_it_is
         ],
         "{report:?}"
     );
+    assert!(was_searched(&report), "{report:?}");
     let applied = lab.applied().await;
     let written = std::fs::read_to_string(applied.join("a b/.env")).unwrap();
     assert_eq!(written, "s3cr3t-api-key\n");
     let store = std::fs::read(applied.join("store")).unwrap();
     assert_eq!(store, b"\0s3cr3t-api-key\0");
-    let told = lab.host.text(agentlab_protocol::message::Stream::Runner);
+    let told = lab.host.text(Stream::Runner);
     assert!(
         told.contains("ALARM: the work holds a secret: API_KEY in store"),
         "{told}"
@@ -56,9 +62,21 @@ async fn a_name_that_is_a_secret_is_named_without_it() {
     if skipped_without_root() {
         return;
     }
-    let lab = Lab::new("touch \"$API_KEY.txt\"; git add .; git commit -qm name").await;
+    let long = "x".repeat(200);
+    let lab = Lab::new(&format!(
+        "mkdir -p y/{long}/{long}; echo $API_KEY > y/{long}/{long}/a; touch \"$API_KEY.txt\"; git add .; git commit -qm name"
+    ))
+    .await;
     let report = lab.run().await;
-    assert_eq!(report.exposed_secrets, [exposed(Some("[redacted].txt"), false)]);
+    let [name, path] = report.exposed_secrets.as_slice() else {
+        panic!("{report:?}");
+    };
+    assert_eq!(*name, exposed(Some("[redacted].txt"), false));
+    let path = path.path.as_ref().unwrap();
+    assert!(
+        path.starts_with("y/xx") && path.len() == 300,
+        "a report is a message of bounded size: {path}"
+    );
 }
 
 #[tokio::test]
@@ -78,4 +96,67 @@ async fn what_the_repository_said_before_is_nobodys_secret() {
     let report = lab.run().await;
     assert!(report.commits == 1 && report.uncommitted, "{report:?}");
     assert_eq!(report.exposed_secrets, []);
+}
+
+#[tokio::test]
+async fn known_words_in_many_files_do_not_hide_a_secret_in_one_more() {
+    if skipped_without_root() {
+        return;
+    }
+    let mut lab = Lab::new(
+        "for file in known*; do echo more >> $file; done; echo new $API_KEY > new; git add .; git commit -qm all",
+    )
+    .await;
+    let source = lab.base.path().join("source");
+    let make = "for n in $(seq 150); do echo $n s3cr3t-api-key > known$n; done; git add .; git commit -qm known; \
+                git bundle create -q ../known HEAD";
+    shell(&source, make).await;
+    lab.bring(std::fs::read(lab.base.path().join("known")).unwrap());
+    let report = lab.run().await;
+    assert_eq!(report.exposed_secrets, [exposed(Some("new"), false)]);
+    assert!(was_searched(&report), "{report:?}");
+}
+
+#[tokio::test]
+async fn work_without_the_commit_it_began_at_is_searched_as_a_whole() {
+    if skipped_without_root() {
+        return;
+    }
+    let lab = Lab::new(
+        "rm -rf .git; git init -q; echo $API_KEY > new; git add .; git commit -qm anew; echo $API_KEY > left",
+    )
+    .await;
+    let report = lab.run().await;
+    assert!(
+        lab.host
+            .text(Stream::Runner)
+            .contains("is gone from the repository"),
+        "{report:?}"
+    );
+    let both = [exposed(Some("new"), false), exposed(Some("left"), true)];
+    assert_eq!(report.exposed_secrets, both, "{report:?}");
+    assert!(was_searched(&report), "{report:?}");
+}
+
+#[tokio::test]
+async fn work_that_could_not_be_searched_says_so_and_comes_all_the_same() {
+    if skipped_without_root() {
+        return;
+    }
+    let lab = Lab::new("echo harmless > b.txt; git add .; git commit -qm harmless").await;
+    install(
+        &lab,
+        "git",
+        "case \"$*\" in *'cat-file --batch'*) echo 'fatal: no memory for s3cr3t-api-key' >&2; exit 128;; esac; \
+         exec /usr/bin/git \"$@\"",
+    );
+    let report = lab.run().await;
+    assert_eq!((report.exposed_secrets.as_slice(), report.commits), (&[][..], 1));
+    let Some(SecretSearch::Incomplete { reason }) = &report.secret_search else {
+        panic!("{report:?}");
+    };
+    assert!(reason.contains("no memory for [redacted]"), "{reason}");
+    let told = lab.host.text(Stream::Runner);
+    assert!(told.contains("ALARM: the work could not be searched"), "{told}");
+    assert!(lab.host.artifact("work.bundle").is_some());
 }

@@ -32,7 +32,7 @@ pub(crate) struct Apply {
     /// the exit gate finds nothing or --strict takes it out
     #[arg(long)]
     merge: bool,
-    /// Also when a secret that the agent was given stands in its commits
+    /// Also when a secret that the agent was given stands in its commits, or they were not searched for one
     #[arg(long)]
     allow_secrets: bool,
     /// Also when the job is not COMPLETED
@@ -114,20 +114,42 @@ impl Apply {
         let mut committed = job_review::exposed_secrets(job)
             .iter()
             .filter(|one| !one.uncommitted);
-        match committed.next() {
-            Some(first) if !self.allow_secrets => Err(CommandError::Refused {
-                message: format!(
+        if self.allow_secrets {
+            return Ok(());
+        }
+        let refused = |message, hint| {
+            Err(CommandError::Refused {
+                message,
+                hint: Some(hint),
+            })
+        };
+        if let Some(first) = committed.next() {
+            return refused(
+                format!(
                     "the commits of {} hold a secret that the agent was given: {first}",
                     job.id
                 ),
-                hint: Some(format!(
+                format!(
                     "`agentlab job review {}` names all of them; `--allow-secrets` fetches the commits all the same, to be \
                      rewritten before they go anywhere",
                     job.id
-                )),
-            }),
-            _ => Ok(()),
+                ),
+            );
         }
+        let Some(reason) = job_review::unsearched(job) else {
+            return Ok(());
+        };
+        refused(
+            format!(
+                "the commits of {} were not searched to their end for secrets that the agent was given: {reason}",
+                job.id
+            ),
+            format!(
+                "`agentlab job review {}` shows them; `--allow-secrets` fetches the commits all the same, to be looked \
+                 through before they go anywhere",
+                job.id
+            ),
+        )
     }
 
     fn print(&self, context: &Context, fetched: &apply::Fetched) -> Result<(), CommandError> {

@@ -19,7 +19,8 @@ use crate::{CommandResult, Context, ExitStatus};
 #[derive(Debug, Args)]
 #[command(
     after_help = "The work is compared with what HEAD of the repository has, whatever the guest says it began with. \
-                  With --strict the exit code is 1 when there is any risk, or a secret of the agent's in its work."
+                  With --strict the exit code is 1 when there is any risk, or a secret of the agent's in its work, or \
+                  when not all of it was searched for one."
 )]
 pub(crate) struct Review {
     /// Id of the job
@@ -45,6 +46,9 @@ struct Reviewed<'a> {
     files: &'a [FileChange],
     risks: &'a [Risk],
     exposed_secrets: &'a [ExposedSecret],
+    /// Why there may be more of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secrets_unsearched: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'a str>,
     /// That was too long, and is the beginning.
@@ -76,14 +80,15 @@ impl Review {
                 files: &seen.files,
                 risks: &seen.risks,
                 exposed_secrets: exposed_secrets(&job),
+                secrets_unsearched: unsearched(&job),
                 diff: (!self.no_diff).then_some(seen.patch.as_str()),
                 diff_is_cut: seen.is_cut,
             })?;
         } else {
             self.print(&context.printer, &seen)?;
-            print_secrets(&context.printer, exposed_secrets(&job))?;
+            print_secrets(&context.printer, &job)?;
         }
-        let clean = seen.risks.is_empty() && exposed_secrets(&job).is_empty();
+        let clean = seen.risks.is_empty() && exposed_secrets(&job).is_empty() && unsearched(&job).is_none();
         Ok(if self.strict && !clean {
             ExitStatus::Failure
         } else {
@@ -127,18 +132,32 @@ pub(super) fn exposed_secrets(job: &JobView) -> &[ExposedSecret] {
         .map_or(&[], |outcome| outcome.exposed_secrets.as_slice())
 }
 
-/// Those, loudly, or nothing.
-fn print_secrets(printer: &Printer, secrets: &[ExposedSecret]) -> Result<(), CommandError> {
-    if secrets.is_empty() {
-        return Ok(());
+/// Why there may be others that it did not find; `None` when it says that it looked everywhere.
+pub(super) fn unsearched(job: &JobView) -> Option<&str> {
+    match &job.outcome {
+        Some(outcome) => outcome.secrets_unsearched.as_deref(),
+        None => Some("its guest never reported"),
     }
-    printer.line(&format!(
-        "{CAUTION}SECRETS IN IT{CAUTION:#}: values that the agent was given stand in its work, which is not altered"
-    ))?;
+}
+
+/// Those, and that there may be more, loudly, or nothing.
+fn print_secrets(printer: &Printer, job: &JobView) -> Result<(), CommandError> {
+    let secrets = exposed_secrets(job);
+    if !secrets.is_empty() {
+        printer.line(&format!(
+            "{CAUTION}SECRETS IN IT{CAUTION:#}: values that the agent was given stand in its work, which is not altered"
+        ))?;
+    }
     for one in secrets {
         printer.line(&format!("  {}", escape(&one.to_string())))?;
     }
-    Ok(())
+    let Some(reason) = unsearched(job) else {
+        return Ok(());
+    };
+    printer.line(&format!(
+        "{CAUTION}NOT SEARCHED FOR SECRETS{CAUTION:#} to its end, so values that the agent was given may stand in it: {}",
+        escape(reason)
+    ))
 }
 
 /// The list, or that there is nothing on it.

@@ -160,7 +160,10 @@ pub(crate) fn commits(outcome: &JobOutcome) -> String {
 
 /// `API_KEY in .env`, one a line: what of the work is a secret that the agent was given.
 pub(crate) fn secrets_in_it(outcome: &JobOutcome) -> Option<String> {
-    let lines: Vec<String> = outcome.exposed_secrets.iter().map(ToString::to_string).collect();
+    let reason = outcome.secrets_unsearched.as_ref();
+    let unsearched = reason.map(|reason| format!("perhaps more: it was not searched to its end: {reason}"));
+    let named = outcome.exposed_secrets.iter().map(ToString::to_string);
+    let lines: Vec<String> = named.chain(unsearched).collect();
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 

@@ -229,6 +229,7 @@ async fn work_that_did_not_arrive_fails_the_job_and_its_only_copy_is_kept_sealed
         agent_milliseconds: 5,
         push: None,
         exposed_secrets: vec![],
+        secret_search: None,
         artifacts: vec![],
         left_out: vec!["work.bundle: 2000 bytes, more than 1500".into()],
         inner_sandbox: "bubblewrap".into(),

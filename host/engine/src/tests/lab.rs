@@ -479,6 +479,7 @@ impl Guest {
             agent_milliseconds: 5,
             push: None,
             exposed_secrets: vec![],
+            secret_search: Some(agentlab_protocol::message::SecretSearch::Complete),
             artifacts: vec![],
             left_out: vec![],
             inner_sandbox: "bubblewrap".into(),
