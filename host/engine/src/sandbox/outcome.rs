@@ -9,12 +9,39 @@ use tokio::time::Instant;
 
 use super::driver::{Driver, intent};
 use super::machine::Event;
-use super::perform::{Produced, StepError, failure};
+use super::perform::{Produced, StepError, StepTrouble, chain, failure};
 use super::reserve::{TRIES, free_vmid};
 use super::step::Step;
 use crate::event::{self, StepEnd};
 use crate::journal::Point;
 use crate::port::Trust;
+use crate::shared::Shared;
+
+/// Numbers that are asked after one by one.
+const MOST_ASKED: usize = 128;
+
+/// VMIDs that the hypervisor has: those of its list, and before the first that is free also those of machines which it
+/// does not list for us, because others may see them only.
+pub(super) async fn occupied(shared: &Shared, record: &SandboxRecord) -> Result<HashSet<Vmid>, StepTrouble> {
+    let machines = shared.backend.list().await?;
+    let mut occupied: HashSet<Vmid> = machines.into_iter().map(|machine| machine.vmid).collect();
+    let mut others = shared
+        .store
+        .sandboxes(false)
+        .await
+        .map_err(|error| StepTrouble::Own(chain(&error)))?;
+    others.retain(|other| other.id != record.id);
+    for _ in 0..MOST_ASKED {
+        let Ok(next) = free_vmid(&shared.settings, &others, &occupied) else {
+            break;
+        };
+        if shared.backend.inspect(next).await?.is_none() {
+            break;
+        }
+        occupied.insert(next);
+    }
+    Ok(occupied)
+}
 
 impl Driver {
     pub(crate) async fn step_ended(
@@ -93,14 +120,14 @@ impl Driver {
     }
 
     /// Takes another VMID after the first turned out to be somebody else's.
-    async fn choose_again(&mut self, occupied: Vec<Vmid>, took: Duration) {
+    async fn choose_again(&mut self, occupied: HashSet<Vmid>, took: Duration) {
         let Some(transition) = self
             .state
             .event(&Event::StepDone(Step::Reserve), self.record.keepalive)
         else {
             return;
         };
-        let mut taken: HashSet<Vmid> = occupied.into_iter().collect();
+        let mut taken = occupied;
         taken.extend(self.tried.iter().copied());
         let (settings, mut record, mut job) = (
             self.shared.settings.clone(),

@@ -1,6 +1,7 @@
 //! Does what a driver decided, each call with its own deadline. Nothing here touches a record: a future of this
 //! module can be dropped at any point, and everything it did can be done again.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ const CONSOLE_BYTES: usize = 1500;
 pub(crate) enum Produced {
     Nothing,
     /// VMIDs the hypervisor has.
-    Occupied(Vec<Vmid>),
+    Occupied(HashSet<Vmid>),
     Tap(Option<OwnedFd>),
     Token(Secret32),
 }
@@ -148,10 +149,9 @@ pub(super) async fn once(shared: &Shared, step: Step, kit: &mut Kit) -> Result<P
     let stamp = stamp_of(record);
     match step {
         Step::Reserve => {
-            let machines = shared.backend.list().await?;
-            return Ok(Produced::Occupied(
-                machines.into_iter().map(|machine| machine.vmid).collect(),
-            ));
+            return super::outcome::occupied(shared, record)
+                .await
+                .map(Produced::Occupied);
         }
         Step::Clone => {
             let spec = CloneSpec {

@@ -37,6 +37,33 @@ fn a_hundred_jobs_asked_for_at_once_all_complete_and_no_lock_is_mentioned() {
     });
 }
 
+#[test]
+fn a_job_gets_a_number_though_the_first_twenty_have_machines_that_its_daemon_may_not_see() {
+    let schedule = Schedule::fair(Version::V8, 1);
+    let node = &schedule.world.sim;
+    let theirs: Vec<u32> = (1000..1020).collect();
+    assert!(theirs.iter().all(|vmid| node.operator().create_foreign(*vmid)));
+    let vms: Vec<String> = theirs.iter().map(u32::to_string).collect();
+    let out_of_the_pool = Request {
+        method: "PUT".into(),
+        path: "/pools/agentlab".into(),
+        authorization: Some(format!("PVEAPIToken={}", node.root_token())),
+        content_type: Some("application/json".into()),
+        body: json!({ "vms": vms.join(","), "delete": 1 }).to_string().into(),
+        ..Request::default()
+    };
+    let answer = super::world::runtime().block_on(node.answer(out_of_the_pool));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    schedule.live();
+    let jobs = schedule.jobs.borrow();
+    let job = jobs[0].as_ref().unwrap();
+    assert_eq!(
+        (job.state, job.vmid.map(u32::from)),
+        (JobState::Completed, Some(1020)),
+        "{job:#?}"
+    );
+}
+
 /// Calls of clients so far.
 fn calls(schedule: &Schedule) -> u64 {
     schedule.world.sim.audit().calls.values().sum()
