@@ -7,7 +7,7 @@ use agentlab_store::{WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask};
 
 use crate::engine::{Engine, store_problem};
 use crate::workspace::{check_name, fresh, view_of};
-use crate::workspace_check::{Found, GIB, found, look_again};
+use crate::workspace_check::{Found, GIB, found, look_again, without_workspace};
 use crate::workspace_free::at_rest;
 use crate::workspace_task::id_in;
 
@@ -29,12 +29,18 @@ impl Engine {
         let volume = adoptable(&found, &request.volume)?;
         let recorded = self.shared.store.workspaces().await;
         let recorded = recorded.map_err(|error| store_problem(&error))?;
+        if let Some(other) = owner(&recorded, volume).filter(|other| other.name != name) {
+            return Err(taken(volume, other));
+        }
         let record = match recorded.iter().find(|record| record.name == name) {
             Some(record) => {
                 at_rest(&self.shared, record).await?;
                 given_back(record, volume, &found.list)?
             }
-            None => self.adopted(name, volume, &recorded)?,
+            None if without_workspace(&recorded, &found.list).all(|free| free.id != volume.id) => {
+                return Err(on_its_way(volume));
+            }
+            None => self.adopted(name, volume, &recorded),
         };
         let record = WorkspaceRecord {
             file_system: request.file_system.unwrap_or(record.file_system),
@@ -47,15 +53,7 @@ impl Engine {
         view_of(&self.shared, record).await
     }
 
-    fn adopted(
-        &self,
-        name: &str,
-        volume: &Volume,
-        recorded: &[WorkspaceRecord],
-    ) -> Result<WorkspaceRecord, Problem> {
-        if let Some(other) = owner(recorded, volume) {
-            return Err(taken(volume, other));
-        }
+    fn adopted(&self, name: &str, volume: &Volume, recorded: &[WorkspaceRecord]) -> WorkspaceRecord {
         let size_gb = u32::try_from(volume.bytes.div_ceil(GIB)).unwrap_or(u32::MAX);
         let fresh = fresh(&self.shared, name, size_gb, WorkspaceTask::Create);
         let made_for = volume.name.as_deref().and_then(id_in);
@@ -66,7 +64,7 @@ impl Engine {
             formatted: true,
             created_at: now,
         });
-        Ok(WorkspaceRecord {
+        WorkspaceRecord {
             id: lost.unwrap_or(fresh.id),
             volume: Some(volume.id.clone()),
             file_system: made_for.unwrap_or(fresh.file_system),
@@ -75,7 +73,7 @@ impl Engine {
             snapshots: snapshots.collect(),
             task: None,
             ..fresh
-        })
+        }
     }
 }
 
@@ -89,6 +87,14 @@ fn taken(volume: &Volume, by: &WorkspaceRecord) -> Problem {
     let text = format!("{} is the volume of workspace `{}`", volume.id, by.name);
     Problem::new(ErrorCode::StateConflict, text)
         .with_hint("`agentlab workspace check` names those that belong to none")
+}
+
+/// PVE may have made it already for a workspace that does not know of it yet.
+fn on_its_way(volume: &Volume) -> Problem {
+    let text = format!("{} is, or may be, what a workspace is about to get", volume.id);
+    Problem::new(ErrorCode::StateConflict, text).with_hint(
+        "`agentlab workspace list` shows which is being made, copied or moved: ask again when it is done",
+    )
 }
 
 fn adoptable<'a>(found: &'a Found, id: &str) -> Result<&'a Volume, Problem> {

@@ -156,7 +156,7 @@ pub(crate) async fn found(shared: &Shared) -> Result<Found, Problem> {
 }
 
 /// Volumes in a list that no workspace has, or is about to have.
-fn without_workspace<'a>(
+pub(crate) fn without_workspace<'a>(
     recorded: &'a [WorkspaceRecord],
     list: &'a VolumeList,
 ) -> impl Iterator<Item = &'a Volume> {

@@ -180,6 +180,40 @@ async fn a_volume_that_another_machine_has_is_named_with_it_and_not_adopted() {
     assert!(lab.engine().workspace("a").await.is_err());
 }
 
+#[tokio::test]
+async fn a_volume_never_becomes_the_volume_of_two_workspaces() {
+    let lab = lab_with_workspace().await;
+    let view = lab.engine().workspace(NAME).await.unwrap();
+    let volume = view.volume.unwrap();
+    let conflicts = async |name: &str, volume: &str| {
+        let adopted = lab.engine().adopt_workspace(name, adopt(volume)).await;
+        assert_eq!(adopted.unwrap_err().code, ErrorCode::StateConflict);
+    };
+    // Made, and its workspace does not know of it yet.
+    let hang = lab.backend.hang_next(Call::CreateVolume);
+    let mut record = lab.store.workspace(view.id).await.unwrap().unwrap();
+    (record.volume, record.task) = (None, Some(agentlab_store::WorkspaceTask::Create));
+    let write = Write::Workspace(Box::new(record));
+    lab.store.commit(vec![write]).await.unwrap();
+    lab.engine().shared.workspaces.news.notify_one();
+    hang.reached().await;
+    conflicts("second", &volume).await;
+    hang.release();
+    while lab.engine().workspace(NAME).await.unwrap().volume.is_none() {
+        sleep(PACE).await;
+    }
+    // Found under another name, and given to another workspace first.
+    let moved = format!("{volume}-on-slow");
+    lab.backend.put_volume(&volume, None);
+    lab.backend.put_volume(&moved, Some(1));
+    lab.engine()
+        .adopt_workspace("second", adopt(&moved))
+        .await
+        .unwrap();
+    conflicts(NAME, &moved).await;
+    assert_eq!(lab.engine().workspace(NAME).await.unwrap().volume, Some(volume));
+}
+
 fn broken() -> BackendError {
     BackendError::Storage {
         action: "making a volume",
