@@ -15,6 +15,7 @@
 mod condition;
 mod engine;
 mod event;
+mod exposed;
 mod glimpse;
 mod guest;
 mod idle;

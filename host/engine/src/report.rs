@@ -1,24 +1,18 @@
 //! What a guest's report is worth. Everything in it is a guest's word: checked, cut and completed here, pure.
 
-use agentlab_api::{ArtifactKind, ErrorCode, ExposedSecret, Failure, JobOutcome, JobState, PushOutcome};
+use agentlab_api::{ArtifactKind, ErrorCode, Failure, JobOutcome, JobState, PushOutcome};
 use agentlab_protocol::message::{
-    ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, FailureCause, LOG_NAME, PATCH_NAME, Phase,
-    PushResult, REPORT_NAME, Report, ReportStatus, SecretSearch,
+    BUNDLE_NAME, DIFF_NAME, FailureCause, Phase, PushResult, Report, ReportStatus,
 };
 use agentlab_store::{ArtifactRecord, JobRecord};
 
+use crate::exposed;
 use crate::sandbox::driver::JobEnd;
 
 /// Longest text of a guest's that is kept.
-const MESSAGE: usize = 4000;
+pub(crate) const MESSAGE: usize = 4000;
 /// More commits than anybody makes in one job.
 const COMMITS: u32 = 1_000_000;
-/// More places with a secret than a guest may name.
-const EXPOSED: usize = 100;
-/// Why, where the guest says nothing.
-const UNSEARCHED: &str = "its runner does not say that it searched, as those of older templates do not";
-/// Longest name of a secret, and longest path, that is kept.
-const NAME: usize = 300;
 
 /// Takes control characters out of a guest's text, keeps line ends and tabs, and cuts it.
 pub(crate) fn clean(text: &str, limit: usize) -> String {
@@ -61,8 +55,8 @@ pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord],
         uncommitted: report.uncommitted,
         agent_milliseconds: report.agent_milliseconds.min(longest),
         push: job.push.as_ref().and(report.push.as_ref()).map(push_outcome),
-        exposed_secrets: exposed_secrets(report),
-        secrets_unsearched: secrets_unsearched(report),
+        exposed_secrets: exposed::secrets(report),
+        secrets_unsearched: exposed::unsearched(report),
     };
     let (state, mut failure) = verdict(report, job, stored);
     if let (Some(name), Some(failure)) = (lost_work(report, stored), failure.as_mut()) {
@@ -74,45 +68,6 @@ pub(crate) fn judge(report: &Report, job: &JobRecord, stored: &[ArtifactRecord],
         outcome: Some(outcome),
         failure,
     }
-}
-
-/// What the guest says of secrets in its work, bounded.
-fn exposed_secrets(report: &Report) -> Vec<ExposedSecret> {
-    let said = report.exposed_secrets.iter().take(EXPOSED);
-    said.map(|one| ExposedSecret {
-        secret: clean_line(&one.secret, NAME),
-        path: one.path.as_deref().map(|path| clean_line(path, NAME)),
-        uncommitted: one.uncommitted,
-    })
-    .collect()
-}
-
-/// Why there may be more of them.
-fn secrets_unsearched(report: &Report) -> Option<String> {
-    match &report.secret_search {
-        Some(SecretSearch::Complete) => None,
-        Some(SecretSearch::Incomplete { reason }) => Some(clean_line(reason, MESSAGE)),
-        None => (report.commits > 0 || report.uncommitted).then(|| UNSEARCHED.to_owned()),
-    }
-}
-
-/// What an operator is to know at once of the work.
-pub(crate) fn alarm(outcome: &JobOutcome) -> Option<String> {
-    let Some((first, more)) = outcome.exposed_secrets.split_first() else {
-        let reason = outcome.secrets_unsearched.as_ref()?;
-        return Some(format!(
-            "The work was not searched to its end for secrets that the agent was given: {reason}. Look for them before you \
-             publish it"
-        ));
-    };
-    let more = match more.len() {
-        0 => String::new(),
-        count => format!(", and {count} more"),
-    };
-    Some(format!(
-        "The agent wrote a secret it was given into its work: {first}{more}. Do not publish the work, and replace the secret \
-         if somebody else has seen it"
-    ))
 }
 
 /// The first part of the work that the report counts and that is not here: it exists in the machine only.
@@ -309,38 +264,14 @@ fn commit(text: &str) -> Option<String> {
     fits.then(|| text.to_ascii_lowercase())
 }
 
-/// What a role is called outside of the guest protocol.
-pub(crate) fn kind_of(role: ArtifactRole) -> ArtifactKind {
-    match role {
-        ArtifactRole::Bundle => ArtifactKind::Bundle,
-        ArtifactRole::Patch => ArtifactKind::Patch,
-        ArtifactRole::Diff => ArtifactKind::Diff,
-        ArtifactRole::Log => ArtifactKind::Log,
-        ArtifactRole::Report => ArtifactKind::Report,
-        ArtifactRole::File => ArtifactKind::File,
-    }
-}
-
-/// Whether a file of this role may have this name: a guest's own file never poses as one of the runner's.
-pub(crate) fn name_fits(role: ArtifactRole, name: &ArtifactName) -> bool {
-    let name = name.as_str();
-    match role {
-        ArtifactRole::Bundle => name == BUNDLE_NAME,
-        ArtifactRole::Patch => name == PATCH_NAME,
-        ArtifactRole::Diff => name == DIFF_NAME,
-        ArtifactRole::Log => name == LOG_NAME,
-        ArtifactRole::Report => name == REPORT_NAME,
-        ArtifactRole::File => name.starts_with(FILES_DIR),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use agentlab_api::RepositorySource;
-    use agentlab_protocol::message::ReportedArtifact;
+    use agentlab_protocol::message::{ArtifactRole, ReportedArtifact, SecretSearch};
     use jiff::Timestamp;
 
     use super::*;
+    use crate::exposed::{MOST, UNSEARCHED, alarm};
 
     fn job() -> JobRecord {
         JobRecord {
@@ -462,7 +393,7 @@ mod tests {
         let end = judge(&said, &job(), &[], 1000);
         assert_eq!(end.state, JobState::Completed, "the work is not lost for it");
         let outcome = end.outcome.unwrap();
-        assert_eq!(outcome.exposed_secrets.len(), EXPOSED);
+        assert_eq!(outcome.exposed_secrets.len(), MOST);
         let text = alarm(&outcome).unwrap();
         assert!(text.contains("API_KEY in a [2J/.env, and 99 more."), "{text}");
     }
@@ -564,13 +495,5 @@ mod tests {
             (failure.stage.as_str(), failure.message.as_str()),
             ("Repository", "fatal: repository not found")
         );
-    }
-
-    #[test]
-    fn a_file_of_the_agent_never_poses_as_one_of_the_runner() {
-        let name = |text: &str| text.parse::<ArtifactName>().unwrap();
-        assert!(name_fits(ArtifactRole::File, &name("files/report.json")));
-        assert!(!name_fits(ArtifactRole::File, &name("report.json")));
-        assert!(!name_fits(ArtifactRole::Report, &name("files/report.json")));
     }
 }

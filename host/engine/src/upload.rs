@@ -4,13 +4,15 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentlab_api::JobId;
-use agentlab_protocol::message::{ArtifactName, ArtifactRole, RESUMABLE_BYTES};
+use agentlab_api::{ArtifactKind, JobId};
+use agentlab_protocol::message::{
+    ArtifactName, ArtifactRole, BUNDLE_NAME, DIFF_NAME, FILES_DIR, LOG_NAME, PATCH_NAME, REPORT_NAME,
+    RESUMABLE_BYTES,
+};
 use agentlab_store::{ArtifactRecord, Hold, Incoming, StoreError};
 
 use crate::engine::Engine;
 use crate::guest::{GuestRefusal, GuestSession, beside, disk_full, stored, within_quota};
-use crate::report::{kind_of, name_fits};
 use crate::sandbox::inbox::Message;
 use crate::shared::{Shared, lock};
 
@@ -337,6 +339,31 @@ async fn remove_interrupted(shared: &Shared) -> Result<usize, StoreError> {
     Ok(removed)
 }
 
+/// What a role is called outside of the guest protocol.
+fn kind_of(role: ArtifactRole) -> ArtifactKind {
+    match role {
+        ArtifactRole::Bundle => ArtifactKind::Bundle,
+        ArtifactRole::Patch => ArtifactKind::Patch,
+        ArtifactRole::Diff => ArtifactKind::Diff,
+        ArtifactRole::Log => ArtifactKind::Log,
+        ArtifactRole::Report => ArtifactKind::Report,
+        ArtifactRole::File => ArtifactKind::File,
+    }
+}
+
+/// Whether a file of this role may have this name: a guest's own file never poses as one of the runner's.
+fn name_fits(role: ArtifactRole, name: &ArtifactName) -> bool {
+    let name = name.as_str();
+    match role {
+        ArtifactRole::Bundle => name == BUNDLE_NAME,
+        ArtifactRole::Patch => name == PATCH_NAME,
+        ArtifactRole::Diff => name == DIFF_NAME,
+        ArtifactRole::Log => name == LOG_NAME,
+        ArtifactRole::Report => name == REPORT_NAME,
+        ArtifactRole::File => name.starts_with(FILES_DIR),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,5 +382,13 @@ mod tests {
         assert!(uploads.begin(70, 100).is_some());
         drop(others);
         assert!(uploads.begin(100, 100).is_some());
+    }
+
+    #[test]
+    fn a_file_of_the_agent_never_poses_as_one_of_the_runner() {
+        let name = |text: &str| text.parse::<ArtifactName>().unwrap();
+        assert!(name_fits(ArtifactRole::File, &name("files/report.json")));
+        assert!(!name_fits(ArtifactRole::File, &name("report.json")));
+        assert!(!name_fits(ArtifactRole::Report, &name("files/report.json")));
     }
 }

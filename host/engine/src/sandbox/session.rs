@@ -17,8 +17,8 @@ use super::vitals::Watchdog;
 use crate::event;
 use crate::guest::{GuestRefusal, beside, within_quota};
 use crate::journal::Point;
-use crate::report;
 use crate::upload::Unrecorded;
+use crate::{exposed, report};
 
 /// Phase changes of one job that make an event; a guest that flaps is not worth more.
 const PROGRESS_EVENTS: u32 = 200;
@@ -229,7 +229,7 @@ impl Driver {
             .map_err(|error| later(&error))?;
         let longest = event::milliseconds(host_deadline(&job, &self.record, &self.shared.settings));
         let end = report::judge(&report, &job, &stored, longest);
-        let alarm = end.outcome.as_ref().and_then(report::alarm);
+        let alarm = end.outcome.as_ref().and_then(exposed::alarm);
         let told = alarm.map(|text| event::alarm(&self.record, text));
         let told: Vec<Write> = told.into_iter().collect();
         let lost = report::lost_work(&report, &stored).is_some() && end.state != JobState::Cancelled;
