@@ -6,24 +6,8 @@ use agentlab_backend::{BackendError, Machine, Power, Stamp};
 use agentlab_protocol::message::Phase;
 
 use super::lab::{Lab, request, vmid};
+use super::steps::{refused, unreachable};
 use crate::port::{Disturbance, Port, Trust};
-
-fn refused() -> BackendError {
-    BackendError::Refused {
-        action: "it",
-        vmid: vmid(1000),
-        reason: "no such luck".into(),
-        hint: None,
-    }
-}
-
-fn unreachable() -> BackendError {
-    BackendError::Unreachable {
-        backend: "fake",
-        action: "it",
-        reason: "cable cut".into(),
-    }
-}
 
 async fn assert_undone(lab: &Lab, stage: &str, code: ErrorCode) {
     let job = lab.run().await;

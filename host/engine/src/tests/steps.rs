@@ -92,7 +92,8 @@ const WRONGS: [Wrong; 5] = [
     Wrong::Hangs,
 ];
 
-fn refused() -> BackendError {
+/// An answer that is no.
+pub(super) fn refused() -> BackendError {
     BackendError::Refused {
         action: "it",
         vmid: vmid(1000),
@@ -101,7 +102,8 @@ fn refused() -> BackendError {
     }
 }
 
-fn unreachable() -> BackendError {
+/// No answer.
+pub(super) fn unreachable() -> BackendError {
     BackendError::Unreachable {
         backend: "fake",
         action: "it",
