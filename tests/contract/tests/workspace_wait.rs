@@ -3,24 +3,7 @@
 use agentlab_testkit::job_run;
 use agentlab_tests_contract::Lab;
 
-/// A lab with a workspace that a sandbox has.
-fn lab() -> Lab {
-    let lab = Lab::started().unwrap();
-    lab.json(&["workspace", "create", "work", "--size", "1G"])
-        .unwrap();
-    lab.json(&[
-        "sandbox",
-        "new",
-        "--profile",
-        "demo",
-        "--workspace",
-        "work",
-        "--detach",
-    ])
-    .unwrap();
-    lab
-}
-
+/// Asks for a sandbox that has the workspace.
 const NEW: [&str; 7] = [
     "sandbox",
     "new",
@@ -30,6 +13,15 @@ const NEW: [&str; 7] = [
     "work",
     "--detach",
 ];
+
+/// A lab with a workspace that a sandbox has.
+fn lab() -> Lab {
+    let lab = Lab::started().unwrap();
+    lab.json(&["workspace", "create", "work", "--size", "1G"])
+        .unwrap();
+    lab.json(&NEW).unwrap();
+    lab
+}
 
 fn sandboxes(lab: &Lab) -> usize {
     let list = lab.json(&["sandbox", "list", "--all"]).unwrap();
