@@ -7,16 +7,17 @@ use agentlab_protocol::command::{CommandOrder, CommandUser, Frame, MAX_PAYLOAD};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::{mpsc, watch};
 
 use super::terminal;
 use crate::job::process::{self, Group};
 use crate::job::{AgentUser, Layout};
 use crate::link::serial::SerialPort;
 
-/// How long output may still come from what a program left running.
+/// How long a program that has ended is waited for to have printed more: what it left running holds its output open.
 const DRAIN: Duration = Duration::from_millis(500);
+/// As much as may still be on its way in a pipe when a program ends. More comes from what it left running.
+const LARGEST_PIPE: usize = 1 << 20;
 /// Loads the operator's environment where there is one, then becomes the command.
 const AS_AGENT: &str = r#"if test -r "$1"; then . "$1"; fi; shift; exec "$@""#;
 const TERMINAL_END: &[u8] = b"\x04";
@@ -142,9 +143,11 @@ fn words(order: &CommandOrder, layout: &Layout) -> Vec<String> {
 }
 
 impl Running {
-    /// Sends output up until the program has ended and what it printed is through; its status.
+    /// Sends output up until the program has ended and what it printed is through, however long the way takes for that;
+    /// its status.
     pub(super) async fn wait_with_output(&mut self, from: &mut Output, to: &mpsc::Sender<Bytes>) -> u8 {
-        let mut pump = std::pin::pin!(from.pump(to));
+        let (end, ended) = watch::channel(false);
+        let mut pump = std::pin::pin!(from.pump(to, &ended));
         let mut pumped = false;
         let status = loop {
             tokio::select! {
@@ -152,35 +155,62 @@ impl Running {
                 () = &mut pump, if !pumped => pumped = true,
             }
         };
-        if !pumped {
-            // A daemon that it left keeps its output open; nobody waits for that.
-            let _ = timeout(DRAIN, pump).await;
-        }
         self.group.disarm();
+        if !pumped {
+            end.send_replace(true);
+            pump.await;
+        }
         status.map_or(255, process::exit_code)
     }
 }
 
 impl Output {
-    async fn pump(&mut self, to: &mpsc::Sender<Bytes>) {
+    async fn pump(&mut self, to: &mpsc::Sender<Bytes>, ended: &watch::Receiver<bool>) {
         match self {
             Self::Pipes(stdout, stderr) => {
-                tokio::join!(copy(stdout, to, Frame::Output), copy(stderr, to, Frame::Error));
+                tokio::join!(
+                    copy(stdout, to, Frame::Output, ended),
+                    copy(stderr, to, Frame::Error, ended)
+                );
             }
-            Self::Terminal(terminal) => copy(terminal, to, Frame::Output).await,
+            Self::Terminal(terminal) => copy(terminal, to, Frame::Output, ended).await,
         }
     }
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, to: &mpsc::Sender<Bytes>, frame: fn(Vec<u8>) -> Frame) {
+/// Sends on all that comes until there is no more, or until the program has `ended` and what it printed is through.
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    to: &mpsc::Sender<Bytes>,
+    frame: fn(Vec<u8>) -> Frame,
+    ended: &watch::Receiver<bool>,
+) {
     let mut buffer = vec![0; MAX_PAYLOAD / 4];
-    // A terminal whose program has ended reads as an error.
-    while let Ok(count) = from.read(&mut buffer).await {
+    let mut rest = LARGEST_PIPE;
+    while rest > 0 {
+        // The time that others take to take it does not count.
+        let read = tokio::select! {
+            biased;
+            read = from.read(&mut buffer) => read,
+            () = silence(ended.clone()) => return,
+        };
+        // A terminal whose program has ended reads as an error.
+        let Ok(count) = read else { return };
         let bytes = buffer.get(..count).unwrap_or_default();
         if bytes.is_empty() || to.send(frame(bytes.to_vec()).encode().into()).await.is_err() {
             return;
         }
+        if *ended.borrow() {
+            rest = rest.saturating_sub(count);
+        }
     }
+}
+
+/// Some time after the program has ended.
+async fn silence(mut ended: watch::Receiver<bool>) {
+    // Whoever would say so is gone only when nothing is read any more.
+    let _ = ended.wait_for(|ended| *ended).await;
+    tokio::time::sleep(DRAIN).await;
 }
 
 impl Input {
@@ -210,5 +240,54 @@ impl Input {
             // A program that is gone has no size.
             let _ = terminal::resize(terminal, rows, columns);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_program_printed_comes_through_however_late_it_is_asked_for() {
+        let user = AgentUser {
+            name: "me".to_owned(),
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            home: "/".into(),
+            path: process::PATH.to_owned(),
+        };
+        let order = CommandOrder {
+            id: String::new(),
+            words: ["head", "-c", "60000", "/dev/zero"].map(str::to_owned).to_vec(),
+            user: CommandUser::Root,
+            directory: Some("/".to_owned()),
+            terminal: None,
+        };
+        let program = Program::start(&order, &Layout::default(), &user).unwrap();
+        let pid = program.child.id().unwrap();
+        let (mut running, mut pipes) = program.split();
+        let (output, mut pieces) = mpsc::channel(1);
+        let ended = async {
+            let code = running.wait_with_output(&mut pipes.output, &output).await;
+            drop(output);
+            code
+        };
+        // Whoever reads comes when the program is long gone, as behind a pager or a slow line.
+        let late = async {
+            while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(10 * DRAIN).await;
+            let mut frames = agentlab_protocol::command::FrameReader::default();
+            let mut count = 0;
+            while let Some(piece) = pieces.recv().await {
+                frames.push(&piece);
+                while let Some(Frame::Output(bytes)) = frames.next_frame().unwrap() {
+                    count += bytes.len();
+                }
+            }
+            count
+        };
+        assert_eq!(tokio::join!(ended, late), (0, 60_000));
     }
 }
