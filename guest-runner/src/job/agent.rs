@@ -178,7 +178,7 @@ pub(crate) async fn run(
     let events = adapter::prints_events(&spec.order.agent);
     let mut pump = std::pin::pin!(async {
         match output {
-            Some((stdout, stderr)) if events => log.pump(Rendered::new(stdout), stderr).await,
+            Some((stdout, stderr)) if events => log.pump(Rendered::new(stdout, log.needles()), stderr).await,
             Some((stdout, stderr)) => log.pump(stdout, stderr).await,
             None => {}
         }

@@ -392,7 +392,7 @@ mod tests {
             b":100644 100644 aa bb M\0a b\0:000000 160000 00 cc A\0sub\0:100644 000000 dd 00 D\0gone\0";
         assert_eq!(changed_objects(changed), b"bb a b\n");
         assert_eq!(
-            tree_objects(b"160000 commit cc\tsub\0100644 blob bb\ta b\0"),
+            tree_objects(b"160000 commit cc\tsub\x00100644 blob bb\ta b\0"),
             b"bb a b\n"
         );
     }

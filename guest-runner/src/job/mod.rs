@@ -498,10 +498,11 @@ fn empty_report(order: &JobOrder) -> Report {
     }
 }
 
+/// The words are bounded once no secret is in them any more, in [`Job::settle`].
 fn fail(report: &mut Report, phase: Phase, words: String) {
     report.status = ReportStatus::Failed;
     report.failed_phase = Some(phase);
-    report.message = Some(bounded(&words));
+    report.message = Some(words);
 }
 
 /// The end of git's words says most; the beginning says what failed.

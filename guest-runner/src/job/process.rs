@@ -29,7 +29,8 @@ pub struct AgentUser {
     pub path: String,
 }
 
-/// How much of a program's error output is kept, from its end.
+/// How much of a program's error output is kept, from its end: whole lines of it, for half a secret would not be known as
+/// one any more.
 const STDERR_TAIL: usize = 8 * 1024;
 /// Longest wait for killed processes to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -240,6 +241,7 @@ async fn tail(source: Option<impl AsyncRead + Unpin>, what: &str) -> Result<Stri
         return Ok(String::new());
     };
     let mut kept = Vec::new();
+    let mut is_cut = false;
     let mut buffer = [0; 4096];
     loop {
         let read = source.read(&mut buffer).await;
@@ -248,10 +250,15 @@ async fn tail(source: Option<impl AsyncRead + Unpin>, what: &str) -> Result<Stri
             source,
         })?;
         if count == 0 {
+            if is_cut {
+                let end = kept.iter().position(|byte| *byte == b'\n');
+                kept.drain(..end.map_or(kept.len(), |end| end + 1));
+            }
             return Ok(String::from_utf8_lossy(&kept).into_owned());
         }
         kept.extend_from_slice(&buffer[..count]);
         let surplus = kept.len().saturating_sub(STDERR_TAIL);
+        is_cut |= surplus > 0;
         kept.drain(..surplus);
     }
 }
@@ -320,6 +327,19 @@ fn belongs_to(status: &str, uid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn of_long_words_whole_lines_are_kept_so_that_no_secret_is_cut_in_two() {
+        let line = "a line of twenty-five bytes\n";
+        let words = line.repeat(1000);
+        let kept = tail(Some(words.as_bytes()), "x").await.unwrap();
+        assert!(kept.len() > STDERR_TAIL / 2 && kept.len() <= STDERR_TAIL);
+        assert!(kept.starts_with(line), "{:?}", kept.lines().next());
+        let short = tail(Some("one line".as_bytes()), "x").await.unwrap();
+        assert_eq!(short, "one line");
+        let endless = "s3cr3t".repeat(10_000);
+        assert_eq!(tail(Some(endless.as_bytes()), "x").await.unwrap(), "");
+    }
 
     #[test]
     fn a_zombie_and_another_user_are_left_alone() {

@@ -5,10 +5,13 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use serde_json::Value;
 use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::redact::Needles;
 
 /// Longest line that is looked into; a longer one is passed over with a word about it.
 const LONGEST_LINE: usize = 4 << 20;
@@ -22,6 +25,8 @@ const CHUNK: usize = 16 * 1024;
 #[derive(Debug)]
 pub(crate) struct Rendered<R> {
     inner: R,
+    /// Taken out before anything is cut: nobody finds half a secret.
+    needles: Arc<Needles>,
     /// Begun and not yet ended.
     line: Vec<u8>,
     /// The line is too long to be looked into.
@@ -33,9 +38,10 @@ pub(crate) struct Rendered<R> {
 }
 
 impl<R> Rendered<R> {
-    pub(crate) fn new(inner: R) -> Self {
+    pub(crate) fn new(inner: R, needles: Arc<Needles>) -> Self {
         Self {
             inner,
+            needles,
             line: Vec::new(),
             skipping: false,
             text: Vec::new(),
@@ -67,7 +73,10 @@ impl<R> Rendered<R> {
         }
         let line = std::mem::take(&mut self.line);
         match serde_json::from_slice::<Value>(&line) {
-            Ok(Value::Object(event)) => self.text.extend_from_slice(render(&event.into()).as_bytes()),
+            Ok(Value::Object(event)) => {
+                let text = render(&event.into(), &self.needles);
+                self.text.extend_from_slice(text.as_bytes());
+            }
             Ok(_) | Err(_) => self.text.extend_from_slice(&line),
         }
     }
@@ -109,12 +118,12 @@ impl<R: AsyncRead + Unpin> AsyncRead for Rendered<R> {
 }
 
 /// One event as text; nothing for those that tell people nothing.
-fn render(event: &Value) -> String {
+fn render(event: &Value, needles: &Arc<Needles>) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     match event["type"].as_str() {
         Some("system") if event["subtype"] == "init" => format!("● model {}\n", text(&event["model"])),
         Some("assistant") => parts(event).map(said).collect(),
-        Some("user") => parts(event).map(answered).collect(),
+        Some("user") => parts(event).map(|part| answered(part, needles)).collect(),
         Some("result") => {
             let failed = event["is_error"] == true || event["subtype"] != "success";
             let turns = event["num_turns"].as_u64().unwrap_or(0);
@@ -163,7 +172,7 @@ fn said(part: &Value) -> String {
 }
 
 /// A part of what a tool answered.
-fn answered(part: &Value) -> String {
+fn answered(part: &Value, needles: &Arc<Needles>) -> String {
     if part["type"] != "tool_result" {
         return String::new();
     }
@@ -180,6 +189,7 @@ fn answered(part: &Value) -> String {
             &joined
         }
     };
+    let text = needles.redact(text);
     let mut shown = String::new();
     for line in text.lines().take(RESULT_LINES) {
         let cut: String = line.chars().take(RESULT_COLUMNS).collect();
@@ -202,7 +212,8 @@ mod tests {
         // In pieces of any size, as a pipe gives them.
         let (mut write, read) = tokio::io::duplex(size);
         let mut text = String::new();
-        let mut rendered = Rendered::new(read);
+        let needles = Arc::new(Needles::new(["s3cr3t-api-key"]));
+        let mut rendered = Rendered::new(read, needles);
         let feeding = async {
             tokio::io::AsyncWriteExt::write_all(&mut write, input)
                 .await
@@ -236,6 +247,18 @@ mod tests {
                 expected,
                 "in pieces of {size}"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_not_cut_in_two_where_a_line_is_cut() {
+        for before in RESULT_COLUMNS - 14..RESULT_COLUMNS {
+            let line = "x".repeat(before) + "s3cr3t-api-key";
+            let event = format!(
+                "{{\"type\":\"user\",\"message\":{{\"content\":[{{\"type\":\"tool_result\",\"content\":\"{line}\"}}]}}}}\n"
+            );
+            let text = rendered(event.as_bytes(), 65_536).await;
+            assert!(text.contains("x[") && !text.contains("xs"), "{text}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use agentlab_protocol::message::{GitCredentials, Phase, Report, ReportStatus, Repository, Stream};
 use agentlab_protocol::secret::SecretText;
 
+use super::agents::install;
 use super::{Lab, shell};
 use crate::requirement::skipped_without_root;
 
@@ -444,6 +445,29 @@ async fn credentials_are_the_agents_on_tmpfs_and_never_in_output_or_on_disk() {
     )
     .await;
     assert_eq!(found, "", "a secret is on the disk");
+}
+
+#[tokio::test]
+async fn words_of_git_that_are_too_long_are_cut_without_showing_a_part_of_a_secret() {
+    if skipped_without_root() {
+        return;
+    }
+    let lab = Lab::new("true").await;
+    let line = "s3cr3t-api-key|".repeat(10);
+    install(
+        &lab,
+        "git",
+        &format!(
+            "case \"$*\" in *clone*) for n in $(seq 100); do echo '{line}' >&2; done; exit 128;; esac; exec /usr/bin/git \"$@\""
+        ),
+    );
+    let report = lab.run().await;
+    let message = report.message.unwrap();
+    assert!(
+        message.contains("[redacted]|[redacted]|") && message.contains(" ... "),
+        "{message}"
+    );
+    assert!(!message.contains("s3c") && !message.contains("-key"), "{message}");
 }
 
 #[tokio::test]
