@@ -20,8 +20,6 @@ use crate::sys_mount;
 /// Entries looked at in all; a tree of more is somebody's mistake or joke.
 const MAX_ENTRIES: usize = 100_000;
 const MAX_DEPTH: usize = 32;
-/// Larger files are not searched for secrets: reading them twice would take longer than the agent waited for.
-const MAX_REDACTED_BYTES: u64 = 32 << 20;
 
 /// Names below the directory, and what was left out with its reason.
 #[derive(Debug, Default)]
@@ -51,16 +49,13 @@ impl OpenFile {
     }
 
     /// The same without the secrets, as a file at `into`, when it is text and holds any. Binary files are left as they
-    /// are, and so are large ones: what an agent puts there is no accident any more. Blocks.
+    /// are. Blocks.
     pub(crate) fn without_secrets(
         &mut self,
         needles: &Arc<Needles>,
         into: &Path,
     ) -> io::Result<Option<Self>> {
-        if needles.is_empty() || self.size > MAX_REDACTED_BYTES {
-            return Ok(None);
-        }
-        if !self.pour(needles, |_| Ok(()))? {
+        if needles.is_empty() || !self.pour(needles, |_| Ok(()))? {
             return Ok(None);
         }
         let mut copy = File::create(into)?;
@@ -68,7 +63,7 @@ impl OpenFile {
         Self::open(into).map(Some)
     }
 
-    /// Reads it once through a redactor; whether that found something. Stops at once in what is not text.
+    /// Reads it once through a redactor; whether that found something. What is not text shows at its beginning.
     fn pour(
         &mut self,
         needles: &Arc<Needles>,
@@ -79,12 +74,13 @@ impl OpenFile {
         let mut redactor = Redactor::new(Arc::clone(needles));
         let (mut buffer, mut out) = (vec![0; 64 * 1024], Vec::new());
         let mut reader = (&self.file).take(self.size);
+        let mut is_beginning = true;
         loop {
             let count = reader.read(&mut buffer)?;
             if count == 0 {
                 break;
             }
-            if buffer[..count].contains(&0) {
+            if std::mem::take(&mut is_beginning) && buffer[..count].contains(&0) {
                 return Ok(false);
             }
             redactor.push(&buffer[..count], &mut out);

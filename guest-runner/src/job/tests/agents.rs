@@ -137,6 +137,34 @@ async fn an_agent_that_the_template_lacks_is_named_with_the_recipe_that_has_it()
 }
 
 #[tokio::test]
+async fn text_is_without_secrets_however_long_it_is_and_whatever_stands_in_it() {
+    if skipped_without_root() {
+        return;
+    }
+    // A NUL long after the beginning makes no binary file of a log; nor does it matter how much follows.
+    let lab = Lab::new(
+        "cd $AGENTLAB_ARTIFACTS_DIR; yes ordinary line | head -c 100000 > odd.log; echo $API_KEY >> odd.log\n\
+         printf '\\000 and more\\n' >> odd.log; cp odd.log long.log; yes ordinary line | head -c 34000000 >> long.log\n\
+         echo $API_KEY >> long.log; printf \"\\000$API_KEY\" > binary",
+    );
+    let mut lab = lab.await;
+    lab.answer.limits.max_file_bytes = 50_000_000;
+    lab.answer.limits.max_total_bytes = 100_000_000;
+    let report = lab.run().await;
+    for name in ["files/odd.log", "files/long.log"] {
+        let bytes = lab
+            .host
+            .artifact(name)
+            .unwrap_or_else(|| panic!("{name}: {report:?}"));
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains("[redacted]\n\0 and more\n"), "{name}");
+        assert!(!text.contains("s3cr3t"), "{name}");
+    }
+    // Of what is no text, nobody knows what a hole in it would do.
+    assert_eq!(lab.host.artifact("files/binary").unwrap(), b"\0s3cr3t-api-key");
+}
+
+#[tokio::test]
 async fn a_transcript_comes_back_without_the_secrets_that_the_agent_saw() {
     if skipped_without_root() {
         return;
