@@ -22,7 +22,7 @@ const DIRECTORIES: Table = &[
     ),
     (
         Editor,
-        ".devcontainer .fleet .helix .idea .idx .nova .nvim .run .settings .theia .vim .vs .vscode .zed",
+        ".bloop .bsp .devcontainer .fleet .helix .idea .idx .nova .nvim .run .settings .theia .vim .vs .vscode .zed",
     ),
     (Environment, ".direnv .devbox .mise .pixi .rtx"),
     (
@@ -30,7 +30,7 @@ const DIRECTORIES: Table = &[
         ".azure-pipelines .azuredevops .buildkite .builds .ci .circleci .dagger .forgejo .gitea .github .gitlab .harness
          .jenkins .pipelines .semaphore .teamcity .tekton .woodpecker .zuul.d zuul.d",
     ),
-    (Build, ".cargo .config .meson .mvn"),
+    (Build, ".cargo .config .meson .mvn buildsrc"),
     (Package, ".bundle .npm .pnpm .yarn"),
 ];
 
@@ -41,9 +41,8 @@ const FILES: Table = &[
         "applypatch-msg commit-msg fsmonitor-watchman post-applypatch post-checkout post-commit post-index-change
          post-merge post-receive post-rewrite post-update pre-applypatch pre-auto-gc pre-commit pre-merge-commit pre-push
          pre-rebase pre-receive prepare-commit-msg proc-receive push-to-checkout reference-transaction sendemail-validate
-         .captainhook.json .lintstagedrc .overcommit.yml .pre-commit-config.yaml .pre-commit-config.yml
-         .pre-commit-hooks.yaml .simple-git-hooks.json captainhook.json grumphp.yml lefthook.json lefthook.toml
-         lefthook.yaml lefthook.yml prek.toml",
+         .captainhook.json .gitlint .huskyrc .lintstagedrc .local-overcommit.yml .overcommit.yml .pre-commit-config.yaml
+         .pre-commit-config.yml .pre-commit-hooks.yaml .simple-git-hooks.json captainhook.json grumphp.yml prek.toml",
     ),
     (GitConfig, ".gitconfig .lfsconfig"),
     (Attributes, ".gitattributes"),
@@ -56,14 +55,14 @@ const FILES: Table = &[
     ),
     (
         Editor,
-        ".clangd .dir-locals-2.el .dir-locals.el .exrc .gitpod.dockerfile .gitpod.yml .gvimrc .kakrc .lsp.json
-         .lvimrc .nvim.lua .nvimrc .project .replit .vimrc .ycm_extra_conf.py compile_commands.json
-         compile_flags.txt pyrightconfig.json",
+        ".ccls .clangd .dir-locals-2.el .dir-locals.el .exrc .gitpod.dockerfile .gitpod.yml .gvimrc .hie-bios .kakrc
+         .lsp.json .luarc.json .luarc.jsonc .lvimrc .merlin .neoconf.json .nvim.lua .nvimrc .project .replit .vimrc
+         .ycm_extra_conf.py compile_commands.json compile_flags.txt hie.yaml pyrightconfig.json",
     ),
     (
         Environment,
         ".autoenv .bash_login .bash_logout .bash_profile .bashrc .cshrc .curlrc .env .envrc .gdbinit .ghci .go-version
-         .inputrc .irbrc .java-version .kshrc .lldbinit .login .mise.toml .netrc .node-version .nvmrc .ocamlinit .pdbrc
+         .iex.exs .inputrc .irbrc .java-version .kshrc .lldbinit .login .mise.toml .netrc .node-version .nvmrc .ocamlinit .pdbrc
          .profile .pryrc .psqlrc .python-version .rprofile .renviron .rtx.toml .ruby-version .screenrc .sdkmanrc
          .sqliterc .tcshrc .terraform-version .terraformrc .tmux.conf .tool-versions .wgetrc .zlogin .zprofile .zshenv
          .zshrc devbox.json mise.toml",
@@ -81,18 +80,18 @@ const FILES: Table = &[
     (
         Build,
         ".babelrc .bazelrc .bazelversion .coveragerc .eslintrc .eslintrc.json .eslintrc.yaml .eslintrc.yml .flake8
-         .justfile .mocharc.json .mocharc.yml .nycrc .prettierrc .pylintrc .rspec .rubocop.yml .stylelintrc .swcrc
+         .justfile .mocharc.json .mocharc.yml .mypy.ini .nycrc .prettierrc .pylintrc .pytest.ini .pytest.toml .rspec .rubocop.yml .stylelintrc .swcrc
          aclocal.m4 ant.xml autogen.sh bootstrap bootstrap.sh brakefile bsdmakefile buck build build.bazel build.boot
          build.mill build.ninja build.pl build.py build.rs build.sbt build.sc build.sh build.xml build.zig build.zig.zon
-         capfile cmakelists.txt cmakepresets.json cmakeuserpresets.json compose.yaml compose.yml conanfile.py
+         cabal.project capfile cmakelists.txt cmakepresets.json cmakeuserpresets.json compose.yaml compose.yml conanfile.py
          conanfile.txt configure configure.ac configure.in conftest.py containerfile default.nix
          deps.edn devenv.nix dist.ini dockerfile dodo.py dune dune-project fabfile.py flake.nix gnumakefile gradlew
-         gradlew.bat gradle.properties guardfile guix.scm hatch_build.py jakefile justfile magefile.go make.bat makefile
+         gradlew.bat gradle.properties guardfile guix.scm hatch.toml hatch_build.py jakefile justfile magefile.go make.bat makefile
          manage.py meson.build meson.options meson_options.txt mill mix.exs module.bazel mvnw mvnw.cmd mypy.ini
-         noxfile.py nx.json pom.xml premake5.lua project.clj project.json project.pbxproj pylintrc pytest.ini rakefile
-         rebar.config rebar.config.script rust-toolchain rust-toolchain.toml sconscript sconstruct setup.hs
+         noxfile.py nx.json pdm_build.py pom.xml premake5.lua project.clj project.json project.pbxproj pylintrc
+         pylintrc.toml pytest.ini pytest.toml rakefile rakefile.rb rebar.config rebar.config.script rust-toolchain rust-toolchain.toml sconscript sconstruct setup.hs
          shadow-cljs.edn shell.nix sitecustomize.py stack.yaml taskfile taskfile.dist.yaml taskfile.dist.yml
-         taskfile.yaml taskfile.yml tox.ini turbo.json usercustomize.py vagrantfile waf workspace workspace.bazel
+         taskfile.yaml taskfile.yml tox.ini tox.toml turbo.json usercustomize.py vagrantfile waf workspace workspace.bazel
          workspace.bzlmod wscript xmake.lua",
     ),
     (
@@ -127,13 +126,17 @@ const ENDINGS: Table = &[
 
 /// Beginnings of a file's name.
 const BEGINNINGS: Table = &[
-    (Hook, ".huskyrc. .lintstagedrc. .simple-git-hooks. simple-git-hooks."),
+    (
+        Hook,
+        ".huskyrc. .lefthook-local. .lefthook. .lintstagedrc. .simple-git-hooks. lefthook-local. lefthook.
+         simple-git-hooks.",
+    ),
     (Environment, ".env. .mise."),
     (Pipeline, ".releaserc. .renovaterc. azure-pipelines jenkinsfile."),
     (
         Build,
-        ".babelrc. .eslintrc. .mocharc. .prettierrc. .stylelintrc. compose. docker-compose dockerfile. gruntfile. gulpfile.
-         makefile. gradle-wrapper. maven-wrapper.",
+        ".babelrc. .eslintrc. .golangci. .mocharc. .prettierrc. .stylelintrc. cabal.project. compose. docker-compose
+         dockerfile. gruntfile. gulpfile. makefile. gradle-wrapper. maven-wrapper.",
     ),
     (Package, "requirements-"),
 ];
@@ -144,8 +147,12 @@ const PATHS: Table = &[
         Build,
         "debian/rules doc/conf.py docs/conf.py docs/source/conf.py project/build.properties",
     ),
+    (Environment, "renv/activate.r"),
     (Lockfile, "vendor/modules.txt"),
 ];
+
+/// Ends of a file whose name begins with a dot: a setting that is a program, which its tool runs to read it.
+const PROGRAMS: &str = ".cjs .cts .exs .js .lua .mjs .mts .php .pl .py .rb .sh .ts";
 
 /// What the name of a path makes of it.
 pub(super) fn kind(path: &str) -> Option<RiskKind> {
@@ -166,6 +173,10 @@ pub(super) fn kind(path: &str) -> Option<RiskKind> {
         .or_else(|| of(FILES, &|word| name == word))
         .or_else(|| of(ENDINGS, &|word| name.ends_with(word)))
         .or_else(|| of(BEGINNINGS, &|word| name.starts_with(word)))
+        .or_else(|| {
+            let is_program = PROGRAMS.split(' ').any(|word| name.ends_with(word));
+            (name.starts_with('.') && is_program).then_some(Build)
+        })
 }
 
 /// A name as file systems compare it that know neither case, nor two ways to write one character, nor characters that

@@ -116,6 +116,27 @@ fn what_runs_by_its_name_is_named_wherever_it_stands_and_however_it_is_written()
         (".yarn/releases/yarn-4.cjs", RiskKind::Package),
         ("go.mod", RiskKind::Lockfile),
         ("vendor/modules.txt", RiskKind::Lockfile),
+        // Run without being asked: on commit, by an editor, by a shell of a language.
+        ("lefthook-local.yml", RiskKind::Hook),
+        (".lefthook.yml", RiskKind::Hook),
+        (".huskyrc", RiskKind::Hook),
+        (".local-overcommit.yml", RiskKind::Hook),
+        (".commitlintrc.js", RiskKind::Build),
+        (".markdownlint-cli2.mjs", RiskKind::Build),
+        (".gitlint", RiskKind::Hook),
+        (".bsp/sbt.json", RiskKind::Editor),
+        ("hie.yaml", RiskKind::Editor),
+        (".merlin", RiskKind::Editor),
+        (".luarc.json", RiskKind::Editor),
+        (".iex.exs", RiskKind::Environment),
+        (".formatter.exs", RiskKind::Build),
+        ("renv/activate.R", RiskKind::Environment),
+        (".mypy.ini", RiskKind::Build),
+        (".pytest.ini", RiskKind::Build),
+        ("buildSrc/src/main/kotlin/Versions.kt", RiskKind::Build),
+        ("cabal.project.local", RiskKind::Build),
+        ("Rakefile.rb", RiskKind::Build),
+        (".golangci.yml", RiskKind::Build),
     ] {
         let found = kinds_of(&[changed(path)], &[]);
         let other: Vec<RiskKind> = found
@@ -143,6 +164,8 @@ fn ordinary_work_is_no_risk_and_neither_is_what_is_gone() {
         "src/update.rs",
         "caf\u{e9}/stra\u{df}e.txt",
         "data/backup~",
+        ".npmignore",
+        "src/source.js",
     ] {
         assert_eq!(kinds_of(&[changed(path)], &[]), [], "{path}");
     }
