@@ -336,18 +336,14 @@ fn is_absence(refusal: &Refusal) -> bool {
 }
 
 fn hidden(refusal: Refusal, vmid: Vmid) -> Refusal {
-    // What is half a clone joined no pool, and a token sees no more of it than of a stranger's machine.
+    // What is half a clone joined no pool, and a token sees no more of it than of a stranger's machine. Nor is it a kind
+    // that asks for the privilege: nobody is told to hand us a machine that may be a stranger's.
     let words = format!(
-        "VM {vmid} exists and cannot be read: {}. It is not ours, or half a clone: `qm config {vmid}`, as root, shows which",
+        "VM {vmid} exists and cannot be read: {}. It is not ours, or half a clone, or was taken out of our pool: `qm config \
+         {vmid}`, as root, shows which",
         refusal.words
     );
-    // Not the kind that says that it is absent.
-    let kind = if let Kind::Permission(missing) = refusal.kind {
-        Kind::Permission(missing)
-    } else {
-        Kind::Other
-    };
-    Refusal::new(kind, words)
+    Refusal::new(Kind::Other, words)
 }
 
 fn unreadable(vmid: Vmid) -> Machine {
