@@ -28,7 +28,7 @@ mod workspace;
 pub use allow::{AllowEntry, AllowError, AllowPorts, MOST_PORTS_OF_NAME};
 pub use artifact::{ArtifactKind, ArtifactView};
 pub use command::{CommandRequest, CommandTerminal, CommandUser, CommandView};
-pub use error::{ErrorCode, FieldError, Problem};
+pub use error::{ErrorCode, FieldError, Problem, chain};
 pub use event::{Event, EventKind};
 pub use id::{IdError, JobId, SandboxId, Vmid};
 pub use job::{

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use agentlab_api::{ArtifactView, JobId};
+use agentlab_api::{ArtifactView, JobId, chain};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::connection::{Call, chain};
+use crate::connection::Call;
 use crate::error::Result;
 use crate::path::encode;
 use crate::{Client, ClientError};

@@ -1,7 +1,7 @@
 //! Commands in a sandbox: created by one call, then followed over a connection of HTTP/2 of their own, whose two bodies
 //! carry frames both ways at once.
 
-use agentlab_api::{CommandRequest, CommandView};
+use agentlab_api::{CommandRequest, CommandView, chain};
 use agentlab_protocol::command::{Frame, FrameReader};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::connection::{Call, chain};
+use crate::connection::Call;
 use crate::error::Result;
 use crate::path::encode;
 use crate::{Client, ClientError};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Problem};
+use agentlab_api::{ErrorCode, Problem, chain};
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
@@ -209,15 +209,4 @@ async fn read_all(mut body: Incoming, action: &str) -> Result<Vec<u8>> {
         seconds: ANSWER.as_secs(),
     })??;
     Ok(bytes)
-}
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

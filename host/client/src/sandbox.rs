@@ -1,9 +1,9 @@
 //! Sandboxes. A selector is a UUID, a VMID or a name.
 
-use agentlab_api::{LeaseRequest, PruneRequest, PruneView, SandboxList, SandboxRequest, SandboxView};
+use agentlab_api::{LeaseRequest, PruneRequest, PruneView, SandboxList, SandboxRequest, SandboxView, chain};
 use http_body_util::BodyExt;
 
-use crate::connection::{Call, chain};
+use crate::connection::Call;
 use crate::error::Result;
 use crate::path::{encode, page_query};
 use crate::{Client, ClientError};

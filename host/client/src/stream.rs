@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
-use agentlab_api::{ErrorCode, Problem};
+use agentlab_api::{ErrorCode, Problem, chain};
 use http::header::ACCEPT;
 use http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 
-use crate::connection::{Answer, Call, chain};
+use crate::connection::{Answer, Call};
 use crate::error::Result;
 use crate::sse::{Frame, Parser};
 use crate::{Client, ClientError};

@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use agentlab_api::{AllowEntry, Vmid};
+use agentlab_api::{AllowEntry, Vmid, chain};
 use agentlab_config::{BackendKind, Config};
 use agentlab_engine::port::{Denied, Disturbance, Network, NetworkError, Port, Trust};
 use agentlab_netpolicy as policy;
@@ -43,7 +43,6 @@ use self::resolver::Resolver;
 use self::watch::Watch;
 use self::words::{asks, host_policy, level, port_name, port_vmid, refused, sealed};
 use crate::error::StartError;
-use crate::http::problem::chain;
 
 /// Where people log in to a guest.
 const LOGIN_PORT: u16 = 22;

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use agentlab_api::chain;
 use agentlab_config::{Config, load_config};
 use agentlab_engine::{Engine, Tunable};
 
-use crate::http::problem::chain;
 use crate::log::Log;
 
 const KEPT: &str = "The configuration was not reloaded";

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentlab_api::{BackendTrouble, ErrorCode, Problem, Profile, SandboxId, SandboxView, Vmid};
+use agentlab_api::{BackendTrouble, ErrorCode, Problem, Profile, SandboxId, SandboxView, Vmid, chain};
 use agentlab_store::{SandboxPage, SandboxRecord, Store, StoreError};
 use tokio::time::timeout;
 
 use crate::request;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::{Request, State};
-use crate::sandbox::perform::chain;
 use crate::sandbox::reserve::bounds;
 use crate::settings::{Parts, Settings, Tunable};
 use crate::shared::{NoAnswer, Shared};
@@ -339,18 +338,5 @@ pub(crate) fn no_answer(why: NoAnswer) -> Problem {
 }
 
 pub(crate) fn store_problem(error: &StoreError) -> Problem {
-    let code = match error {
-        StoreError::TooLarge { .. } => ErrorCode::TooLarge,
-        _ if error.is_disk_full() => ErrorCode::LimitReached,
-        StoreError::Mismatch { .. } | StoreError::Name(_) => ErrorCode::InvalidValue,
-        StoreError::Conflict(_) | StoreError::Offset { .. } => ErrorCode::StateConflict,
-        StoreError::Closed => ErrorCode::ShuttingDown,
-        StoreError::DiskFloor { .. }
-        | StoreError::Database { .. }
-        | StoreError::Unusable { .. }
-        | StoreError::Migration { .. }
-        | StoreError::Corrupt { .. }
-        | StoreError::File { .. } => ErrorCode::Internal,
-    };
-    Problem::new(code, chain(error))
+    Problem::new(error.code(), chain(error))
 }

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use agentlab_api::{ArtifactKind, ArtifactRules, ChannelKind, JobId, RepositorySource, SandboxId};
+use agentlab_api::{ArtifactKind, ArtifactRules, ChannelKind, JobId, RepositorySource, SandboxId, chain};
 use agentlab_protocol::message::{Heartbeat, HeartbeatAnswer, LogBatch, RedeemAnswer, RedeemRequest, Report};
 use agentlab_protocol::secret::Secret32;
 use agentlab_protocol::session::{decode_secret, derive, sha256};
@@ -11,7 +11,6 @@ use agentlab_store::{ArtifactRecord, StoreError};
 
 use crate::engine::Engine;
 use crate::sandbox::inbox::{Message, Redemption};
-use crate::sandbox::perform::chain;
 use crate::shared::{Handle, NoAnswer};
 
 /// Where a guest's request came from, as the host itself knows it.

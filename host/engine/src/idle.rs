@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{SandboxId, Vmid};
+use agentlab_api::{SandboxId, Vmid, chain};
 use agentlab_backend::Load;
 use agentlab_store::SandboxRecord;
 use tokio::time::{Instant, timeout};
@@ -20,7 +20,6 @@ use tokio::time::{Instant, timeout};
 use crate::engine::Engine;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::{Holder, State};
-use crate::sandbox::perform::chain;
 use crate::settings::{IdleRules, Settings};
 use crate::shared::Shared;
 

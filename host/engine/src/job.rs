@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentlab_api::{
     ArtifactView, ErrorCode, JobId, JobList, JobRequest, JobState, JobView, Problem, Profile,
-    RepositorySource, Vmid, WorkspaceId,
+    RepositorySource, Vmid, WorkspaceId, chain,
 };
 use agentlab_store::{IdempotencyRecord, Incoming, JobRecord, StoreError};
 use tokio::time::{Instant, timeout};
@@ -18,7 +18,7 @@ use crate::request::{self, Settled};
 use crate::sandbox::driver;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::granted;
-use crate::sandbox::perform::{backend_failure, chain};
+use crate::sandbox::perform::backend_failure;
 use crate::sandbox::step::Step;
 use crate::view;
 use crate::workspace_free::{self, Wanted};

@@ -10,13 +10,12 @@
 use std::fmt;
 use std::sync::Mutex;
 
-use agentlab_api::Event;
+use agentlab_api::{Event, chain};
 use agentlab_store::{SandboxRecord, Store, StoreError, Write};
 use tokio::time::Instant;
 
 use crate::event;
 use crate::sandbox::machine::State;
-use crate::sandbox::perform::chain;
 use crate::sandbox::step::Step;
 use crate::shared::lock;
 

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobId, JobState, Problem, SandboxId, SandboxState, Vmid, WorkspaceId};
+use agentlab_api::{ErrorCode, JobId, JobState, Problem, SandboxId, SandboxState, Vmid, WorkspaceId, chain};
 use agentlab_store::{IdempotencyRecord, JobRecord, SandboxRecord, StoreError, Waiting, Write};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep};
@@ -19,7 +19,7 @@ use crate::engine::{Engine, store_problem};
 use crate::event::{self, StepEnd};
 use crate::journal::Point;
 use crate::sandbox::driver::{self, STORE_RETRY};
-use crate::sandbox::perform::{chain, failure};
+use crate::sandbox::perform::failure;
 use crate::sandbox::reserve::{self, Full};
 use crate::sandbox::step::Step;
 use crate::shared::Shared;

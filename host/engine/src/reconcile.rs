@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use agentlab_api::{SandboxId, Vmid};
+use agentlab_api::{SandboxId, Vmid, chain};
 use agentlab_backend::{Machine, Stamp};
 use agentlab_store::{SandboxRecord, StoreError};
 use tokio::task::JoinSet;
@@ -18,7 +18,7 @@ use crate::event;
 use crate::journal::Point;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
-use crate::sandbox::perform::{chain, seen, stamp_of};
+use crate::sandbox::perform::{seen, stamp_of};
 use crate::sandbox::step::{Seen, Step};
 use crate::shared::Shared;
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobState};
+use agentlab_api::{ErrorCode, JobState, chain};
 use agentlab_backend::BackendError;
 use agentlab_store::{JobRecord, StoreError, Write};
 use tokio::time::timeout;
@@ -13,7 +13,7 @@ use crate::event;
 use crate::journal::Point;
 use crate::sandbox::driver;
 use crate::sandbox::machine::State;
-use crate::sandbox::perform::{chain, failure};
+use crate::sandbox::perform::failure;
 use crate::shared::Shared;
 
 /// Jobs looked at for bundles that nobody needs any more.

@@ -13,13 +13,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{JobPruneRequest, JobPruneView, Problem, PrunedJob, RepositorySource};
+use agentlab_api::{JobPruneRequest, JobPruneView, Problem, PrunedJob, RepositorySource, chain};
 use agentlab_store::{Expiry, StoreError};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use crate::engine::{Engine, store_problem};
-use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 
 const ROUND: Duration = Duration::from_secs(900);

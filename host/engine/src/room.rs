@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Vmid};
+use agentlab_api::{ErrorCode, Vmid, chain};
 use agentlab_backend::Storage;
 use agentlab_store::SandboxRecord;
 use tokio::time::timeout;
@@ -12,7 +12,7 @@ use crate::event;
 use crate::journal::Point;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
-use crate::sandbox::perform::{chain, failure};
+use crate::sandbox::perform::failure;
 use crate::shared::Shared;
 
 const LOOK: Duration = Duration::from_secs(10);

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use agentlab_api::{ChannelKind, JobId, Profile, RepositorySource, SandboxId, Vmid};
+use agentlab_api::{ChannelKind, JobId, Profile, RepositorySource, SandboxId, Vmid, chain};
 use agentlab_backend::Backend;
 use agentlab_protocol::secret::Secret32;
 use agentlab_store::{JobRecord, SandboxRecord, Store};
@@ -23,7 +23,6 @@ use crate::port::{GuestDoor, Network, Trust};
 use crate::queue::Queue;
 use crate::sandbox::inbox::Message;
 use crate::sandbox::machine::State;
-use crate::sandbox::perform::chain;
 use crate::secrets::Secrets;
 use crate::settings::{Clock, Settings, Tunable};
 use crate::upload::Uploads;

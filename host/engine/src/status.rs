@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{BackendStatus, Problem, StatusView, TemplateView};
+use agentlab_api::{BackendStatus, Problem, StatusView, TemplateView, chain};
 use agentlab_store::Counts;
 
 use crate::engine::{Engine, store_problem};
 use crate::glimpse::{self, Glimpse, Seen};
-use crate::sandbox::perform::chain;
 
 /// How long a status waits for a hypervisor that is slow.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use agentlab_api::SandboxId;
+use agentlab_api::{SandboxId, chain};
 use agentlab_backend::{BegunTask, TaskEnd, TaskId, TaskLedger};
 use agentlab_store::{Intent, StoreError, Write};
 use async_trait::async_trait;
@@ -19,7 +19,6 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::journal::Point;
-use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 
 /// The word of the journal. A sandbox has one task at a time, because its driver makes one call at a time.

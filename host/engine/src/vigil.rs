@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use agentlab_api::{ErrorCode, Problem};
+use agentlab_api::{ErrorCode, Problem, chain};
 
 use crate::engine::Engine;
 use crate::event;
 use crate::guest::{GuestRefusal, GuestSession};
 use crate::journal::Point;
 use crate::port::{Denied, Disturbance};
-use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 
 const BROKEN: &str = "The packet policy does not stand";

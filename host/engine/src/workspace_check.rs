@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use agentlab_api::{
-    ErrorCode, Problem, Vmid, WorkspaceCheck, WorkspaceFinding, WorkspaceFindingKind, WorkspaceId,
+    ErrorCode, Problem, Vmid, WorkspaceCheck, WorkspaceFinding, WorkspaceFindingKind, WorkspaceId, chain,
 };
 use agentlab_backend::{BackendError, Volume, VolumeList};
 use agentlab_store::{SandboxRecord, WorkspaceRecord, WorkspaceTask};
@@ -21,7 +21,7 @@ use crate::engine::{Engine, store_problem};
 use crate::event;
 use crate::journal::Point;
 use crate::sandbox::machine::State;
-use crate::sandbox::perform::{backend_failure, chain};
+use crate::sandbox::perform::backend_failure;
 use crate::shared::Shared;
 use crate::workspace::{holder, select};
 use crate::workspace_task::{id_in, volume_name};

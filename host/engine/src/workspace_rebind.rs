@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use agentlab_api::{
     ErrorCode, Problem, SandboxId, SandboxRequest, SandboxState, WorkspaceId, WorkspaceRebind, WorkspaceView,
+    chain,
 };
 use agentlab_store::{Rebind, SandboxRecord, StoreError, WorkspaceRecord, Write};
 use tokio::time::{Instant, sleep};
@@ -22,7 +23,6 @@ use crate::event;
 use crate::journal::Point;
 use crate::sandbox::inbox::{Message, WorkspaceChange};
 use crate::sandbox::machine::{Request, State};
-use crate::sandbox::perform::chain;
 use crate::shared::Shared;
 use crate::workspace::{holder, select, view_of};
 use crate::workspace_free::suits;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{Problem, WorkspaceId};
+use agentlab_api::{Problem, WorkspaceId, chain};
 use agentlab_backend::{BackendError, Result};
 use agentlab_store::{StoreError, WorkspaceRecord, WorkspaceSnapshot, WorkspaceTask, Write};
 use tokio::task::JoinSet;
@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::event;
 use crate::journal::Point;
-use crate::sandbox::perform::{backend_failure, chain};
+use crate::sandbox::perform::backend_failure;
 use crate::shared::Shared;
 use crate::workspace_rebind;
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use rusqlite::ErrorCode;
+use agentlab_api::ErrorCode;
+use rusqlite::ErrorCode as SqliteCode;
 
 /// Failure of the store. Callers stop what they do: an effect that cannot be journalled is not tried.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +103,24 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What a caller of the API is told it was.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::TooLarge { .. } => ErrorCode::TooLarge,
+            _ if self.is_disk_full() => ErrorCode::LimitReached,
+            Self::Mismatch { .. } | Self::Name(_) => ErrorCode::InvalidValue,
+            Self::Conflict(_) | Self::Offset { .. } => ErrorCode::StateConflict,
+            Self::Closed => ErrorCode::ShuttingDown,
+            Self::DiskFloor { .. }
+            | Self::Database { .. }
+            | Self::Unusable { .. }
+            | Self::Migration { .. }
+            | Self::Corrupt { .. }
+            | Self::File { .. } => ErrorCode::Internal,
+        }
+    }
+
     /// Whether there is no space, or no quota, left: trying again changes nothing before somebody has made some.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
@@ -112,7 +131,7 @@ impl StoreError {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
             ),
             Self::Unusable { source, .. } | Self::Database { source, .. } => {
-                source.sqlite_error_code() == Some(ErrorCode::DiskFull)
+                source.sqlite_error_code() == Some(SqliteCode::DiskFull)
             }
             Self::Migration { .. }
             | Self::Corrupt { .. }
@@ -129,20 +148,20 @@ impl StoreError {
     pub(crate) fn database(action: &'static str, path: &Path, source: rusqlite::Error) -> Self {
         let path = path.display().to_string();
         let reason = match source.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            Some(SqliteCode::DatabaseBusy | SqliteCode::DatabaseLocked) => {
                 "is locked by another program: stop it, then try again"
             }
-            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            Some(SqliteCode::ReadOnly | SqliteCode::PermissionDenied) => {
                 "cannot be written: check the owner and mode of the file and of its directory"
             }
-            Some(ErrorCode::DiskFull) => "cannot grow, the disk is full: free some space, then try again",
-            Some(ErrorCode::CannotOpen) => {
+            Some(SqliteCode::DiskFull) => "cannot grow, the disk is full: free some space, then try again",
+            Some(SqliteCode::CannotOpen) => {
                 "cannot be opened: check that its directory exists and is writable"
             }
-            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            Some(SqliteCode::NotADatabase | SqliteCode::DatabaseCorrupt) => {
                 "is damaged or is no SQLite database: restore it from a backup, or move it away to start empty"
             }
-            Some(ErrorCode::ConstraintViolation) => {
+            Some(SqliteCode::ConstraintViolation) => {
                 return Self::Conflict(format!("{action} contradicts what is stored: {source}"));
             }
             _ => return Self::Database { action, path, source },

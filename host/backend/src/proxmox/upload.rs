@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use agentlab_api::chain;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::body::{Body, Frame, SizeHint};
@@ -14,7 +15,7 @@ use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::http::{Answer, Http, Lost, chain};
+use super::http::{Answer, Http, Lost};
 use crate::pve::Upload;
 
 /// Read and sent at once.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use agentlab_api::chain;
 use agentlab_engine::{GuestOrigin, GuestRefusal, GuestSession};
 use agentlab_protocol::message::OFFSET_HEADER;
 use agentlab_protocol::session::decode_secret;
@@ -18,7 +19,6 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::GuestEdge;
-use crate::http::problem::chain;
 use crate::http::request::{MAX_JSON_BYTES, parse};
 
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, UploadedBundle};
+use agentlab_api::{ErrorCode, UploadedBundle, chain};
 use agentlab_protocol::message::SHA256_HEADER;
 use agentlab_store::{Incoming, Received};
 use axum::Json as JsonAnswer;
@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 
 use super::Edge;
-use super::problem::{Refusal, chain};
+use super::problem::Refusal;
 
 /// A client that sends nothing for so long has gone.
 const SILENCE: Duration = Duration::from_secs(60);

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use agentlab_api::{ErrorCode, Problem};
+use agentlab_api::{ErrorCode, Problem, chain};
 use agentlab_store::StoreError;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -29,22 +29,10 @@ impl From<Problem> for Refusal {
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let detail = chain(&error);
-        let code = match error {
-            StoreError::TooLarge { .. } => ErrorCode::TooLarge,
-            _ if error.is_disk_full() => ErrorCode::LimitReached,
-            StoreError::Mismatch { .. } | StoreError::Name(_) => ErrorCode::InvalidValue,
-            StoreError::Conflict(_) | StoreError::Offset { .. } => ErrorCode::StateConflict,
-            StoreError::Closed => ErrorCode::ShuttingDown,
-            StoreError::DiskFloor { .. }
-            | StoreError::Database { .. }
-            | StoreError::Unusable { .. }
-            | StoreError::Migration { .. }
-            | StoreError::Corrupt { .. }
-            | StoreError::File { .. } => {
-                tracing::error!(error = %detail, "The store failed under a request");
-                ErrorCode::Internal
-            }
-        };
+        let code = error.code();
+        if code == ErrorCode::Internal {
+            tracing::error!(error = %detail, "The store failed under a request");
+        }
         Self::new(code, detail)
     }
 }
@@ -56,17 +44,6 @@ impl IntoResponse for Refusal {
         let kind = HeaderValue::from_static("application/problem+json");
         (status, [(header::CONTENT_TYPE, kind)], body).into_response()
     }
-}
-
-/// An error with all its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words += &format!(": {cause}");
-        source = cause.source();
-    }
-    words
 }
 
 /// No route of that path.

@@ -3,14 +3,13 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use agentlab_api::Vmid;
+use agentlab_api::{Vmid, chain};
 use agentlab_netpolicy::{Binding, Cidr, GuestPort};
 use agentlab_resolver::judge::Why;
 use agentlab_resolver::message::{MOST_ADDRESSES, Opening};
 
 use super::allow::{self, Ports};
 use super::{Watched, port_vmid};
-use crate::http::problem::chain;
 
 /// How long the host's own networks are taken to be what they were.
 const LASTS: Duration = Duration::from_secs(5);

@@ -1,13 +1,12 @@
 //! From the engine's and the configuration's words to the policy's, and back.
 
-use agentlab_api::{AllowEntry, Vmid};
+use agentlab_api::{AllowEntry, Vmid, chain};
 use agentlab_config::{BackendKind, Config};
 use agentlab_engine::port::{NetworkError, Port, Trust};
 use agentlab_netpolicy as policy;
 use agentlab_netpolicy::{BridgeSpec, EnforceError, GuestPort, GuestService, HostPolicy, IfName, Protocol};
 
 use super::allow;
-use crate::http::problem::chain;
 
 pub(super) fn refused(action: &'static str, error: &EnforceError) -> NetworkError {
     if let EnforceError::Unsupported { trust, reason } = error {

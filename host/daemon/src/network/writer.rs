@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use agentlab_api::chain;
 use agentlab_config::Config;
 use agentlab_netpolicy::{
     Done, EnforceError, Enforcer, LOCK_DIRECTORY, NotTheWriter, Order, STATE_DIRECTORY, StoredPorts,
@@ -10,7 +11,6 @@ use agentlab_netpolicy::{
 };
 
 use crate::error::StartError;
-use crate::http::problem::chain;
 
 /// How long an `agentlab-net` at work is waited for, and how often it is looked for.
 const TURN: Duration = Duration::from_secs(5);

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobState, Problem};
+use agentlab_api::{ErrorCode, JobState, Problem, chain};
 use agentlab_store::{JobRecord, SandboxRecord, StoreError, Write};
 use tokio::time::Instant;
 
 use super::driver::{Driver, JobEnd};
 use super::machine::{Event, Holder, Refusal, Request, State, Verdict};
-use super::perform::{chain, failure};
+use super::perform::failure;
 use super::step::Step;
 use crate::event;
 use crate::journal::Point;

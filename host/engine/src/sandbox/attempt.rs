@@ -5,14 +5,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Failure};
+use agentlab_api::{ErrorCode, Failure, chain};
 use agentlab_backend::BackendError;
 use agentlab_store::{SandboxRecord, Write};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::perform::{
-    Kit, Produced, StepError, StepTrouble, backend_failure, chain, failure, network_failure, once,
+    Kit, Produced, StepError, StepTrouble, backend_failure, failure, network_failure, once,
 };
 use super::step::Step;
 use crate::event;

@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{Failure, JobOutcome, JobState, Vmid};
+use agentlab_api::{Failure, JobOutcome, JobState, Vmid, chain};
 use agentlab_backend::BackendError;
 use agentlab_protocol::secret::Secret32;
 use agentlab_store::{Intent, JobRecord, SandboxRecord, StoreError, Write};
@@ -30,7 +30,7 @@ use super::clocks::Clocks;
 use super::inbox::Message;
 use super::kept::Kept;
 use super::machine::{Event, Holder, State, Transition};
-use super::perform::{Kit, PowerChange, Produced, StepError, chain, stamp_of};
+use super::perform::{Kit, PowerChange, Produced, StepError, stamp_of};
 use super::step::{Seen, Step};
 use super::unused::Unused;
 use super::unwind::Unwinding;

@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Vmid};
+use agentlab_api::{ErrorCode, Vmid, chain};
 use agentlab_store::{SandboxRecord, StoreError, TokenRecord, Write};
 use tokio::time::Instant;
 
 use super::driver::{Driver, intent};
 use super::machine::Event;
-use super::perform::{Produced, StepError, StepTrouble, chain, failure};
+use super::perform::{Produced, StepError, StepTrouble, failure};
 use super::reserve::{TRIES, free_vmid};
 use super::step::Step;
 use crate::event::{self, StepEnd};

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::{ChannelKind, ErrorCode, Failure, Vmid};
+use agentlab_api::{ChannelKind, ErrorCode, Failure, Vmid, chain};
 use agentlab_backend::{
     BackendError, CloneSpec, Firewall, Limits, MacAddress, Machine, NetworkPlace, Nic, Power, PowerOn, Shape,
     Stamp,
@@ -76,18 +76,6 @@ pub(crate) fn port_of(record: &SandboxRecord) -> Port {
         mac: MacAddress(record.mac),
         address: record.address,
     }
-}
-
-/// The whole chain of causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 pub(crate) fn failure(code: ErrorCode, stage: &str, message: impl Into<String>) -> Failure {

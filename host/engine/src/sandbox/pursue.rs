@@ -1,6 +1,6 @@
 //! What a driver does for the state it is in, and what it makes of looks, clocks and requests.
 
-use agentlab_api::{ErrorCode, Failure, JobState};
+use agentlab_api::{ErrorCode, Failure, JobState, chain};
 use agentlab_backend::BackendError;
 use agentlab_store::Write;
 use tokio::time::Instant;
@@ -9,7 +9,7 @@ use super::clocks::Due;
 use super::driver::{Done, Driver, JobEnd};
 use super::inbox::Message;
 use super::machine::{Effect, Event, Holder, Request, State, Verdict};
-use super::perform::{PowerChange, chain, failure};
+use super::perform::{PowerChange, failure};
 use super::step::{Seen, Step};
 use crate::event::{self, StepEnd};
 use crate::journal::Point;

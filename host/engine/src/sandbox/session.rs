@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentlab_api::{JobState, LogStream};
+use agentlab_api::{JobState, LogStream, chain};
 use agentlab_protocol::message::{Heartbeat, HeartbeatAnswer, LogBatch, Phase, Report, ReportStatus, Stream};
 use agentlab_store::{JobRecord, StoreError, Write};
 use tokio::time::Instant;
@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::clocks::host_deadline;
 use super::driver::{Driver, JobEnd};
 use super::machine::{Event, State};
-use super::perform::chain;
 use super::pursue::lease_over;
 use super::step::Step;
 use super::vitals::Watchdog;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentlab_api::chain;
 use agentlab_backend::BackendError;
 use agentlab_store::SandboxRecord;
 use tokio::task::JoinSet;
@@ -14,7 +15,7 @@ use tokio::time::sleep;
 
 use super::driver::Driver;
 use super::machine::State;
-use super::perform::{chain, stamp_of};
+use super::perform::stamp_of;
 use crate::shared::Shared;
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);

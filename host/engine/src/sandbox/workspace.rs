@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, Problem};
+use agentlab_api::{ErrorCode, Problem, chain};
 use agentlab_backend::{BackendError, Stamp};
 use agentlab_protocol::workspace::{WorkspaceNews, WorkspaceOrder};
 use agentlab_store::{SandboxRecord, StoreError, WorkspaceRecord, Write};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::driver::{Driver, intent};
 use super::inbox::WorkspaceChange;
 use super::machine::State;
-use super::perform::{chain, failure, stamp_of};
+use super::perform::{failure, stamp_of};
 use super::step::Step;
 use crate::event;
 use crate::guest::GuestRefusal;
