@@ -49,6 +49,16 @@ fn found_in(tree: &[&str], changed_ones: usize) -> Vec<(String, String)> {
         .collect()
 }
 
+fn assert_named(path: &str, kind: RiskKind) {
+    let found = kinds_of(&[changed(path)], &[]);
+    let other: Vec<RiskKind> = found
+        .iter()
+        .map(|(kind, _)| *kind)
+        .filter(|kind| *kind != RiskKind::Name)
+        .collect();
+    assert_eq!(other, [kind], "{path}: {found:?}");
+}
+
 #[test]
 fn what_runs_by_its_name_is_named_wherever_it_stands_and_however_it_is_written() {
     for (path, kind) in [
@@ -116,7 +126,14 @@ fn what_runs_by_its_name_is_named_wherever_it_stands_and_however_it_is_written()
         (".yarn/releases/yarn-4.cjs", RiskKind::Package),
         ("go.mod", RiskKind::Lockfile),
         ("vendor/modules.txt", RiskKind::Lockfile),
-        // Run without being asked: on commit, by an editor, by a shell of a language.
+    ] {
+        assert_named(path, kind);
+    }
+}
+
+#[test]
+fn what_an_editor_a_shell_or_a_hook_of_another_tool_runs_unasked_is_named() {
+    for (path, kind) in [
         ("lefthook-local.yml", RiskKind::Hook),
         (".lefthook.yml", RiskKind::Hook),
         (".huskyrc", RiskKind::Hook),
@@ -138,13 +155,7 @@ fn what_runs_by_its_name_is_named_wherever_it_stands_and_however_it_is_written()
         ("Rakefile.rb", RiskKind::Build),
         (".golangci.yml", RiskKind::Build),
     ] {
-        let found = kinds_of(&[changed(path)], &[]);
-        let other: Vec<RiskKind> = found
-            .iter()
-            .map(|(kind, _)| *kind)
-            .filter(|kind| *kind != RiskKind::Name)
-            .collect();
-        assert_eq!(other, [kind], "{path}: {found:?}");
+        assert_named(path, kind);
     }
 }
 
