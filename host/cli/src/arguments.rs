@@ -163,7 +163,6 @@ mod tests {
             "agentlab sandbox lease renew 1000",
             "agentlab job artifacts",
             "agentlab job artifacts download job_000000000000 --latest --all",
-            "agentlab cp 1000:out . --max-bytes 1000",
             "agentlab profile validate",
             "agentlab secrets set-env",
             "agentlab secrets set-env --name A --from-file f",

@@ -41,8 +41,8 @@ pub(crate) struct Cp {
     /// Who reads or writes it in the guest
     #[arg(long, short, value_enum, default_value_t)]
     user: User,
-    /// Most that a directory may bring out of a sandbox, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 10 << 30, requires = "recursive")]
+    /// Most that may come out of a sandbox, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 10 << 30)]
     max_bytes: u64,
 }
 
@@ -94,7 +94,7 @@ impl Cp {
                 send(context, from, (sandbox, path), self.user).await
             }
             (Place::Guest { sandbox, path }, Place::Here(to)) => {
-                receive(context, (sandbox, path), to, self.user).await
+                receive(context, (sandbox, path), to, self.user, self.max_bytes).await
             }
             (Place::Here(_), Place::Here(_)) => Err(CommandError::usage("Neither place is in a sandbox")
                 .with_hint("write one of them SANDBOX:PATH, such as 1000:notes.txt")),
@@ -162,7 +162,13 @@ fn mode(seen: &std::fs::Metadata) -> String {
     format!("{:o}", seen.permissions().mode() & 0o777)
 }
 
-async fn receive(context: &Context, (sandbox, path): (&str, &str), to: &Path, user: User) -> CommandResult {
+async fn receive(
+    context: &Context,
+    (sandbox, path): (&str, &str),
+    to: &Path,
+    user: User,
+    limit: u64,
+) -> CommandResult {
     let target: PathBuf = if to.is_dir() {
         let name = Path::new(path)
             .file_name()
@@ -182,16 +188,38 @@ async fn receive(context: &Context, (sandbox, path): (&str, &str), to: &Path, us
     let (input, mut output) = context.client.command(sandbox, &request).await?.split();
     input.send(&CommandFrame::InputEnd).await;
     let copy = temporary.reopen().map_err(file_error("Writing beside"))?;
-    let mut copy = tokio::fs::File::from_std(copy);
+    let mut copy = Copy {
+        file: tokio::fs::File::from_std(copy),
+        bytes: 0,
+        limit,
+    };
     let mut words = Vec::new();
     let code = collect(&mut output, Some(&mut copy), &mut words).await?;
-    copy.flush().await.map_err(file_error("Writing"))?;
+    copy.file.flush().await.map_err(file_error("Writing"))?;
     judge(code, &words)?;
-    let seen = copy.metadata().await.map_err(file_error("Looking at"))?;
     temporary
         .persist(&target)
         .map_err(|error| file_error("Writing")(error.error))?;
-    tell(context, &target.display().to_string(), seen.len())
+    tell(context, &target.display().to_string(), copy.bytes)
+}
+
+/// A file that comes out of a guest, which may never stop sending it.
+struct Copy {
+    file: tokio::fs::File,
+    bytes: u64,
+    limit: u64,
+}
+
+impl Copy {
+    async fn take(&mut self, bytes: &[u8]) -> Result<(), CommandError> {
+        let count = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.bytes = self.bytes.saturating_add(count);
+        if self.bytes > self.limit {
+            let text = format!("It is larger than {} bytes; nothing was copied", self.limit);
+            return Err(CommandError::refused(text).with_hint("`--max-bytes` allows more"));
+        }
+        self.file.write_all(bytes).await.map_err(CommandError::Output)
+    }
 }
 
 /// What arrived where.
@@ -218,14 +246,14 @@ pub(super) async fn outcome(output: &mut CommandOutput, words: &mut Vec<u8>) -> 
 /// Takes output and words of a copy to its end; its exit code.
 async fn collect(
     output: &mut CommandOutput,
-    mut into: Option<&mut tokio::fs::File>,
+    mut into: Option<&mut Copy>,
     words: &mut Vec<u8>,
 ) -> Result<u8, CommandError> {
     loop {
         match output.next().await? {
             Some(CommandFrame::Output(bytes)) => {
-                if let Some(file) = into.as_mut() {
-                    file.write_all(&bytes).await.map_err(CommandError::Output)?;
+                if let Some(copy) = into.as_mut() {
+                    copy.take(&bytes).await?;
                 }
             }
             Some(CommandFrame::Error(bytes)) if words.len() < 4096 => words.extend_from_slice(&bytes),
@@ -252,6 +280,20 @@ pub(super) fn judge(code: u8, words: &[u8]) -> CommandResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_guest_that_never_stops_sending_does_not_fill_the_disk() {
+        let mut copy = Copy {
+            file: tokio::fs::File::from_std(tempfile::tempfile().unwrap()),
+            bytes: 0,
+            limit: 10,
+        };
+        copy.take(b"0123456789").await.unwrap();
+        let refused = copy.take(b"x").await.unwrap_err();
+        assert!(refused.to_string().contains("larger than 10 bytes"), "{refused}");
+        copy.file.flush().await.unwrap();
+        assert_eq!(copy.file.metadata().await.unwrap().len(), 10);
+    }
 
     #[test]
     fn a_place_in_a_sandbox_is_told_from_a_path() {
