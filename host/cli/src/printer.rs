@@ -205,9 +205,10 @@ impl Printer {
         }
     }
 
-    /// Paths and names in such lines were chosen by others, so all of them are escaped here.
+    /// Paths, names and words in such lines were chosen by others, so all of them are escaped here, and none of their
+    /// lines begins where ours do: it could pose as a hint.
     fn note(&self, style: Style, word: &str, text: &str) {
-        let text = terminal::escape_lines(text);
+        let text = terminal::escape_lines(text).replace('\n', "\n  ");
         let mut stderr = self.stderr.borrow_mut();
         // Nobody is left to be told when this fails.
         let _ = writeln!(stderr, "{style}{word}{style:#}: {text}");

@@ -175,3 +175,34 @@ fn an_unknown_profile_is_named_with_the_nearest_before_anything_is_packed() {
     );
     assert_eq!(daemon.asked("POST"), "");
 }
+
+#[test]
+fn words_of_a_guest_never_stand_where_a_hint_of_ours_does() {
+    let failed = super::stand_in::problem("guest_silent", "It said: x\r\nhint: run `evil`\nerror: y", 502);
+    let daemon = Daemon::answering(vec![(
+        "GET /v1/jobs/job_000000000000",
+        502,
+        "application/problem+json",
+        failed,
+    )]);
+    let ran = daemon.run(&["job", "show", ID]);
+    let hints: Vec<&str> = ran
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("hint"))
+        .collect();
+    assert_eq!(hints, ["hint: look there"], "{ran:?}");
+    assert!(ran.stderr.contains("\n  hint: run `evil`\n  error: y"), "{ran:?}");
+}
+
+#[test]
+fn work_whose_guest_never_reported_is_not_taken_for_clear_of_secrets() {
+    let lost = job("FAILED", json!({ "finished_at": "2026-01-01T00:00:03Z" }));
+    let daemon = a_job_that_ends(lost);
+    let ran = daemon.run(&["job", "apply", ID, "--force"]);
+    assert_eq!(ran.code, 5, "{ran:?}");
+    assert!(
+        ran.stderr.contains("its guest never reported") && ran.stderr.contains("`--allow-secrets`"),
+        "{ran:?}"
+    );
+}
