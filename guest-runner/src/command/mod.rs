@@ -30,8 +30,9 @@ use crate::link::{Link, LinkError};
 const MOST: usize = 8;
 /// Between two requests for orders.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long the last frame may take to its operator.
-const FAREWELL: Duration = Duration::from_secs(30);
+/// How long output and last frame may take to an operator who is there and does not read on, as in a pager. Whoever goes
+/// ends it at once.
+const FAREWELL: Duration = Duration::from_secs(60 * 60);
 /// Pieces of output on their way to the host.
 const PIECES: usize = 4;
 
