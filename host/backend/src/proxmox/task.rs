@@ -5,7 +5,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::pve::{Fields, Read, Refusal};
+use crate::pve::{Fields, Read, Refusal, without_seed};
 
 use super::request::encoded;
 
@@ -97,7 +97,11 @@ impl LogTail {
     /// Takes a page in; whether another one may follow.
     pub(crate) fn take(&mut self, page: serde_json::Value) -> bool {
         let lines = Fields::list(page).unwrap_or_default();
-        self.0.extend(lines.iter().filter_map(|line| line.text("t")));
+        self.0.extend(
+            lines
+                .iter()
+                .filter_map(|line| Some(without_seed(&line.text("t")?))),
+        );
         let surplus = self.0.len().saturating_sub(LOG_LINES);
         self.0.drain(..surplus);
         lines.len() == LOG_PAGE
@@ -193,6 +197,17 @@ mod tests {
         }
         assert_eq!(asked, 3);
         assert_eq!(tail.into_lines(), log[1234 - LOG_LINES..]);
+    }
+
+    #[test]
+    fn a_log_that_quotes_a_command_is_kept_without_the_seed_in_it() {
+        let seed = "QUxzZA".repeat(40);
+        let mut tail = LogTail::default();
+        tail.take(json!([{ "n": 1, "t": format!("kvm -smbios 'type=1,serial={seed}' -no-shutdown") }]));
+        assert_eq!(
+            tail.into_lines(),
+            ["kvm -smbios 'type=1,serial=[redacted]' -no-shutdown"]
+        );
     }
 
     #[test]

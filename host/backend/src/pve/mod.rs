@@ -38,6 +38,7 @@ mod snapshots;
 mod snippets;
 mod states;
 mod template;
+mod told;
 mod view;
 mod volumes;
 mod wire;
@@ -71,6 +72,8 @@ pub use publish::{NewTemplate, Publication, Publisher};
 use record::Record;
 pub(crate) use refusal::{Kind, Refusal};
 pub use snippets::SnippetStore;
+#[cfg(feature = "proxmox")]
+pub(crate) use told::without_seed;
 use view::View;
 pub(crate) use wire::{Begun, Ended, Upload, Wire};
 

@@ -7,6 +7,7 @@
 use serde_json::Value;
 
 use super::answer::text;
+use super::told::shown;
 use crate::BackendError;
 use agentlab_api::Vmid;
 
@@ -79,9 +80,6 @@ pub(crate) struct Refusal {
     pub(crate) kind: Kind,
     pub(crate) words: String,
 }
-
-/// Longest answer shown.
-const MOST_SHOWN: usize = 1500;
 
 /// Sentences and what they mean; all parts must occur, the first row that fits decides.
 const SENTENCES: &[(&[&str], Kind)] = &[
@@ -396,19 +394,6 @@ fn is_noise(line: &str) -> bool {
         || line.starts_with("perl: warning:")
         || (line.starts_with("qm ") || line.starts_with("pvesm ") || line.starts_with("pvesh "))
             && line.contains("[OPTIONS]")
-}
-
-/// One line of bounded length, whatever a guest or a plugin put there.
-fn shown(words: &str) -> String {
-    let mut line = String::new();
-    for letter in words.trim().chars().take(MOST_SHOWN) {
-        match letter {
-            '\n' | '\t' => line.push(' '),
-            letter if letter.is_control() => line.extend(letter.escape_debug()),
-            letter => line.push(letter),
-        }
-    }
-    line
 }
 
 #[cfg(test)]

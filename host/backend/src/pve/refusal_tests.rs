@@ -225,3 +225,36 @@ fn a_lock_whose_holder_died_is_told_with_the_commands_that_end_it() {
     let half = "`qm unlock 1000 && qm destroy 1000 --purge 1 --destroy-unreferenced-disks 1`";
     assert!(hint("clone").ends_with(half), "{}", hint("clone"));
 }
+
+/// The whole command stands in what PVE says of a start that took too long, and in it the seed as the guest gets it.
+#[test]
+fn a_start_that_fails_says_why_and_nothing_of_a_seed() {
+    let seed = "QUxzZA".repeat(40);
+    let options = "-device 'pci-bridge,id=pci.1,chassis_nr=1,bus=pci.0,addr=0x1e' ".repeat(40);
+    let command = format!(
+        "/usr/bin/kvm -id 1000 -name 'sandbox-1000,debug-threads=on' -smbios \
+         'type=1,uuid=7d2ab580-26da-44b3-8f0d-0395a2723def,serial={seed}' {options}"
+    );
+    let ends = [
+        format!("start failed: command '{command}' failed: got timeout"),
+        format!("start failed: command '{command}' failed: exit code 1"),
+        format!("kvm: -smbios type=1,serial={seed}: got timeout"),
+    ];
+    for end in ends {
+        let log = [format!("{command}: exit code 1")];
+        for refusal in [
+            Refusal::task(&end, &[]),
+            Refusal::task(&end, &log),
+            Refusal::command(&end),
+        ] {
+            assert!(!refusal.words.contains(&seed[..32]), "{refusal}");
+            assert!(
+                refusal.words.contains("got timeout") || refusal.words.contains("exit code 1"),
+                "{refusal}"
+            );
+        }
+    }
+    let short =
+        "command '/sbin/zfs get -o value origin tank/vm-1000' failed: exit code 1; serial=agentlab-work";
+    assert_eq!(Refusal::task(short, &[]).words, short);
+}
