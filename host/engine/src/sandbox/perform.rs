@@ -265,7 +265,7 @@ pub(crate) async fn undo(shared: Arc<Shared>, step: Step, record: SandboxRecord)
     }
 }
 
-async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Result<(), String> {
+async fn undo_once(shared: &Arc<Shared>, step: Step, record: &SandboxRecord) -> Result<(), String> {
     let stamp = stamp_of(record);
     match step {
         Step::PowerOn => {
@@ -279,7 +279,7 @@ async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Resul
                 shared.backend.power_off(record.vmid, &stamp).await,
             )
         }
-        Step::Clone => gone_is_fine(shared, record, shared.backend.destroy(record.vmid, &stamp).await),
+        Step::Clone => super::unwind::destroy(shared, record, &stamp).await,
         Step::BindNetwork => shared
             .network
             .detach(record.vmid)
@@ -308,7 +308,7 @@ async fn undo_once(shared: &Shared, step: Step, record: &SandboxRecord) -> Resul
     }
 }
 
-fn gone_is_fine(
+pub(super) fn gone_is_fine(
     shared: &Shared,
     record: &SandboxRecord,
     result: Result<(), BackendError>,

@@ -2,18 +2,22 @@
 //! What cannot be undone yet is said on the record, and once by an alarm.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use agentlab_api::SandboxState;
+use agentlab_api::{SandboxState, chain};
+use agentlab_backend::{BackendError, Stamp};
 use agentlab_store::{SandboxRecord, Write};
 use tokio::time::Instant;
 
 use super::driver::{Done, Driver, intent};
 use super::machine::{Event, State};
-use super::step::Step;
+use super::perform::{gone_is_fine, look};
+use super::step::{Seen, Step};
 use crate::event::{self, StepEnd};
 use crate::journal::Point;
 use crate::settings::Settings;
+use crate::shared::Shared;
 
 /// How far a teardown is. In memory only: after a restart all undos are done again, which is harmless.
 #[derive(Debug)]
@@ -214,6 +218,30 @@ impl Driver {
             .saturating_mul(2)
             .min(self.shared.settings.teardown_retry_max);
     }
+}
+
+/// Destroys the machine of a sandbox. One whose stamp somebody has written over is left alone, and that is told: nobody
+/// here looks after it from then on.
+pub(super) async fn destroy(
+    shared: &Arc<Shared>,
+    record: &SandboxRecord,
+    stamp: &Stamp,
+) -> Result<(), String> {
+    let destroyed = shared.backend.destroy(record.vmid, stamp).await;
+    if let Err(error @ BackendError::NotOurs { .. }) = &destroyed
+        && look(Arc::clone(shared), record.clone()).await == Seen::Unreadable
+    {
+        let text = format!(
+            "VM {} is left where it is, with its disks and without a network: {}. It may be this sandbox's, and somebody \
+             has changed its description; then remove it by hand",
+            record.vmid,
+            chain(error)
+        );
+        let told = vec![event::alarm(record, text)];
+        let told = shared.journal.commit(Point::Told, told).await;
+        told.map_err(|error| chain(&error))?;
+    }
+    gone_is_fine(shared, record, destroyed)
 }
 
 /// Steps whose undo asks anything of the world.

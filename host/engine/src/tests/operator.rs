@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobState, PruneRequest, SandboxRequest, SandboxState, SandboxView};
+use agentlab_api::{ErrorCode, EventKind, JobState, PruneRequest, SandboxRequest, SandboxState, SandboxView};
 use agentlab_backend::fake::Call;
-use agentlab_backend::{BackendError, Power};
-use agentlab_store::SandboxRecord;
+use agentlab_backend::{BackendError, Machine, Power};
+use agentlab_store::{EventFilter, SandboxRecord};
 use jiff::SignedDuration;
 use tokio::time::sleep;
 
@@ -295,4 +295,27 @@ async fn prune_takes_what_its_lease_ended_and_only_when_asked_what_is_stopped() 
     engine.destroy_sandbox("1002", false).await.unwrap();
     until(&lab, &runs, SandboxState::Destroyed).await;
     lab.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_stamp_somebody_wrote_over_is_left_alone_and_that_is_told() {
+    let lab = Lab::new().await;
+    let view = held(&lab).await;
+    lab.backend.plant(Machine {
+        vmid: vmid(1000),
+        name: "mine now".into(),
+        power: Power::Running,
+        stamp: None,
+    });
+    lab.engine().destroy_sandbox(ONE, true).await.unwrap();
+    until(&lab, &view, SandboxState::Destroyed).await;
+    assert_eq!(lab.backend.power(vmid(1000)), Some(Power::Running));
+    assert_eq!(lab.wires.ports(), []);
+    let told = lab.store.events(&EventFilter::default(), 0, 1000).await.unwrap();
+    let told = told.iter().filter(|event| event.kind == EventKind::Alarm);
+    let told: Vec<&str> = told.map(|event| event.message.as_str()).collect();
+    assert!(
+        matches!(told.as_slice(), [one] if one.contains("VM 1000 is left where it is") && one.contains("by hand")),
+        "{told:?}"
+    );
 }
