@@ -15,9 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentlab_protocol::message::ExposedSecret;
+use tokio::sync::watch;
+use tokio::time::sleep;
 
+use super::agent::cancelled;
 use super::collect::{LONG, Store, WORK_REF, Work};
 use super::git::Git;
 use super::process::{Memory, ProcessError, Sink};
@@ -27,14 +31,44 @@ use crate::secrets::NamedSecret;
 
 /// More than anybody looks at one by one.
 const MOST: usize = 100;
+/// How long the search may take: the work itself is handed over after it.
+const LONGEST: Duration = Duration::from_secs(120);
+/// How long from the moment that the host asks for the end: for a cancellation, or because the lease is over, it waits
+/// less than a minute for everything.
+const HASTE: Duration = Duration::from_secs(10);
 /// Longest path that is named, in characters.
 const LONGEST_PATH: usize = 300;
 /// Names and ids of what changed without being committed.
 const MOST_LISTED: usize = 16 << 20;
 
 /// Places of the work where one of `secrets` stands and did not stand before: all of them, or the first [`MOST`]. An
-/// error: not all of the work could be read.
+/// error: not all of the work could be read, or not in this time.
 pub(super) async fn find(
+    work: &Work,
+    secrets: &[NamedSecret],
+    places: (&Layout, &JobLog),
+    mut cancel: watch::Receiver<bool>,
+) -> Result<Vec<ExposedSecret>, ProcessError> {
+    let overdue = async {
+        let in_haste = async {
+            cancelled(&mut cancel).await;
+            sleep(HASTE).await;
+        };
+        tokio::select! {
+            () = sleep(LONGEST) => LONGEST,
+            () = in_haste => HASTE,
+        }
+    };
+    tokio::select! {
+        found = search(work, secrets, places) => found,
+        patience = overdue => Err(ProcessError::Deadline {
+            what: "git cat-file".to_owned(),
+            seconds: patience.as_secs(),
+        }),
+    }
+}
+
+async fn search(
     work: &Work,
     secrets: &[NamedSecret],
     (layout, log): (&Layout, &JobLog),

@@ -371,7 +371,8 @@ impl<H: HostLink> Job<'_, H> {
     /// Names in the report what of the work is a secret, and keeps such commits from going to an origin: as well as
     /// those of which nobody knows.
     async fn look_for_secrets(&self, report: &mut Report, work: &mut Work) {
-        match exposed::find(work, self.secrets, (self.layout, self.log)).await {
+        let cancelled = self.cancelled.clone();
+        match exposed::find(work, self.secrets, (self.layout, self.log), cancelled).await {
             Ok(found) => {
                 for one in &found {
                     self.log.runner(&format!("ALARM: the work holds a secret: {one}"));

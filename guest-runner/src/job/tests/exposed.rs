@@ -1,12 +1,22 @@
 //! Secrets that an agent writes into its work.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use agentlab_protocol::message::{ExposedSecret, Report, SecretSearch, Stream};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::agents::install;
 use super::{Lab, shell};
+use crate::job::collect::{Store, Work};
+use crate::job::process::ProcessError;
+use crate::job::{JobLog, end_user, exposed};
+use crate::redact::Needles;
 use crate::requirement::skipped_without_root;
+use crate::secrets::named_secrets;
 
-fn exposed(path: Option<&str>, uncommitted: bool) -> ExposedSecret {
+fn place(path: Option<&str>, uncommitted: bool) -> ExposedSecret {
     ExposedSecret {
         secret: "API_KEY".to_owned(),
         path: path.map(str::to_owned),
@@ -35,11 +45,11 @@ async fn a_secret_in_the_work_is_named_with_its_file_and_the_work_stays_as_it_is
     assert_eq!(
         report.exposed_secrets,
         [
-            exposed(None, false),
-            exposed(Some("config.yaml"), false),
-            exposed(Some("encoded"), false),
-            exposed(Some("store"), false),
-            exposed(Some("a b/.env"), true),
+            place(None, false),
+            place(Some("config.yaml"), false),
+            place(Some("encoded"), false),
+            place(Some("store"), false),
+            place(Some("a b/.env"), true),
         ],
         "{report:?}"
     );
@@ -71,7 +81,7 @@ async fn a_name_that_is_a_secret_is_named_without_it() {
     let [name, path] = report.exposed_secrets.as_slice() else {
         panic!("{report:?}");
     };
-    assert_eq!(*name, exposed(Some("[redacted].txt"), false));
+    assert_eq!(*name, place(Some("[redacted].txt"), false));
     let path = path.path.as_ref().unwrap();
     assert!(
         path.starts_with("y/xx") && path.len() == 300,
@@ -113,7 +123,7 @@ async fn known_words_in_many_files_do_not_hide_a_secret_in_one_more() {
     shell(&source, make).await;
     lab.bring(std::fs::read(lab.base.path().join("known")).unwrap());
     let report = lab.run().await;
-    assert_eq!(report.exposed_secrets, [exposed(Some("new"), false)]);
+    assert_eq!(report.exposed_secrets, [place(Some("new"), false)]);
     assert!(was_searched(&report), "{report:?}");
 }
 
@@ -133,7 +143,7 @@ async fn work_without_the_commit_it_began_at_is_searched_as_a_whole() {
             .contains("is gone from the repository"),
         "{report:?}"
     );
-    let both = [exposed(Some("new"), false), exposed(Some("left"), true)];
+    let both = [place(Some("new"), false), place(Some("left"), true)];
     assert_eq!(report.exposed_secrets, both, "{report:?}");
     assert!(was_searched(&report), "{report:?}");
 }
@@ -159,4 +169,43 @@ async fn work_that_could_not_be_searched_says_so_and_comes_all_the_same() {
     let told = lab.host.text(Stream::Runner);
     assert!(told.contains("ALARM: the work could not be searched"), "{told}");
     assert!(lab.host.artifact("work.bundle").is_some());
+}
+
+#[tokio::test]
+async fn a_search_without_end_holds_no_work_back() {
+    if skipped_without_root() {
+        return;
+    }
+    let lab = Lab::new("echo harmless > b.txt; git add .; git commit -qm harmless").await;
+    let report = lab.run().await;
+    install(
+        &lab,
+        "git",
+        "case \"$*\" in *'cat-file --batch'*) exec sleep 1000;; esac; exec /usr/bin/git \"$@\"",
+    );
+    let work = Work {
+        head: report.head_commit,
+        base: report.base_commit,
+        commits: report.commits,
+        store: Some(Store {
+            git_dir: lab.layout.spool.join("collect/git"),
+            objects: lab.layout.repo().join(".git/objects"),
+        }),
+        ..Work::default()
+    };
+    let secrets = named_secrets(&lab.answer);
+    let needles = Arc::new(Needles::new(secrets.iter().map(|secret| secret.value.expose())));
+    let log = JobLog::create(&lab.base.path().join("log"), needles, 1000, 0).unwrap();
+    // What is waited for never comes, so that the clock goes on by itself.
+    tokio::time::pause();
+    for (asked_to_end, most) in [(false, 300), (true, 20)] {
+        let (_cancel, cancelled) = watch::channel(asked_to_end);
+        let began = Instant::now();
+        let found = exposed::find(&work, &secrets, (&lab.layout, &log), cancelled).await;
+        assert!(matches!(found, Err(ProcessError::Deadline { .. })), "{found:?}");
+        // The host waits forty seconds for a job that it ends.
+        assert!(began.elapsed() < Duration::from_secs(most), "{asked_to_end}");
+    }
+    tokio::time::resume();
+    assert!(end_user(lab.layout.user.uid).await);
 }
