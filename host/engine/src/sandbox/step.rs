@@ -115,15 +115,13 @@ impl Step {
     #[must_use]
     pub fn deadline(self, settings: &Settings) -> Duration {
         match self {
-            // Both may wait for their turn: a storage clones, and a host starts, few machines at a time.
-            Self::Clone | Self::PowerOn => settings.provisioning_timeout,
+            // Each may wait for its turn: a storage clones, and a host starts, few machines at a time, and one volume may be
+            // copied before another is attached.
+            Self::Clone | Self::AttachWorkspace | Self::PowerOn => settings.provisioning_timeout,
             Self::AwaitGuest => settings.boot_timeout,
-            Self::Reserve
-            | Self::Configure
-            | Self::AttachWorkspace
-            | Self::BindNetwork
-            | Self::IssueToken
-            | Self::Seed => settings.provisioning_timeout.min(Duration::from_secs(60)),
+            Self::Reserve | Self::Configure | Self::BindNetwork | Self::IssueToken | Self::Seed => {
+                settings.provisioning_timeout.min(Duration::from_secs(60))
+            }
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use agentlab_api::{ErrorCode, JobRequest, JobState};
+use agentlab_api::{ErrorCode, JobRequest, JobState, SandboxState};
+use agentlab_backend::fake::Call;
 use agentlab_protocol::message::ReportStatus;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::lab::Lab;
-use super::workspace::{NAME, PACE, PATIENCE, job_on, lab_with_workspace, on};
+use super::workspace::{NAME, PACE, PATIENCE, held, job_on, lab_with_workspace, on, until, wanted};
 
 fn waiting(seconds: u32) -> JobRequest {
     JobRequest {
@@ -86,4 +87,17 @@ async fn the_same_key_gives_the_same_job_however_long_somebody_was_ready_to_wait
     let job = lab.engine().create_job(waiting(5), key()).await.unwrap();
     let again = lab.engine().create_job(waiting(9), key()).await.unwrap();
     assert_eq!(again.id, job.id);
+}
+
+/// Volumes are worked on one after the other: a copy of a large one takes minutes.
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_waits_with_its_workspace_for_as_long_as_provisioning_may_take() {
+    let lab = Lab::with(|settings| settings.provisioning_timeout = Duration::from_secs(600)).await;
+    lab.engine().create_workspace(wanted(NAME)).await.unwrap();
+    let hang = lab.backend.hang_next(Call::AttachVolume);
+    let id = held(&lab, Some(NAME)).await;
+    hang.reached().await;
+    sleep(Duration::from_secs(300)).await;
+    hang.release();
+    until(&lab, id, SandboxState::Booting).await;
 }
