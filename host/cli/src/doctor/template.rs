@@ -29,8 +29,10 @@ pub(crate) fn row(seen: &Seen<'_>) -> Row {
         return Row::fail(
             CHECK,
             format!("no VM has the number {vmid}"),
-            "make a template (`agentlab-template build`, then `agentlab-template publish`), or name another number in \
-             `template_vmid` and in the profiles: docs/template.md",
+            format!(
+                "make it (`agentlab-template build RECIPE --vmid {vmid} --storage STORAGE`), or name another number in \
+                 `template_vmid` and in the profiles: docs/template.md"
+            ),
         );
     };
     let config = match &seen.config {
@@ -123,7 +125,10 @@ fn lack(vmid: Vmid, config: &Value) -> Option<Row> {
     let runner = runner.map(str::trim).filter(|runner| *runner != RUNNER)?;
     fail(
         format!("has runner {runner}, and this release works with {RUNNER}"),
-        "agentlab-template publish replaces it: docs/template.md".to_owned(),
+        format!(
+            "agentlab-template build RECIPE --vmid {vmid} --storage STORAGE --replace, with the recipe it was built from: \
+             docs/template.md"
+        ),
     )
 }
 
