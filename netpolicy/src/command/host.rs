@@ -52,7 +52,7 @@ pub(super) struct HostArguments {
     /// Interface of the tailnet, whose devices may reach running sandboxes [default: as it stands, or tailscale0]
     #[arg(long, global = true, value_name = "NAME", overrides_with = "no_tailnet")]
     pub(super) tailnet: Option<IfName>,
-    /// Nobody outside reaches a sandbox, over a tailnet neither
+    /// Nobody outside reaches a sandbox, not even over a tailnet
     #[arg(long, global = true, overrides_with = "tailnet")]
     pub(super) no_tailnet: bool,
     /// NFLOG group that is told of what sandboxes are refused [default: as it stands, or 7744]

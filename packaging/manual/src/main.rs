@@ -34,10 +34,16 @@ fn programs() -> [Program; 4] {
             command: agentlab_cli::Arguments::command(),
             section: "1",
             elsewhere: &["net", "template"],
-            files: &[(
-                "/run/agentlab/agentlabd.sock",
-                "Control socket. Members of the group agentlab may use it, which is as good as being root.",
-            )],
+            files: &[
+                (
+                    "/run/agentlab/agentlabd.sock",
+                    "Control socket. Members of the group agentlab may use it, which is as good as being root.",
+                ),
+                (
+                    "/etc/agentlab/secrets",
+                    "Bundles of secrets. /etc/agentlab/keys/age.key opens them.",
+                ),
+            ],
             see_also: &[
                 ("agentlab-template", "1"),
                 ("agentlab-net", "8"),
@@ -85,10 +91,14 @@ fn programs() -> [Program; 4] {
             command: agentlab_netpolicy::command::Arguments::command(),
             section: "8",
             elsewhere: &[],
-            files: &[(
-                "/etc/default/agentlab-net",
-                "Options of agentlab-net.service, which applies the policy before the network is up.",
-            )],
+            files: &[
+                ("/etc/agentlab/config.yaml", "What no option says."),
+                (
+                    "/etc/default/agentlab-net",
+                    "Options of agentlab-net-seal.service, which closes every port before the network is up, and of \
+                     agentlab-net.service, which applies the policy once it is.",
+                ),
+            ],
             see_also: &[("agentlab", "1"), ("agentlabd", "8"), ("nft", "8")],
         },
     ]

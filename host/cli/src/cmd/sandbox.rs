@@ -38,7 +38,7 @@ pub(crate) enum SandboxCommand {
     /// How long a sandbox may live
     #[command(subcommand)]
     Lease(sandbox_change::Lease),
-    /// Destroy what its lease has ended, and with --stopped what is stopped
+    /// Destroy sandboxes whose lease has ended, and with --stopped those that are stopped
     Prune(sandbox_change::Prune),
     /// What happened to a sandbox, or what its VM wrote to its console
     #[command(visible_alias = "log")]
