@@ -16,6 +16,8 @@ const STALL: Duration = Duration::from_secs(5);
 const UPLOAD_BYTES_PER_SECOND: u64 = 8 << 20;
 /// What the host adds to the kill grace before it ends a cancelled job itself.
 const CANCEL_SLACK: Duration = Duration::from_secs(30);
+/// How long a guest that has been heard to collect its work may take for that.
+const COLLECT: Duration = Duration::from_secs(120);
 
 /// What has come due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub(crate) enum Due {
 pub(crate) struct Clocks {
     pub(crate) lease: Lease,
     lease_grace: Option<Instant>,
+    /// A guest that was asked to end was given the time to hand over its work.
+    handing_over: bool,
     boot: Option<Instant>,
     job_deadline: Option<Instant>,
     /// What is left of the deadline of a job whose machine is paused: neither runs meanwhile.
@@ -57,6 +61,7 @@ impl Clocks {
         Self {
             lease,
             lease_grace: None,
+            handing_over: false,
             boot: None,
             job_deadline: None,
             held: None,
@@ -182,6 +187,15 @@ impl Clocks {
         self.lease_grace = Some(Instant::now() + settings.kill_grace + CANCEL_SLACK);
     }
 
+    /// The guest has done as it was asked, and its work is on the way: it has as long as that takes, once.
+    pub(crate) fn hand_over(&mut self, due: Due, record: &SandboxRecord) -> bool {
+        if std::mem::replace(&mut self.handing_over, true) {
+            return false;
+        }
+        self.again(due, COLLECT + upload_time(record));
+        true
+    }
+
     /// Whether a guest is to end its job for that.
     pub(crate) fn is_lease_over(&self) -> bool {
         self.lease_grace.is_some()
@@ -192,6 +206,7 @@ impl Clocks {
             // Of a sandbox that outlives its job.
             self.lease.take_up();
         }
+        self.handing_over = false;
         self.job_deadline = None;
         self.held = None;
         self.silence = None;
@@ -229,9 +244,13 @@ impl Clocks {
 
 /// When the host ends a job that its guest will not end.
 pub(crate) fn host_deadline(job: &JobRecord, record: &SandboxRecord, settings: &Settings) -> Duration {
-    let upload = Duration::from_secs(record.profile.artifacts.max_total_bytes / UPLOAD_BYTES_PER_SECOND);
     Duration::from_secs(u64::from(job.deadline_seconds))
         .saturating_add(settings.kill_grace)
         .saturating_add(settings.host_deadline_slack)
-        .saturating_add(upload)
+        .saturating_add(upload_time(record))
+}
+
+/// How long a guest may take to hand over all that its profile allows.
+fn upload_time(record: &SandboxRecord) -> Duration {
+    Duration::from_secs(record.profile.artifacts.max_total_bytes / UPLOAD_BYTES_PER_SECOND)
 }

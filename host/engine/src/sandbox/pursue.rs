@@ -198,6 +198,11 @@ impl Driver {
         let settings = self.shared.settings.clone();
         for due in self.clocks.due(Instant::now(), &settings) {
             let recorded = match due {
+                Due::Cancel | Due::LeaseGrace
+                    if self.progress.hands_over() && self.clocks.hand_over(due, &self.record) =>
+                {
+                    true
+                }
                 Due::Retry => {
                     self.pending = true;
                     true

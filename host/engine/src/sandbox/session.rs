@@ -43,6 +43,14 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Whether its agent has ended, and its work is on the way.
+    pub(crate) fn hands_over(&self) -> bool {
+        matches!(
+            self.phase,
+            Some(Phase::Collect | Phase::Push | Phase::Upload | Phase::Report)
+        )
+    }
+
     /// Where something went wrong, as well as the host can tell.
     pub(crate) fn stage(&self, state: &State) -> String {
         match (state, self.phase) {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use agentlab_api::{ErrorCode, JobRequest, JobState, SandboxState};
 use agentlab_backend::Power;
 use agentlab_backend::fake::Call;
+use agentlab_protocol::message::Phase;
+use tokio::time::Instant;
 
 use super::lab::{Lab, request, vmid};
 use crate::port::Trust;
@@ -63,6 +65,28 @@ async fn the_host_ends_a_cancelled_job_whose_guest_goes_on() {
     tokio::time::resume();
     let ended = lab.until_job(&job, JobState::Cancelled).await;
     assert!(ended.failure.unwrap().message.contains("the host"));
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_asked_to_end_may_hand_over_its_work_for_as_long_as_that_takes() {
+    let lab = Lab::with(|settings| settings.heartbeat_silence = Duration::from_secs(3600)).await;
+    let job = lab.run().await;
+    let guest = lab.running(&job).await;
+    lab.engine().cancel_job(&job.id).await.unwrap();
+    assert!(guest.beat(&lab, Phase::Upload).await.unwrap());
+    let asked = Instant::now();
+    tokio::time::sleep(lab.settings.kill_grace + Duration::from_secs(60)).await;
+    assert_eq!(
+        lab.job(&job.id).await.state,
+        JobState::Running,
+        "its work still comes"
+    );
+    // It is not waited for without end.
+    let ended = lab.until_job(&job, JobState::Cancelled).await;
+    assert!(ended.failure.unwrap().message.contains("the host"));
+    assert!(asked.elapsed() > Duration::from_secs(150));
     lab.until_sandbox(&job, SandboxState::Destroyed).await;
     lab.assert_empty().await;
 }
