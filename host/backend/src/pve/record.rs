@@ -96,6 +96,8 @@ pub(crate) struct Net {
     pub(crate) bridge: Option<String>,
     /// Behind a bridge of PVE's own firewall, where its port has another name.
     pub(crate) firewall: bool,
+    /// In a VLAN, for which PVE may make a bridge of its own beside the one that is named.
+    pub(crate) vlan: bool,
 }
 
 const MODELS: &[&str] = &[
@@ -121,12 +123,14 @@ impl Net {
             mac: None,
             bridge: None,
             firewall: false,
+            vlan: false,
         };
         for (key, value) in text.split(',').filter_map(|part| part.split_once('=')) {
             match key {
                 "macaddr" => net.mac = Some(value.to_owned()),
                 "bridge" => net.bridge = Some(value.to_owned()),
                 "firewall" => net.firewall = value != "0",
+                "tag" | "trunks" => net.vlan = true,
                 model if MODELS.contains(&model) => net.mac = Some(value.to_owned()),
                 _ => {}
             }

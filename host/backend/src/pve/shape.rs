@@ -232,6 +232,9 @@ pub(super) fn stands_where_it_should(record: &Record, bridge: &str) -> Result<()
     if slot != "net0" || !is_pinned {
         return Err(format!("its NIC is not the one it was configured with, {mac}"));
     }
+    if net.vlan {
+        return Err("its NIC is in a VLAN, and must be in none".to_owned());
+    }
     match &net.bridge {
         Some(found) if found == bridge && net.firewall == label.firewall.is_some() => Ok(()),
         Some(found) if found == bridge && net.firewall => Err(

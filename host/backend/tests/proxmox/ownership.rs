@@ -63,6 +63,7 @@ async fn a_clone_keeps_nothing_of_its_template_that_would_outlive_it_or_reach_an
         // An operator who puts it onto another network, or gives it a second NIC, has taken it out of our hands.
         for (key, value) in [
             ("net0", "virtio=02:A1:00:00:03:E8,bridge=vmbr0,firewall=0"),
+            ("net0", "virtio=02:A1:00:00:03:E8,bridge=vmbr1,firewall=0,tag=20"),
             ("net1", "virtio=BC:24:11:EB:96:56,bridge=vmbr0"),
         ] {
             let before = config(&node, 1000).get(key).cloned();
