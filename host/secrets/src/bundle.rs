@@ -424,6 +424,16 @@ pub(crate) fn public_key([kind, key, comment]: [&str; 3]) -> Result<SshKey, &'st
 
 fn tailscale(reader: &mut Reader, node: Node) -> Tailscale {
     let mut fields = reader.known(node, "tailscale", TAILSCALE);
+    let place = fields
+        .get("extra_args")
+        .map(|node| node.place)
+        .unwrap_or_default();
+    let extra_args = reader.lines(fields.remove("extra_args"), "tailscale.extra_args");
+    if extra_args.iter().any(|argument| brings_key(argument)) {
+        let reason =
+            "holds a key, which anybody in the guest could read there; it belongs into `tailscale.authkey`";
+        reader.fault("tailscale.extra_args", place, reason);
+    }
     let mut line =
         |reader: &mut Reader, key: &'static str| reader.line(fields.remove(key), &below("tailscale", key));
     let (authkey, hostname_template) = (line(reader, "authkey"), line(reader, "hostname_template"));
@@ -432,8 +442,18 @@ fn tailscale(reader: &mut Reader, node: Node) -> Tailscale {
         authkey,
         hostname_template,
         tags: reader.lines(fields.remove("tags"), "tailscale.tags"),
-        extra_args: reader.lines(fields.remove("extra_args"), "tailscale.extra_args"),
+        extra_args,
         admin_api_key,
         tailnet,
     }
+}
+
+/// Whether an argument of `tailscale up` is one that a key comes with, in it or behind it.
+fn brings_key(argument: &str) -> bool {
+    let name = argument
+        .trim_start_matches('-')
+        .split('=')
+        .next()
+        .unwrap_or_default();
+    argument.starts_with('-') && ["auth-key", "authkey", "client-secret", "id-token"].contains(&name)
 }

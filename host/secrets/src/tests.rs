@@ -224,6 +224,14 @@ fn what_is_wrong_is_named_with_key_and_place_and_without_any_value() {
             "ssh: {keys: {me: {key: CANARY}}}\n",
             "`ssh.keys.me` is no public key",
         ),
+        (
+            "tailscale: {extra_args: ['--ssh', '--auth-key=CANARY']}\n",
+            "`tailscale.extra_args` holds a key",
+        ),
+        (
+            "tailscale: {extra_args: ['-authkey', CANARY]}\n",
+            "`tailscale.extra_args` holds a key",
+        ),
         ("- CANARY\n", "must hold keys and values"),
         ("CANARY\n", "must hold keys and values"),
         ("env: {}\n---\nenv: {A: CANARY}\n", "holds several documents"),
