@@ -115,6 +115,7 @@ mod tests {
                 json!("local:9000/base-9000-disk-2.raw,size=4M,version=v2.0"),
             ),
             ("net0", json!("e1000=BC:24:11:00:00:01,bridge=lan")),
+            ("args", json!("-device virtio-rng-pci")),
         ] {
             assert_eq!(judged(key, value.clone()), Ok(()), "{key}: {value}");
         }
@@ -152,6 +153,7 @@ mod tests {
                 "--delete hostpci0",
             ),
             ("usb1", json!("mapping=stick"), "a USB device", "--delete usb1"),
+            ("args", json!("-nic user"), "a network device", "--delete args"),
             (
                 "virtiofs0",
                 json!("dirid=homes"),

@@ -88,12 +88,12 @@ fn what_is_wrong_with_a_template_is_named() {
             State::Fail,
             "a PCI device",
         ),
-        (
-            with("virtiofs0", json!("dirid=homes")),
-            State::Fail,
-            "a directory",
-        ),
         (with("usb0", json!("spice,usb3=1")), State::Ok, "is a template"),
+        (
+            with("args", json!("-nic bridge,br=vmbr0")),
+            State::Fail,
+            "a network device",
+        ),
         (with("serial1", json!("/dev/ttyS0")), State::Fail, "a serial port"),
         (with("net0", json!(null)), State::Fail, "no NIC net0"),
         (
