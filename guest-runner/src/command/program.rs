@@ -8,13 +8,15 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::terminal;
 use crate::job::process::{self, Group};
 use crate::job::{AgentUser, Layout};
 use crate::link::serial::SerialPort;
 
-/// How long a program that has ended is waited for to have printed more: what it left running holds its output open.
+/// How long a program that has ended is waited for to have printed more, all waits together: what it left running holds
+/// its output open, and may go on printing.
 const DRAIN: Duration = Duration::from_millis(500);
 /// As much as may still be on its way in a pipe when a program ends. More comes from what it left running.
 const LARGEST_PIPE: usize = 1 << 20;
@@ -187,15 +189,12 @@ async fn copy(
 ) {
     let mut buffer = vec![0; MAX_PAYLOAD / 4];
     let mut rest = LARGEST_PIPE;
+    let mut patience = DRAIN;
     while rest > 0 {
         // The time that others take to take it does not count.
-        let read = tokio::select! {
-            biased;
-            read = from.read(&mut buffer) => read,
-            () = silence(ended.clone()) => return,
+        let Some(count) = read(&mut from, &mut buffer, ended.clone(), &mut patience).await else {
+            return;
         };
-        // A terminal whose program has ended reads as an error.
-        let Ok(count) = read else { return };
         let bytes = buffer.get(..count).unwrap_or_default();
         if bytes.is_empty() || to.send(frame(bytes.to_vec()).encode().into()).await.is_err() {
             return;
@@ -206,11 +205,30 @@ async fn copy(
     }
 }
 
-/// Some time after the program has ended.
-async fn silence(mut ended: watch::Receiver<bool>) {
-    // Whoever would say so is gone only when nothing is read any more.
-    let _ = ended.wait_for(|ended| *ended).await;
-    tokio::time::sleep(DRAIN).await;
+/// Reads what comes next. Once the program has `ended`, waiting uses `patience` up: when that is over, nothing comes.
+async fn read(
+    from: &mut (impl AsyncRead + Unpin),
+    buffer: &mut [u8],
+    mut ended: watch::Receiver<bool>,
+    patience: &mut Duration,
+) -> Option<usize> {
+    let mut since = None;
+    let silence = async {
+        // Whoever would say so is gone only when nothing is read any more.
+        let _ = ended.wait_for(|ended| *ended).await;
+        since = Some(Instant::now());
+        tokio::time::sleep(*patience).await;
+    };
+    let read = tokio::select! {
+        biased;
+        read = from.read(buffer) => read,
+        () = silence => return None,
+    };
+    if let Some(since) = since {
+        *patience = patience.saturating_sub(since.elapsed());
+    }
+    // A terminal whose program has ended reads as an error.
+    read.ok()
 }
 
 impl Input {
@@ -245,7 +263,22 @@ impl Input {
 
 #[cfg(test)]
 mod tests {
+    use agentlab_protocol::command::FrameReader;
+
     use super::*;
+
+    /// Bytes of output up to its end.
+    async fn count(pieces: &mut mpsc::Receiver<Bytes>) -> usize {
+        let mut frames = FrameReader::default();
+        let mut count = 0;
+        while let Some(piece) = pieces.recv().await {
+            frames.push(&piece);
+            while let Some(Frame::Output(bytes)) = frames.next_frame().unwrap() {
+                count += bytes.len();
+            }
+        }
+        count
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_program_printed_comes_through_however_late_it_is_asked_for() {
@@ -278,16 +311,33 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             tokio::time::sleep(10 * DRAIN).await;
-            let mut frames = agentlab_protocol::command::FrameReader::default();
-            let mut count = 0;
-            while let Some(piece) = pieces.recv().await {
-                frames.push(&piece);
-                while let Some(Frame::Output(bytes)) = frames.next_frame().unwrap() {
-                    count += bytes.len();
-                }
-            }
-            count
+            count(&mut pieces).await
         };
         assert_eq!(tokio::join!(ended, late), (0, 60_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_program_left_running_does_not_hold_its_command_open_by_printing_on() {
+        let (mut left_running, output) = tokio::io::duplex(100);
+        let (to, mut pieces) = mpsc::channel(1);
+        let (_end, ended) = watch::channel(true);
+        let ticks = async {
+            while left_running.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(DRAIN * 3 / 5).await;
+            }
+        };
+        let pause = 10 * DRAIN;
+        let operator = async {
+            tokio::time::sleep(pause).await;
+            count(&mut pieces).await
+        };
+        let began = Instant::now();
+        let command = async {
+            copy(output, &to, Frame::Output, &ended).await;
+            drop(to);
+        };
+        let (count, ..) = tokio::join!(operator, command, ticks);
+        assert!(count > 10, "what came while the operator paused is lost: {count}");
+        assert!(began.elapsed() < pause + 3 * DRAIN, "{:?}", began.elapsed());
     }
 }
