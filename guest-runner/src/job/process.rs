@@ -253,6 +253,9 @@ async fn tail(source: Option<impl AsyncRead + Unpin>, what: &str) -> Result<Stri
             if is_cut {
                 let end = kept.iter().position(|byte| *byte == b'\n');
                 kept.drain(..end.map_or(kept.len(), |end| end + 1));
+                if kept.trim_ascii().is_empty() {
+                    return Ok(format!("(one line of more than {} KiB)", STDERR_TAIL / 1024));
+                }
             }
             return Ok(String::from_utf8_lossy(&kept).into_owned());
         }
@@ -337,8 +340,11 @@ mod tests {
         assert!(kept.starts_with(line), "{:?}", kept.lines().next());
         let short = tail(Some("one line".as_bytes()), "x").await.unwrap();
         assert_eq!(short, "one line");
-        let endless = "s3cr3t".repeat(10_000);
-        assert_eq!(tail(Some(endless.as_bytes()), "x").await.unwrap(), "");
+        for end in ["", "\n", "\n\n"] {
+            let endless = "s3cr3t".repeat(10_000) + end;
+            let told = tail(Some(endless.as_bytes()), "x").await.unwrap();
+            assert_eq!(told, "(one line of more than 8 KiB)");
+        }
     }
 
     #[test]
