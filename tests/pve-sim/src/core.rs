@@ -19,6 +19,7 @@ use crate::boot::Boot;
 use crate::call::{Call, Worker};
 use crate::fault::{CallFault, Faults, WorkerFault};
 use crate::locks::{Guard, Locks, Mode};
+use crate::operator::Operator;
 use crate::schema;
 use crate::task::{Ending, Signal, Task, outcome};
 use crate::timeline::{Timeline, lock};
@@ -42,6 +43,8 @@ pub(crate) struct Core {
     pub(crate) timeline: Timeline,
     pub(crate) locks: Locks,
     pub(crate) faults: Mutex<Faults>,
+    /// A machine that is destroyed right before the request in which these words stand.
+    pub(crate) ambush: Mutex<Option<(u32, String)>>,
     pub(crate) boot: Arc<dyn Boot>,
     scale: f64,
     /// Somebody asked for something whose end only the outside knows.
@@ -56,6 +59,7 @@ impl Core {
             locks: Locks::new(timeline.clone()),
             timeline,
             faults: Mutex::new(Faults::none()),
+            ambush: Mutex::default(),
             boot,
             scale,
             changed: Notify::new(),
@@ -79,6 +83,11 @@ impl Core {
     }
 
     pub(crate) async fn answer(self: &Arc<Self>, request: Request) -> Response {
+        let called = format!("{}?{}", request.path, request.query);
+        let due = lock(&self.ambush).take_if(|(_, words)| called.contains(words.as_str()));
+        if let Some((vmid, _)) = due {
+            Operator::new(Arc::clone(self)).destroy(vmid);
+        }
         let (sender, mut receiver) = oneshot::channel();
         let core = Arc::clone(self);
         // What came before this call has happened before it is looked at.

@@ -8,6 +8,7 @@ use crate::access::Identity;
 use crate::api::power;
 use crate::audit::Origin;
 use crate::core::Core;
+use crate::timeline::lock;
 use crate::world::{Config, Vm};
 
 /// Keys with their values, as PVE stores them.
@@ -55,6 +56,11 @@ impl Operator {
         world.forget_vm(vmid);
         drop(world);
         self.core.boot.destroyed(vmid);
+    }
+
+    /// Destroys a machine right before the first request in whose path or query these words stand.
+    pub fn destroy_before(&self, vmid: u32, words: &str) {
+        *lock(&self.core.ambush) = Some((vmid, words.to_owned()));
     }
 
     /// Sets, or with `None` removes, a key of a machine's configuration. A machine whose description is changed is
@@ -211,7 +217,7 @@ impl Operator {
         if !online {
             world.audit.strikes("node lost");
             for vmid in on_it {
-                power::halt(&self.core, &mut world, vmid);
+                power::end(&self.core, &mut world, vmid);
             }
         }
         if let Some(found) = world.nodes.get_mut(node) {

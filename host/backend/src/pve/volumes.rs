@@ -82,14 +82,26 @@ impl<W: Wire> Pve<W> {
     }
 
     /// The configuration that a machine runs with: what is changed of it may wait for its next start. `None` when it is
-    /// gone.
-    async fn in_effect(&self, record: &Record) -> std::result::Result<Option<Record>, Refusal> {
+    /// off, or gone.
+    async fn in_effect(&self, record: &Record) -> std::result::Result<Option<Record>, Trouble> {
+        match self.running_configuration(record).await {
+            // To a token of a pool, a machine that is gone is one that it may not see.
+            Err(refusal) if matches!(refusal.kind, Kind::NoMachine | Kind::Permission(_)) => {
+                match self.find("look for volumes", record.vmid).await? {
+                    Found::Nothing | Found::Container => Ok(None),
+                    Found::Here(_) | Found::Hidden(_) => Err(refusal.into()),
+                }
+            }
+            answer => Ok(answer?),
+        }
+    }
+
+    async fn running_configuration(&self, record: &Record) -> std::result::Result<Option<Record>, Refusal> {
+        if self.power(record).await? == Power::Stopped {
+            return Ok(None);
+        }
         let now = Read::config(&record.node, record.vmid).with("current", 1);
-        let fields = match self.wire.read(&now).await {
-            Ok(answer) => Fields::of(answer),
-            Err(refusal) if refusal.kind == Kind::NoMachine => return Ok(None),
-            Err(refusal) => return Err(refusal),
-        };
+        let fields = Fields::of(self.wire.read(&now).await?);
         let fields = fields.ok_or_else(|| Refusal::unknown("the answer holds no configuration"))?;
         Ok(Some(Record::new(&record.node, record.vmid, fields)))
     }

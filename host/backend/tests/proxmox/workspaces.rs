@@ -339,7 +339,24 @@ async fn a_volume_is_its_machines_for_as_long_as_that_runs_with_it() {
             "{answer:?}"
         );
     }
-    knows.power_off(vmid(1000), &stamp()).await.unwrap();
+    // A guest that powers itself off leaves it to the next start to take it out.
+    node.operator().stop(1000);
+    knows
+        .attach_volume(&volume, second.vmid, &second.stamp)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_goes_away_while_volumes_are_looked_for_is_in_nobodys_way() {
+    let node = node_with(Plugin::Dir, Version::V9).await;
+    let volume = a_volume_in_a_machine_that_runs(&node, &*backend_on(&node, "local")).await;
+    let second = second();
+    node.operator().destroy_before(1000, "current=1");
+    backend_on(&node, "local")
+        .attach_volume(&volume, second.vmid, &second.stamp)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -193,13 +193,22 @@ pub(crate) fn run(core: &Arc<Core>, world: &mut World, vmid: u32) {
 
 /// The machine no longer runs, and what waited takes effect.
 pub(crate) fn halt(core: &Core, world: &mut World, vmid: u32) {
-    if let Some(vm) = world.vms.get_mut(&vmid)
-        && vm.run.take().is_some()
+    if end(core, world, vmid)
+        && let Some(vm) = world.vms.get_mut(&vmid)
     {
         vm.config = vm.wanted();
         vm.pending.clear();
+    }
+}
+
+/// The machine no longer runs, and nobody asked PVE for that: what waits goes on waiting for the next start, as after
+/// `qm cleanup`. Returns whether it ran.
+pub(crate) fn end(core: &Core, world: &mut World, vmid: u32) -> bool {
+    let ran = world.vms.get_mut(&vmid).is_some_and(|vm| vm.run.take().is_some());
+    if ran {
         core.boot.power_off(vmid);
     }
+    ran
 }
 
 pub(crate) async fn stop(worker: Worker, vmid: u32) -> Result<(), String> {
@@ -306,9 +315,9 @@ async fn hibernate(worker: Worker, vmid: u32, storage: Option<String>) -> Result
     Ok(())
 }
 
-/// The operator's hand, or the guest's own.
+/// The operator's hand at the process, or the guest's own at its power.
 pub(crate) fn stop_from_outside(core: &Core, vmid: u32, who: &Identity) {
     let mut world = core.world();
     world.changes_vm(who, vmid, "stop");
-    halt(core, &mut world, vmid);
+    end(core, &mut world, vmid);
 }
