@@ -37,8 +37,8 @@ pub(crate) enum Due {
 pub(crate) struct Clocks {
     pub(crate) lease: Lease,
     lease_grace: Option<Instant>,
-    /// A guest that was asked to end was given the time to hand over its work.
-    handing_over: bool,
+    /// Until when a guest that was asked to end may hand over its work, for whichever reason it was asked.
+    handing_over: Option<Instant>,
     boot: Option<Instant>,
     job_deadline: Option<Instant>,
     /// What is left of the deadline of a job whose machine is paused: neither runs meanwhile.
@@ -61,7 +61,7 @@ impl Clocks {
         Self {
             lease,
             lease_grace: None,
-            handing_over: false,
+            handing_over: None,
             boot: None,
             job_deadline: None,
             held: None,
@@ -187,12 +187,18 @@ impl Clocks {
         self.lease_grace = Some(Instant::now() + settings.kill_grace + CANCEL_SLACK);
     }
 
-    /// The guest has done as it was asked, and its work is on the way: it has as long as that takes, once.
+    /// The guest has done as it was asked, and its work is on the way: it has as long as that takes, once. Returns
+    /// whether any of that time is left.
     pub(crate) fn hand_over(&mut self, due: Due, record: &SandboxRecord) -> bool {
-        if std::mem::replace(&mut self.handing_over, true) {
+        let now = Instant::now();
+        let until = self
+            .handing_over
+            .get_or_insert_with(|| now + COLLECT + upload_time(record));
+        let left = until.saturating_duration_since(now);
+        if left.is_zero() {
             return false;
         }
-        self.again(due, COLLECT + upload_time(record));
+        self.again(due, left);
         true
     }
 
@@ -206,7 +212,7 @@ impl Clocks {
             // Of a sandbox that outlives its job.
             self.lease.take_up();
         }
-        self.handing_over = false;
+        self.handing_over = None;
         self.job_deadline = None;
         self.held = None;
         self.silence = None;

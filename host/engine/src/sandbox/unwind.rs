@@ -229,6 +229,7 @@ pub(super) async fn destroy(
 ) -> Result<(), String> {
     let destroyed = shared.backend.destroy(record.vmid, stamp).await;
     if let Err(error @ BackendError::NotOurs { .. }) = &destroyed
+        && was_made(record)
         && look(Arc::clone(shared), record.clone()).await == Seen::Unreadable
     {
         let text = format!(
@@ -242,6 +243,11 @@ pub(super) async fn destroy(
         told.map_err(|error| chain(&error))?;
     }
     gone_is_fine(shared, record, destroyed)
+}
+
+/// Whether its machine has existed for certain: one under its number before that is a stranger's.
+fn was_made(record: &SandboxRecord) -> bool {
+    record.powered_on_at.is_some() || Step::named(&record.cursor).is_some_and(|step| step > Step::Clone)
 }
 
 /// Steps whose undo asks anything of the world.

@@ -91,6 +91,31 @@ async fn a_guest_that_is_asked_to_end_may_hand_over_its_work_for_as_long_as_that
     lab.assert_empty().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_asked_to_end_a_second_time_keeps_the_time_for_its_work() {
+    let lab = Lab::with(|settings| settings.heartbeat_silence = Duration::from_secs(3600)).await;
+    let short = JobRequest {
+        ttl_minutes: Some(1),
+        ..request()
+    };
+    let job = lab.engine().create_job(short, None).await.unwrap();
+    let guest = lab.running(&job).await;
+    while !guest.beat(&lab, Phase::Upload).await.unwrap() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // Its lease is over. Its operator is told nothing of that yet, and asks too.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    lab.engine().cancel_job(&job.id).await.unwrap();
+    tokio::time::sleep(lab.settings.kill_grace + Duration::from_secs(60)).await;
+    assert_eq!(
+        lab.job(&job.id).await.state,
+        JobState::Running,
+        "its work still comes"
+    );
+    lab.until_sandbox(&job, SandboxState::Destroyed).await;
+    lab.assert_empty().await;
+}
+
 #[tokio::test]
 async fn a_machine_that_stops_while_booting_is_quoted() {
     let lab = Lab::new().await;
