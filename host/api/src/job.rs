@@ -201,7 +201,8 @@ pub struct JobOutcome {
     /// Secrets that the agent was given and that stand in its work, as its guest found them. The work is not altered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exposed_secrets: Vec<ExposedSecret>,
-    /// Why not all of the work was searched for those, so that there may be more; absent when all of it was.
+    /// Why not all of the work was searched for those, so that there may be more; absent when all of it was, and in records
+    /// from before guests were asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_unsearched: Option<String>,
 }

@@ -33,7 +33,13 @@ fn device_of_argument(word: &str) -> Option<&'static str> {
             _ => return None,
         });
     }
-    let drivers = [("vfio-", "a PCI device"), ("usb-host", "a USB device")];
+    let drivers = [
+        ("ivshmem", "shared memory"),
+        ("usb-host", "a USB device"),
+        ("vfio-", "a PCI device"),
+        ("vhost-user", "a device"),
+        ("vhost-vsock", "its sockets"),
+    ];
     drivers
         .into_iter()
         .find_map(|(driver, what)| word.contains(driver).then_some(what))
@@ -65,6 +71,9 @@ mod tests {
                 r#"-device {"driver":"usb-host","hostbus":1}"#,
                 Some("a USB device"),
             ),
+            ("-device vhost-vsock-pci,guest-cid=7", Some("its sockets")),
+            ("-device ivshmem-plain,memdev=all", Some("shared memory")),
+            ("-device vhost-user-fs-pci,chardev=c", Some("a device")),
             ("-virtfs local,path=/,mount_tag=all", Some("a directory")),
             ("-drive file=/dev/sda", Some("a drive")),
             (

@@ -132,7 +132,8 @@ pub(super) fn exposed_secrets(job: &JobView) -> &[ExposedSecret] {
         .map_or(&[], |outcome| outcome.exposed_secrets.as_slice())
 }
 
-/// Why there may be others that it did not find; `None` when it says that it looked everywhere.
+/// Why there may be others that it did not find. `None` when it said that it looked everywhere, and for records from
+/// before guests were asked.
 pub(super) fn unsearched(job: &JobView) -> Option<&str> {
     match &job.outcome {
         Some(outcome) => outcome.secrets_unsearched.as_deref(),
