@@ -30,7 +30,7 @@ pub(crate) fn row(seen: &Seen<'_>) -> Row {
             CHECK,
             format!("no VM has the number {vmid}"),
             format!(
-                "make it (`agentlab-template build RECIPE --vmid {vmid} --storage STORAGE`), or name another number in \
+                "make it (`agentlab-template build RECIPE --vmid {vmid} --storage STORAGE --bridge BRIDGE`), or name another number in \
                  `template_vmid` and in the profiles: docs/template.md"
             ),
         );
@@ -126,7 +126,7 @@ fn lack(vmid: Vmid, config: &Value) -> Option<Row> {
     fail(
         format!("has runner {runner}, and this release works with {RUNNER}"),
         format!(
-            "agentlab-template build RECIPE --vmid {vmid} --storage STORAGE --replace, with the recipe it was built from: \
+            "agentlab-template build RECIPE --vmid {vmid} --storage STORAGE --bridge BRIDGE --replace, with the recipe it was built from: \
              docs/template.md"
         ),
     )
