@@ -448,12 +448,12 @@ fn tailscale(reader: &mut Reader, node: Node) -> Tailscale {
     }
 }
 
-/// Whether an argument of `tailscale up` is one that a key comes with, in it or behind it.
+/// Whether an argument of `tailscale up` is one that a key comes with, in it or behind it, and not only the name of a file
+/// that holds one.
 fn brings_key(argument: &str) -> bool {
-    let name = argument
-        .trim_start_matches('-')
-        .split('=')
-        .next()
-        .unwrap_or_default();
-    argument.starts_with('-') && ["auth-key", "authkey", "client-secret", "id-token"].contains(&name)
+    let option = argument.trim_start_matches('-');
+    let (name, value) = option.split_once('=').unwrap_or((option, ""));
+    argument.starts_with('-')
+        && ["auth-key", "authkey", "client-secret", "id-token"].contains(&name)
+        && !value.starts_with("file:")
 }

@@ -97,7 +97,7 @@ artifact: {endpoint: https://example.org, token: t0ken-of-artifact}
 ssh:
   keys:
     me: {type: ssh-ed25519, key: AAAAC3NzaC1lZDI1NTE5AAAAIGvHkKJbDUZGgMyqqUwyO0gSYpyZxcM2vVzhzQ8rY3bk, comment: me@home}
-tailscale: {authkey: tskey-1, tags: [\"tag:a\"], extra_args: [--ssh], tailnet: example}
+tailscale: {authkey: tskey-1, tags: [\"tag:a\"], extra_args: [--ssh, --auth-key=file:/k], tailnet: example}
 ";
 
 #[test]
@@ -139,7 +139,10 @@ fn a_tailnet_is_joined_by_those_that_name_it_and_its_admin_key_stays() {
     );
     assert_eq!(
         (login.tags, login.extra_args),
-        (vec!["tag:a".to_owned()], vec!["--ssh".to_owned()])
+        (
+            vec!["tag:a".to_owned()],
+            vec!["--ssh".to_owned(), "--auth-key=file:/k".to_owned()]
+        )
     );
     assert_eq!(given.names, ["tailscale.authkey"]);
     assert!(
@@ -230,6 +233,10 @@ fn what_is_wrong_is_named_with_key_and_place_and_without_any_value() {
         ),
         (
             "tailscale: {extra_args: ['-authkey', CANARY]}\n",
+            "`tailscale.extra_args` holds a key",
+        ),
+        (
+            "tailscale: {extra_args: ['--auth-key=file:/a', '--auth-key', CANARY]}\n",
             "`tailscale.extra_args` holds a key",
         ),
         ("- CANARY\n", "must hold keys and values"),
