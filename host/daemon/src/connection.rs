@@ -25,6 +25,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// docs/protocol.md, section 2.
 const STREAMS: u32 = 32;
+/// What may be on its way in one exchange before somebody takes it, and in all of a connection's: as many commands as a
+/// guest runs at once, each read by an operator who pauses, leave room for heartbeats, logs and uploads beside them.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
 /// Version of HTTP on a connection.
@@ -86,6 +90,8 @@ fn serve_any(
             builder
                 .http2()
                 .max_concurrent_streams(STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT);
             builder.http2_only()
