@@ -11,6 +11,8 @@
 //!
 //! Like all redaction this finds accidents: an agent that wants to hide what it was given can.
 
+mod list;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -21,6 +23,7 @@ use agentlab_protocol::message::ExposedSecret;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use self::list::{List, changed_objects, lines, tree_objects};
 use super::agent::cancelled;
 use super::collect::{LONG, Store, WORK_REF, Work};
 use super::git::Git;
@@ -33,22 +36,31 @@ use crate::secrets::NamedSecret;
 const MOST: usize = 100;
 /// How long the search may take: the work itself is handed over after it.
 const LONGEST: Duration = Duration::from_secs(120);
-/// How long from the moment that the host asks for the end: for a cancellation, or because the lease is over, it waits
-/// less than a minute for everything.
-const HASTE: Duration = Duration::from_secs(10);
+/// How long from the moment that the host asks for the end, for a cancellation or because the lease is over: once it has
+/// heard that the work is being collected, it waits two minutes for that, and for the upload as long as one may take.
+const HASTE: Duration = Duration::from_secs(30);
 /// Longest path that is named, in characters.
 const LONGEST_PATH: usize = 300;
 /// Names and ids of what changed without being committed.
 const MOST_LISTED: usize = 16 << 20;
 
-/// Places of the work where one of `secrets` stands and did not stand before: all of them, or the first [`MOST`]. An
-/// error: not all of the work could be read, or not in this time.
+/// What came of a search.
+#[derive(Debug)]
+pub(super) struct Findings {
+    /// Places where a secret stands and did not stand before: all of them, or the first [`MOST`].
+    pub(super) places: Vec<ExposedSecret>,
+    /// Why there may be more: not all of the work could be read, or not in this time.
+    pub(super) incomplete: Option<ProcessError>,
+}
+
+/// Searches the work for `secrets`.
 pub(super) async fn find(
     work: &Work,
     secrets: &[NamedSecret],
-    places: (&Layout, &JobLog),
+    (layout, log): (&Layout, &JobLog),
     mut cancel: watch::Receiver<bool>,
-) -> Result<Vec<ExposedSecret>, ProcessError> {
+) -> Findings {
+    let mut found = BTreeSet::new();
     let overdue = async {
         let in_haste = async {
             cancelled(&mut cancel).await;
@@ -59,12 +71,17 @@ pub(super) async fn find(
             () = in_haste => HASTE,
         }
     };
-    tokio::select! {
-        found = search(work, secrets, places) => found,
+    let searched = tokio::select! {
+        searched = search(work, secrets, (layout, log), &mut found) => searched,
         patience = overdue => Err(ProcessError::Deadline {
             what: "git cat-file".to_owned(),
             seconds: patience.as_secs(),
         }),
+    };
+    let places = found.into_iter().take(MOST);
+    Findings {
+        places: places.map(|place| place.told(log)).collect(),
+        incomplete: searched.err(),
     }
 }
 
@@ -72,9 +89,10 @@ async fn search(
     work: &Work,
     secrets: &[NamedSecret],
     (layout, log): (&Layout, &JobLog),
-) -> Result<Vec<ExposedSecret>, ProcessError> {
+    found: &mut BTreeSet<Place>,
+) -> Result<(), ProcessError> {
     let Some(store) = work.store.as_ref().filter(|_| !log.needles().is_empty()) else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let search = Search {
         git: store.git(layout),
@@ -86,18 +104,16 @@ async fn search(
             .map(|secret| (secret, Arc::new(Needles::new([secret.value.expose()]))))
             .collect(),
     };
-    let mut found = Vec::new();
     if work.commits > 0 {
         let base = work.base.as_deref();
         let objects = search.committed(base).await?;
-        found.extend(search.within(&objects, base, false).await?);
+        search.within(objects, base, false, found).await?;
     }
     if work.uncommitted {
         let objects = search.uncommitted(work.head.is_some()).await?;
-        found.extend(search.within(&objects, work.head.as_deref(), true).await?);
+        search.within(objects, work.head.as_deref(), true, found).await?;
     }
-    found.truncate(MOST);
-    Ok(found)
+    Ok(())
 }
 
 /// Why none of the work may go to an origin, from which nobody takes a secret back.
@@ -106,6 +122,26 @@ pub(super) fn forbids_push(found: &[ExposedSecret]) -> Option<String> {
     Some(format!(
         "The commits hold a secret: {first}. They came back with the job and went nowhere else"
     ))
+}
+
+/// Where a secret stands: in the commits first.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    uncommitted: bool,
+    /// Empty for the message of a commit.
+    path: String,
+    secret: String,
+}
+
+impl Place {
+    fn told(self, log: &JobLog) -> ExposedSecret {
+        let path = || log.redact(&self.path).chars().take(LONGEST_PATH).collect();
+        ExposedSecret {
+            path: (!self.path.is_empty()).then(path),
+            secret: self.secret,
+            uncommitted: self.uncommitted,
+        }
+    }
 }
 
 struct Search<'a> {
@@ -128,23 +164,20 @@ struct Object {
 
 impl Search<'_> {
     /// `<id> <path>` of each object that is in the commits and not in the base.
-    async fn committed(&self, base: Option<&str>) -> Result<Vec<u8>, ProcessError> {
+    async fn committed(&self, base: Option<&str>) -> Result<File, ProcessError> {
         let not_base = base.map(|base| format!("^{base}"));
         let range = std::iter::once(WORK_REF).chain(not_base.as_deref());
-        let list: Vec<&str> = ["rev-list", "--objects"].into_iter().chain(range).collect();
-        let mut memory = Memory {
-            bytes: Vec::new(),
-            limit: 16 * MOST_LISTED,
-        };
+        let words: Vec<&str> = ["rev-list", "--objects"].into_iter().chain(range).collect();
+        let (mut into, objects) = List::create(&self.layout.spool).map_err(unlisted)?;
         self.git
-            .run(&self.store.git_dir, &list, LONG)
-            .success_into(&mut memory)
+            .run(&self.store.git_dir, &words, LONG)
+            .success_into(&mut into)
             .await?;
-        Ok(memory.bytes)
+        Ok(objects)
     }
 
     /// The same of what is in the index of the collection and not in HEAD.
-    async fn uncommitted(&self, has_head: bool) -> Result<Vec<u8>, ProcessError> {
+    async fn uncommitted(&self, has_head: bool) -> Result<File, ProcessError> {
         let raw = ["diff", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames"];
         let raw: Vec<&str> = raw.into_iter().chain(has_head.then_some("HEAD")).collect();
         let mut memory = Memory {
@@ -155,41 +188,42 @@ impl Search<'_> {
             .run(&self.store.git_dir, &raw, LONG)
             .success_into(&mut memory)
             .await?;
-        Ok(changed_objects(&memory.bytes))
+        self.listed(&changed_objects(&memory.bytes))
     }
 
+    /// Adds what is new in these objects: all of it, or as much as makes [`MOST`].
     async fn within(
         &self,
-        objects: &[u8],
+        objects: File,
         base: Option<&str>,
         uncommitted: bool,
-    ) -> Result<Vec<ExposedSecret>, ProcessError> {
+        found: &mut BTreeSet<Place>,
+    ) -> Result<(), ProcessError> {
         let all = self.log.needles();
         let mut suspects = Objects::new(vec![&all]);
         self.read(objects, &mut suspects).await?;
         let suspects: Vec<Object> = suspects.found.into_keys().collect();
-        let mut found = BTreeSet::new();
         for suspects in suspects.chunks(MOST) {
-            self.new_in(suspects, base, &mut found).await?;
+            let new = self.new_in(suspects, base).await?;
+            found.extend(new.into_iter().map(|(path, secret)| Place {
+                uncommitted,
+                path,
+                secret,
+            }));
             if found.len() >= MOST {
                 break;
             }
         }
-        let exposed = |(path, secret): (String, String)| ExposedSecret {
-            secret,
-            uncommitted,
-            path: (!path.is_empty()).then(|| self.log.redact(&path).chars().take(LONGEST_PATH).collect()),
-        };
-        Ok(found.into_iter().map(exposed).collect())
+        Ok(())
     }
 
-    /// Adds path and name of each secret in these objects that the base does not have at the same path.
+    /// Path and name of each secret in these objects that the base does not have at the same path.
     async fn new_in(
         &self,
         suspects: &[Object],
         base: Option<&str>,
-        found: &mut BTreeSet<(String, String)>,
-    ) -> Result<(), ProcessError> {
+    ) -> Result<BTreeSet<(String, String)>, ProcessError> {
+        let mut new = BTreeSet::new();
         let named = self.named(&lines(suspects)).await?;
         let before = self.before(suspects, base).await?;
         for (object, secrets) in named {
@@ -199,16 +233,16 @@ impl Search<'_> {
                 .filter(|secret| !known.is_some_and(|known| known.contains(secret)))
             {
                 if let Some((secret, _)) = self.each.get(*secret) {
-                    found.insert((object.path.clone(), secret.name.clone()));
+                    new.insert((object.path.clone(), secret.name.clone()));
                 }
             }
         }
-        Ok(())
+        Ok(new)
     }
 
     async fn named(&self, objects: &[u8]) -> Result<Named, ProcessError> {
         let mut named = Objects::new(self.each.iter().map(|(_, needles)| needles).collect());
-        self.read(objects, &mut named).await?;
+        self.read(self.listed(objects)?, &mut named).await?;
         Ok(named.found)
     }
 
@@ -240,68 +274,23 @@ impl Search<'_> {
             .collect())
     }
 
-    async fn read(&self, objects: &[u8], into: &mut Objects<'_>) -> Result<(), ProcessError> {
+    /// Reads the objects of a list.
+    async fn read(&self, list: File, into: &mut Objects<'_>) -> Result<(), ProcessError> {
         let format = "--batch=%(objectname) %(objecttype) %(objectsize) %(rest)";
         let mut run = self.git.run(&self.store.git_dir, &["cat-file", format], LONG);
-        let path = self.layout.spool.join("objects");
-        let list = std::fs::write(&path, objects).and_then(|()| File::open(&path));
-        let what = || "git cat-file".to_owned();
-        let list = list.map_err(|source| ProcessError::Start { what: what(), source })?;
         run.command.stdin(list);
-        let read = run.success_into(into).await;
-        std::fs::remove_file(&path).map_err(|source| ProcessError::Output { what: what(), source })?;
-        read
+        run.success_into(into).await
+    }
+
+    fn listed(&self, lines: &[u8]) -> Result<File, ProcessError> {
+        List::of(lines, &self.layout.spool).map_err(unlisted)
     }
 }
 
-/// Mode of a commit of another repository, whose objects are not in this one.
-const SUBMODULE: &[u8] = b"160000";
-
-/// `git diff --raw -z` as `<id> <path>` lines, of what is there afterwards.
-fn changed_objects(raw: &[u8]) -> Vec<u8> {
-    let mut fields = raw.split(|byte| *byte == 0);
-    let mut lines = Vec::new();
-    while let (Some(about), Some(path)) = (fields.next(), fields.next()) {
-        let mut words = about.split(|byte| *byte == b' ').skip(1);
-        let (mode, id) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
-        if mode != SUBMODULE && id.iter().any(|digit| *digit != b'0') {
-            line(&mut lines, id, path);
-        }
-    }
-    lines
-}
-
-/// `git ls-tree -z` as the same.
-fn tree_objects(list: &[u8]) -> Vec<u8> {
-    let mut lines = Vec::new();
-    for entry in list.split(|byte| *byte == 0) {
-        let mut halves = entry.splitn(2, |byte| *byte == b'\t');
-        let (about, path) = (
-            halves.next().unwrap_or_default(),
-            halves.next().unwrap_or_default(),
-        );
-        let id = about.split(|byte| *byte == b' ').nth(2).unwrap_or_default();
-        if !about.starts_with(SUBMODULE) && !id.is_empty() {
-            line(&mut lines, id, path);
-        }
-    }
-    lines
-}
-
-fn lines(objects: &[Object]) -> Vec<u8> {
-    let mut lines = Vec::new();
-    for object in objects {
-        line(&mut lines, object.id.as_bytes(), object.path.as_bytes());
-    }
-    lines
-}
-
-/// A line end in a path would begin another object.
-fn line(lines: &mut Vec<u8>, id: &[u8], path: &[u8]) {
-    lines.extend_from_slice(id);
-    lines.push(b' ');
-    lines.extend(path.iter().map(|byte| if *byte == b'\n' { b'?' } else { *byte }));
-    lines.push(b'\n');
+/// There is no list to begin with.
+fn unlisted(source: io::Error) -> ProcessError {
+    let what = "git cat-file".to_owned();
+    ProcessError::Start { what, source }
 }
 
 /// Reads what `git cat-file --batch` prints: a line about an object, its bytes, a line end, again and again.
@@ -418,16 +407,5 @@ mod tests {
         let mut objects = Objects::new(vec![&needles]);
         assert!(objects.take(b"12ab blob 5 a/b c\nhello\n34").is_ok());
         assert!(objects.take(b"cd missing\n").is_err());
-    }
-
-    #[test]
-    fn commits_of_other_repositories_are_nobodys_objects() {
-        let changed =
-            b":100644 100644 aa bb M\0a b\0:000000 160000 00 cc A\0sub\0:100644 000000 dd 00 D\0gone\0";
-        assert_eq!(changed_objects(changed), b"bb a b\n");
-        assert_eq!(
-            tree_objects(b"160000 commit cc\tsub\x00100644 blob bb\ta b\0"),
-            b"bb a b\n"
-        );
     }
 }

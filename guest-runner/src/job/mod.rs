@@ -372,23 +372,22 @@ impl<H: HostLink> Job<'_, H> {
     /// those of which nobody knows.
     async fn look_for_secrets(&self, report: &mut Report, work: &mut Work) {
         let cancelled = self.cancelled.clone();
-        match exposed::find(work, self.secrets, (self.layout, self.log), cancelled).await {
-            Ok(found) => {
-                for one in &found {
-                    self.log.runner(&format!("ALARM: the work holds a secret: {one}"));
-                }
-                work.withheld = exposed::forbids_push(&found);
-                report.exposed_secrets = found;
-                report.secret_search = Some(SecretSearch::Complete);
-            }
-            Err(error) => {
-                let words = format!("ALARM: the work could not be searched for secrets: {error}");
-                self.log.runner(&words);
-                work.withheld = Some(words);
-                let reason = bounded(&self.log.redact(&error.to_string()));
-                report.secret_search = Some(SecretSearch::Incomplete { reason });
-            }
+        let findings = exposed::find(work, self.secrets, (self.layout, self.log), cancelled).await;
+        for one in &findings.places {
+            self.log.runner(&format!("ALARM: the work holds a secret: {one}"));
         }
+        work.withheld = exposed::forbids_push(&findings.places);
+        report.exposed_secrets = findings.places;
+        report.secret_search = Some(match findings.incomplete {
+            None => SecretSearch::Complete,
+            Some(error) => {
+                let words = format!("ALARM: the work could not be searched to its end for secrets: {error}");
+                self.log.runner(&words);
+                work.withheld.get_or_insert(words);
+                let reason = bounded(&self.log.redact(&error.to_string()));
+                SecretSearch::Incomplete { reason }
+            }
+        });
     }
 
     /// To the origin, where that was ordered and the agent ended well.

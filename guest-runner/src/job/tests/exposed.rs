@@ -1,6 +1,6 @@
 //! Secrets that an agent writes into its work.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use agentlab_protocol::message::{ExposedSecret, Report, SecretSearch, Stream};
@@ -172,23 +172,54 @@ async fn work_that_could_not_be_searched_says_so_and_comes_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_search_without_end_holds_no_work_back() {
+async fn what_was_found_is_named_also_where_the_search_fails_after_it() {
     if skipped_without_root() {
         return;
     }
-    let lab = Lab::new("echo harmless > b.txt; git add .; git commit -qm harmless").await;
-    let report = lab.run().await;
+    let lab = Lab::new("echo $API_KEY > key; git add .; git commit -qm key; echo harmless > left").await;
     install(
         &lab,
         "git",
-        "case \"$*\" in *'cat-file --batch'*) exec sleep 1000;; esac; exec /usr/bin/git \"$@\"",
+        "case \"$*\" in *--no-abbrev*) echo 'fatal: no memory' >&2; exit 128;; esac; exec /usr/bin/git \"$@\"",
     );
+    let report = lab.run().await;
+    assert_eq!(report.exposed_secrets, [place(Some("key"), false)], "{report:?}");
+    let Some(SecretSearch::Incomplete { reason }) = &report.secret_search else {
+        panic!("{report:?}");
+    };
+    assert!(reason.contains("no memory"), "{reason}");
+    let told = lab.host.text(Stream::Runner);
+    for alarm in [
+        "the work holds a secret: API_KEY in key",
+        "the work could not be searched",
+    ] {
+        assert!(told.contains(&format!("ALARM: {alarm}")), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_search_without_end_holds_no_work_back_and_tells_what_it_found() {
+    if skipped_without_root() {
+        return;
+    }
+    let lab = Lab::new("echo $API_KEY > key; git add .; git commit -qm key; echo harmless > left").await;
+    let report = lab.run().await;
+    // It hangs once it reads what is not committed.
+    install(
+        &lab,
+        "git",
+        "case \"$*\" in *--no-abbrev*) touch \"$GIT_DIR/listed\";; \
+         *'cat-file --batch'*) mv \"$GIT_DIR/listed\" \"$GIT_DIR/hangs\" 2>/dev/null && exec sleep 1000;; esac; \
+         exec /usr/bin/git \"$@\"",
+    );
+    let git_dir = lab.layout.spool.join("collect/git");
     let work = Work {
         head: report.head_commit,
         base: report.base_commit,
         commits: report.commits,
+        uncommitted: report.uncommitted,
         store: Some(Store {
-            git_dir: lab.layout.spool.join("collect/git"),
+            git_dir: git_dir.clone(),
             objects: lab.layout.repo().join(".git/objects"),
         }),
         ..Work::default()
@@ -196,15 +227,27 @@ async fn a_search_without_end_holds_no_work_back() {
     let secrets = named_secrets(&lab.answer);
     let needles = Arc::new(Needles::new(secrets.iter().map(|secret| secret.value.expose())));
     let log = JobLog::create(&lab.base.path().join("log"), needles, 1000, 0).unwrap();
-    // What is waited for never comes, so that the clock goes on by itself.
     tokio::time::pause();
-    for (asked_to_end, most) in [(false, 300), (true, 20)] {
+    for (asked_to_end, most) in [(false, 300), (true, 60)] {
         let (_cancel, cancelled) = watch::channel(asked_to_end);
         let began = Instant::now();
-        let found = exposed::find(&work, &secrets, (&lab.layout, &log), cancelled).await;
-        assert!(matches!(found, Err(ProcessError::Deadline { .. })), "{found:?}");
-        // The host waits forty seconds for a job that it ends.
+        // The clock stands still until git hangs. What is waited for then never comes, so that it goes on by itself.
+        let hangs = git_dir.join("hangs");
+        let (searching, searched) = mpsc::channel::<()>();
+        let still = tokio::task::spawn_blocking(move || {
+            let tick = Duration::from_millis(1);
+            while !hangs.exists() && searched.recv_timeout(tick) == Err(mpsc::RecvTimeoutError::Timeout) {}
+            std::fs::remove_file(hangs).unwrap();
+        });
+        let findings = exposed::find(&work, &secrets, (&lab.layout, &log), cancelled).await;
+        drop(searching);
+        still.await.unwrap();
+        let late = matches!(findings.incomplete, Some(ProcessError::Deadline { .. }));
+        assert!(late, "{findings:?}");
+        assert_eq!(findings.places, [place(Some("key"), false)]);
+        // The host waits two minutes for all that is collected of a job that it ends.
         assert!(began.elapsed() < Duration::from_secs(most), "{asked_to_end}");
+        assert!(!lab.layout.spool.join("objects").exists());
     }
     tokio::time::resume();
     assert!(end_user(lab.layout.user.uid).await);
