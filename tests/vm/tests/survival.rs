@@ -74,7 +74,7 @@ head -c 6000000 /dev/urandom > "$AGENTLAB_ARTIFACTS_DIR/large"
         lab.nothing_is_left()
     }
 
-    /// Every line once, every file as it was made, and no file that nobody knows of.
+    /// Every line once, every file as it was made, and no bytes that nobody knows of.
     fn work_is_whole(lab: &Lab, id: &str) -> Result<()> {
         let logs = lab.agentlab(&["job", "logs", id])?.stdout;
         for number in 1..=30 {
@@ -83,16 +83,16 @@ head -c 6000000 /dev/urandom > "$AGENTLAB_ARTIFACTS_DIR/large"
             ensure!(count == 1, "`{line}` is there {count} times:\n{logs}");
         }
         let list = lab.json(&["job", "artifacts", id])?;
-        let recorded: BTreeSet<String> = list["artifacts"]
-            .as_array()
-            .context("artifacts")?
-            .iter()
-            .filter_map(|file| file["name"].as_str().map(str::to_owned))
-            .collect();
-        ensure!(recorded.contains("files/large"), "{recorded:?}");
-        let dir = lab.dir().join("data/artifacts").join(id);
-        let mut stored = BTreeSet::new();
-        names_below(&dir, &dir, &mut stored)?;
+        let list = list["artifacts"].as_array().context("artifacts")?;
+        let all = |key: &str| -> BTreeSet<String> {
+            let texts = list.iter().filter_map(|file| file[key].as_str());
+            texts.map(str::to_owned).collect()
+        };
+        ensure!(all("name").contains("files/large"), "{list:?}");
+        let (recorded, mut stored) = (all("sha256"), BTreeSet::new());
+        for kept in ["artifacts", "incoming", "partial"] {
+            files_below(&lab.dir().join("data").join(kept), &mut stored)?;
+        }
         ensure!(recorded == stored, "recorded {recorded:?}, on disk {stored:?}");
         let out = lab.dir().join("out").display().to_string();
         let ran = lab.agentlab(&["job", "artifacts", "download", id, "--out", &out])?;
@@ -100,13 +100,14 @@ head -c 6000000 /dev/urandom > "$AGENTLAB_ARTIFACTS_DIR/large"
         Ok(())
     }
 
-    fn names_below(root: &Path, dir: &Path, names: &mut BTreeSet<String>) -> Result<()> {
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                names_below(root, &path, names)?;
+    fn files_below(dir: &Path, names: &mut BTreeSet<String>) -> Result<()> {
+        let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                files_below(&entry.path(), names)?;
             } else {
-                names.insert(path.strip_prefix(root)?.display().to_string());
+                names.insert(entry.file_name().to_string_lossy().into_owned());
             }
         }
         Ok(())
