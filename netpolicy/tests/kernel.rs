@@ -1,12 +1,18 @@
 //! Kernels without what the policy needs, as far as a running one can be made to look like it.
 
 #[cfg(test)]
+#[path = "command/requirement.rs"]
+mod requirement;
+
+#[cfg(test)]
 mod tests {
     use std::path::Path;
     use std::process::{Command, Stdio};
 
     use agentlab_netpolicy::{BridgeSpec, Enforcer, GuestPort, HostPolicy, Trust, USUAL_DENIAL_GROUP};
     use nix::sched::{CloneFlags, unshare};
+
+    use crate::requirement::skipped;
 
     /// A filter of system calls as bubblewrap loads it: whoever asks for netfilter's netlink protocol gets the answer of
     /// a kernel that has none.
@@ -109,15 +115,5 @@ mod tests {
         let mut words = line.split(' ');
         let status = Command::new(words.next().unwrap()).args(words).status();
         assert!(status.unwrap().success(), "{line}");
-    }
-
-    fn skipped() -> bool {
-        if nix::unistd::geteuid().is_root() {
-            return false;
-        }
-        let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-        assert!(!in_ci, "in CI this must run, but it needs root");
-        eprintln!("SKIP: it needs root");
-        true
     }
 }

@@ -61,16 +61,6 @@ pub(crate) fn in_network_with_uplink() {
     assert_eq!(run("ip", &["link", "add", "wan0", "type", "bridge"]).0, 0);
 }
 
-pub(crate) fn skipped() -> bool {
-    if nix::unistd::geteuid().is_root() {
-        return false;
-    }
-    let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    assert!(!in_ci, "in CI this must run, but it needs root");
-    eprintln!("SKIP: it needs root");
-    true
-}
-
 /// As a daemon with options of its own puts it up.
 pub(crate) fn daemons_policy() -> HostPolicy {
     let tcp = |port| GuestService {

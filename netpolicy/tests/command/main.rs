@@ -1,9 +1,10 @@
 //! `agentlab-net` as an operator meets it: words and exit status.
 //!
 //! ```text
-//!   ground.rs     the program run in a network of its own, away from this machine's files
-//!   policy.rs     plan, apply, verify, seal, smoke
-//!   ports.rs      bind, trust, unbind, and a daemon that does them itself
+//!   ground.rs       the program run in a network of its own, away from this machine's files
+//!   requirement.rs  what the tests need of the machine
+//!   policy.rs       plan, apply, verify, seal, smoke
+//!   ports.rs        bind, trust, unbind, and a daemon that does them itself
 //! ```
 
 #[cfg(test)]
@@ -12,3 +13,5 @@ mod ground;
 mod policy;
 #[cfg(test)]
 mod ports;
+#[cfg(test)]
+mod requirement;

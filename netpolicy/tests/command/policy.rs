@@ -3,7 +3,8 @@
 use agentlab_netpolicy::{Enforcer, GuestPort, Observer, Trust};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::ground::{daemons_policy, in_network_with_uplink, ip, net, places, run, skipped};
+use crate::ground::{daemons_policy, in_network_with_uplink, ip, net, places, run};
+use crate::requirement::skipped;
 
 const FOREIGN_BRIDGE: [&str; 3] = [
     "link add vmbr1 type bridge stp_state 1",

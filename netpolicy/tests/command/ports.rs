@@ -6,7 +6,8 @@ use std::os::unix::net::UnixListener;
 use agentlab_netpolicy::WriterLock;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::ground::{daemons_policy, in_network_with_uplink, json, net, places, run, skipped};
+use crate::ground::{daemons_policy, in_network_with_uplink, json, net, places, run};
+use crate::requirement::skipped;
 
 const BIND_OFF: [&str; 7] = [
     "bind",

@@ -151,7 +151,7 @@ async fn a_job_whose_lease_ends_hands_over_what_it_made_before_it_times_out() {
             ttl_minutes: Some(1),
             ..request()
         };
-        let job = lab.engine().create_job(short, None).await.unwrap();
+        let job = lab.create(short).await;
         let guest = lab.running(&job).await;
         while !guest.beat(&lab, Phase::Agent).await.unwrap() {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -189,7 +189,7 @@ async fn a_sandbox_that_outlives_its_job_does_not_outlive_its_lease_for_that() {
         keepalive: Some(true),
         ..request()
     };
-    let job = lab.engine().create_job(kept, None).await.unwrap();
+    let job = lab.create(kept).await;
     let guest = lab.running(&job).await;
     while !guest.beat(&lab, Phase::Agent).await.unwrap() {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -206,16 +206,11 @@ async fn a_sandbox_that_outlives_its_job_does_not_outlive_its_lease_for_that() {
 async fn keepalive_keeps_the_sandbox_after_its_job_until_somebody_destroys_it() {
     let lab = Lab::new().await;
     let job = lab
-        .engine()
-        .create_job(
-            JobRequest {
-                keepalive: Some(true),
-                ..request()
-            },
-            None,
-        )
-        .await
-        .unwrap();
+        .create(JobRequest {
+            keepalive: Some(true),
+            ..request()
+        })
+        .await;
     let guest = lab.running(&job).await;
     guest
         .report(&lab, &job, ReportStatus::Completed, Some(0))

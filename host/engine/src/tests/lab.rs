@@ -188,7 +188,12 @@ impl Lab {
     }
 
     pub(super) async fn run(&self) -> JobView {
-        self.engine().create_job(request(), None).await.unwrap()
+        self.create(request()).await
+    }
+
+    /// A job like this, which the engine takes.
+    pub(super) async fn create(&self, request: JobRequest) -> JobView {
+        self.engine().create_job(request, None).await.unwrap()
     }
 
     pub(super) async fn job(&self, id: &JobId) -> JobView {

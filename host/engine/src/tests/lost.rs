@@ -32,16 +32,11 @@ async fn the_host_ends_a_job_its_guest_will_not_end() {
     })
     .await;
     let job = lab
-        .engine()
-        .create_job(
-            JobRequest {
-                deadline_seconds: Some(10),
-                ..request()
-            },
-            None,
-        )
-        .await
-        .unwrap();
+        .create(JobRequest {
+            deadline_seconds: Some(10),
+            ..request()
+        })
+        .await;
     lab.running(&job).await;
     let ended = lab.until_job(&job, JobState::Timeout).await;
     assert_eq!(ended.failure.unwrap().code, ErrorCode::AgentTimeout);
@@ -98,7 +93,7 @@ async fn a_guest_that_is_asked_to_end_a_second_time_keeps_the_time_for_its_work(
         ttl_minutes: Some(1),
         ..request()
     };
-    let job = lab.engine().create_job(short, None).await.unwrap();
+    let job = lab.create(short).await;
     let guest = lab.running(&job).await;
     while !guest.beat(&lab, Phase::Upload).await.unwrap() {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -156,16 +151,11 @@ async fn a_machine_that_stops_under_its_job_fails_both() {
 async fn a_failed_sandbox_with_keepalive_keeps_its_machine_sealed() {
     let lab = Lab::with(|settings| settings.heartbeat_silence = Duration::from_millis(150)).await;
     let job = lab
-        .engine()
-        .create_job(
-            JobRequest {
-                keepalive: Some(true),
-                ..request()
-            },
-            None,
-        )
-        .await
-        .unwrap();
+        .create(JobRequest {
+            keepalive: Some(true),
+            ..request()
+        })
+        .await;
     lab.running(&job).await;
     lab.until_job(&job, JobState::Failed).await;
     lab.until_sandbox(&job, SandboxState::Failed).await;

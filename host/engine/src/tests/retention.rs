@@ -76,7 +76,7 @@ async fn a_kept_sandbox_outlives_the_record_of_its_job() {
         keepalive: Some(true),
         ..request()
     };
-    let job = lab.engine().create_job(kept, None).await.unwrap();
+    let job = lab.create(kept).await;
     let guest = lab.running(&job).await;
     guest
         .report(&lab, &job, ReportStatus::Completed, Some(0))
